@@ -1,0 +1,9 @@
+"""Models by name: one file per architecture, each a plain `nn.Module` that maps a batch to logits.
+
+>>> build("cnn", shape=(3, 32, 32), classes=10)
+"""
+
+from lilliput.models.registry import MODELS, build, names
+from lilliput.models.weights import load_weights
+
+__all__ = ["MODELS", "build", "load_weights", "names"]

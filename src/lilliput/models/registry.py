@@ -1,0 +1,90 @@
+"""The models that have a name, and how a name becomes a model.
+
+A factory takes `shape` (of one example), `classes` and options of its own by keyword, and returns an `nn.Module`.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from lilliput.models.char_lm import CharLM
+from lilliput.models.char_lstm import CharLSTM
+from lilliput.models.cnn import CNN, PflCNN, SimpleConv
+from lilliput.models.mlp import MLP
+from lilliput.models.resnet import BottleneckResNet, CifarResNet, ResNet
+from lilliput.registry import resolve
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": MLP,
+    "cnn": CNN,
+    "cnn_pfl": PflCNN,
+    "simple_conv": SimpleConv,
+    "resnet20": partial(CifarResNet, (3, 3, 3)),
+    "resnet32": partial(CifarResNet, (5, 5, 5)),
+    "resnet44": partial(CifarResNet, (7, 7, 7)),
+    "resnet56": partial(CifarResNet, (9, 9, 9)),
+    "resnet110": partial(CifarResNet, (18, 18, 18)),
+    "resnet1202": partial(CifarResNet, (200, 200, 200)),
+    "resnet10": partial(ResNet, (1, 1, 1, 1)),
+    "resnet14": partial(ResNet, (1, 1, 2, 2)),
+    "resnet18": partial(ResNet, (2, 2, 2, 2)),
+    "resnet22": partial(ResNet, (2, 2, 3, 3)),
+    "resnet26": partial(ResNet, (3, 3, 3, 3)),
+    "resnet50": partial(BottleneckResNet, (3, 4, 6, 3)),
+    "char_lm": CharLM,
+    "char_lstm": CharLSTM,
+}
+
+
+def names() -> list[str]:
+    """The names that `build` knows, in alphabetical order."""
+    return sorted(MODELS)
+
+
+def build(name: str, *, shape: Sequence[int], classes: int, **options: Any) -> nn.Module:
+    """The model of this name for examples of `shape` and logits over `classes`, freshly initialised.
+
+    `name` is one of `names()`, a file and a name in it (`mine.py:Net`), an import path (`package.module:Net`) or an
+    entry point of the group `lilliput.models`.  A model of a user's own may be a class or a function, which is given
+    those of `shape`, `classes` and `options` that its signature asks for, or a module, which is copied.
+
+    Weights come from torch's global generator: `torch.manual_seed(s)` before the call fixes them.
+    Raises ValueError for an unknown name or option and for a shape that the model cannot take.
+    """
+    made = resolve("model", name, MODELS)
+    if isinstance(made, nn.Module):
+        factory: Callable[..., Any] = partial(copy.deepcopy, made)
+    elif callable(made):
+        factory = made
+    else:
+        raise ValueError(f"model {name!r} is a {type(made).__name__}; name a class, a function or a module")
+    model = factory(**_arguments(name, factory, {"shape": tuple(shape), "classes": classes}, options))
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model {name!r} made a {type(model).__name__}; it must make a torch.nn.Module")
+    return model
+
+
+def _arguments(
+    name: str, factory: Callable[..., Any], about: Mapping[str, Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All options, and what `factory` asks for of the facts `about` the data."""
+    if isinstance(factory, partial) and factory.func is copy.deepcopy:
+        accepted: list[str] = []
+    else:
+        parameters = inspect.signature(factory).parameters.values()
+        if any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return {**about, **options}
+        accepted = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    for option in options:
+        if option not in accepted:
+            own = [known for known in accepted if known not in about]
+            near = difflib.get_close_matches(option, own, 1) or [", ".join(own) or "none"]
+            raise ValueError(f"model {name!r} has no option {option!r}; nearest: {near[0]}")
+    return {**{key: value for key, value in about.items() if key in accepted}, **options}

@@ -1,0 +1,67 @@
+"""Weights from a file into a model: torch's .pt, .pth and .th, and .safetensors.  Nothing that is read is executed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def load_weights(model: M, path: str | Path) -> M:
+    """Overwrite the model's parameters and buffers with those of a file, by name; returns the model.
+
+    The file holds a state dict, or one under the key "state_dict"; the prefix `module.` of a data-parallel program is
+    removed.  Only the batch counters of BatchNorm (`num_batches_tracked`) may be missing.
+    Raises ValueError for a file that is missing, damaged or not of weights, and for other names or shapes.
+    """
+    path = Path(path)
+    state = _state_dict(_read(path), path)
+    _check(model, state, path)
+    model.load_state_dict({**model.state_dict(), **state})
+    return model
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise ValueError(f"there is no weights file {str(path)!r}; name a .pt, .pth, .th or .safetensors file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile file may raise anything
+        raise ValueError(f"{str(path)!r} is damaged or is no file of weights ({type(error).__name__})") from error
+
+
+def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if not isinstance(state, Mapping) or not state or not all(isinstance(x, Tensor) for x in state.values()):
+        raise ValueError(f"{str(path)!r} holds no state dict of named tensors; save model.state_dict()")
+    prefix = "module." if all(name.startswith("module.") for name in state) else ""
+    return {name.removeprefix(prefix): x for name, x in state.items()}
+
+
+def _check(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """ValueError, with the first name that differs, unless `state` is for this model."""
+    own = model.state_dict()
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    unknown = [name for name in state if name not in own]
+    shapes = [name for name in state if name in own and state[name].shape != own[name].shape]
+    kind = type(model).__name__
+    if missing or unknown:
+        which = f"lacks {missing[0]!r}" if missing else f"has {unknown[0]!r}, which the model lacks"
+        raise ValueError(
+            f"{str(path)!r} is not for this {kind}: it {which} ({len(missing)} names missing, {len(unknown)} unknown)"
+        )
+    if shapes:
+        name = shapes[0]
+        raise ValueError(
+            f"{str(path)!r} is not for this {kind}: {name!r} has shape {tuple(state[name].shape)}, "
+            f"the model's {tuple(own[name].shape)}; build it with the same shape, classes and options"
+        )
