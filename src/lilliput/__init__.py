@@ -1,3 +1,36 @@
-"""lilliput trains one model across devices too small for it."""
+"""lilliput trains one model across devices too small for it.
+
+Importing it loads torch and nothing heavier; what a name needs is imported when the name is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lilliput import algorithms, codecs, data, engines, models, optim, tasks
+    from lilliput.experiment import Experiment, History, Stop
+    from lilliput.fleet import Client, Fleet, Model, Profile, Reply, on_client
+    from lilliput.submodel import Slice
+    from lilliput.tree import Body, Tree
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "Experiment": "experiment", "History": "experiment", "Stop": "experiment",
+    "Client": "fleet", "Fleet": "fleet", "Model": "fleet", "Profile": "fleet", "Reply": "fleet", "on_client": "fleet",
+    "Slice": "submodel", "Body": "tree", "Tree": "tree",
+}  # fmt: skip
+_MODULES = {"algorithms", "codecs", "data", "engines", "models", "optim", "tasks"}
+
+__all__ = [
+    "Body", "Client", "Experiment", "Fleet", "History", "Model", "Profile", "Reply", "Slice", "Stop", "Tree",
+    "algorithms", "codecs", "data", "engines", "models", "on_client", "optim", "tasks",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"lilliput.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"lilliput.{name}")
+    raise AttributeError(f"module 'lilliput' has no attribute {name!r}")

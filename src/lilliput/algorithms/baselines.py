@@ -1,0 +1,60 @@
+"""The two bounds of every comparison: all data in one place, and every client on its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from lilliput.algorithms.fedavg import measured, train
+from lilliput.fleet import Client, Fleet, Model, on_client
+from lilliput.local import Training
+from lilliput.tree import Body
+
+
+@dataclass(frozen=True)
+class LocalOnly(Training):
+    """Every client trains a model of its own on its own data; nothing is shared after the first weights.
+
+    cohort: clients that train per round; all of them for None.
+    """
+
+    cohort: int | None = None
+
+    ordered: ClassVar[bool] = False
+    pooled: ClassVar[bool] = False
+
+    def init(self, task: Any) -> Body:
+        return task.init()
+
+    def round(self, state: Body, fleet: Fleet) -> Body:
+        chosen = fleet.sample(None if self.pooled else self.cohort)
+        first = {c: {} if fleet.memory.get(c) else state for c in chosen}
+        for reply in fleet.call(self.train, each=first):
+            fleet.memory[reply.client] = {"started": True}
+        return state
+
+    @on_client
+    def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
+        own = {name: msg.get(name) or state.get(name, {}) for name in ("params", "buffers")}
+        params, state, stats = train(self, client, state, own)
+        return {"metrics": measured(stats)}, {**state, "params": params, "buffers": stats.buffers}
+
+    @on_client
+    def read(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
+        return {name: state[name] for name in ("params", "buffers") if name in state}, state
+
+    def models(self, state: Body, fleet: Fleet) -> dict[Any, Model]:
+        """Each client's own model, under its id."""
+        own = {reply.client: {**state, **reply.body} for reply in fleet.call(self.read)}
+        return {c: Model(body["params"], buffers=body["buffers"]) for c, body in own.items()}
+
+
+@dataclass(frozen=True)
+class Centralized(LocalOnly):
+    """One model trained on everyone's data in one place: what federated training is measured against."""
+
+    pooled: ClassVar[bool] = True
+
+    def models(self, state: Body, fleet: Fleet) -> dict[Any, Model]:
+        (model,) = super().models(state, fleet).values()
+        return {"global": model}

@@ -1,0 +1,112 @@
+"""FedAvg (McMahan et al., AISTATS 2017, alg. 1).  https://arxiv.org/abs/1602.05629
+
+x+ = x + sum_i p_i (y_i - x), with p_i the client's share of the round's examples.  Over slices each coordinate's mean
+runs over those who hold it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from lilliput.fleet import Client, Fleet, Model, on_client
+from lilliput.local import Correction, Loss, Stats, Training, fit
+from lilliput.submodel import Combine, Mean, Slice, SliceRule, full, reduce, weighted_mean
+from lilliput.tree import Body, Tree, add, sub
+
+
+@dataclass(frozen=True)
+class FedAvg(Training):
+    """Clients train the model they are sent; the server moves by the mean of their changes.
+
+    cohort:  clients per round; all of them for None.
+    slice:   which part of the model each client holds.
+    combine: how the clients' deltas become one.
+    """
+
+    cohort: int | None = None
+    slice: SliceRule = full()
+    combine: Combine = weighted_mean()
+    compat: Literal["official"] | None = None
+
+    ordered: ClassVar[bool] = False
+    pooled: ClassVar[bool] = False  # True: all data lies in one place, as client 0
+
+    def init(self, task: Any) -> Body:
+        return start(self, task)
+
+    def round(self, state: Body, fleet: Fleet) -> Body:
+        held = {c: self.slice(fleet, c) for c in fleet.sample(self.cohort)}
+        replies = fleet.call(self.train, each=lambda c: model_for(held[c], state), to=list(held))
+        return {**state, **advance(state, reduce(replies, held, **model_sums(self.combine, state)))}
+
+    @on_client(like={"delta": "params", "buffer_delta": "buffers"})
+    def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
+        params, state, stats = train(self, client, state, msg)
+        return model_reply(msg, params, stats), state
+
+    def models(self, state: Body, fleet: Fleet) -> dict[str, Model]:
+        return {"global": Model(state["params"], buffers=state.get("buffers"))}  # type: ignore[arg-type]
+
+
+# What every method that averages models shares: the model's way down, its training, its way up and into the mean.
+
+
+def start(config: Training, task: Any) -> Body:
+    """The server's first state: `params`, and `buffers` where they are averaged."""
+    start = task.init()
+    return start if config.buffers == "average" else {"params": start["params"]}
+
+
+def model_for(held: Slice, state: Body, *more: str) -> Body:
+    """What goes down: the client's slice of params, buffers and whatever else has the model's shape."""
+    return {name: held.gather(state[name]) for name in ("params", "buffers", *more) if state.get(name)}  # type: ignore[arg-type]
+
+
+def train(
+    config: Training, client: Client, state: Body, msg: Body, corrections: Sequence[Correction] = (), loss: Loss | None = None
+) -> tuple[Tree, Body, Stats]:
+    """Fit the model of a message: (params after, client state after, stats).
+
+    Optimizer state and local buffers live in the client's state, under `opt` and `buffers`, where they are kept.
+    """
+    buffers: Any = msg.get("buffers")
+    if config.buffers == "local":
+        buffers = state.get("buffers") or client.task.init()["buffers"]
+    params, opt, stats = fit(
+        client, msg["params"], state.get("opt"), config=config, buffers=buffers, corrections=corrections, loss=loss,  # type: ignore[arg-type]
+    )  # fmt: skip
+    kept: Body = {"opt": opt} if config.optimizer_state == "keep" else {}
+    if config.buffers == "local" and stats.buffers:
+        kept["buffers"] = stats.buffers
+    return params, {**state, **kept} if kept else state, stats
+
+
+def model_reply(msg: Body, params: Tree, stats: Stats) -> Body:
+    """What goes up: how params and buffers changed, and what training measured."""
+    reply: Body = {"delta": sub(params, msg["params"]), "metrics": measured(stats)}  # type: ignore[arg-type]
+    if "buffers" in msg:
+        reply["buffer_delta"] = sub(stats.buffers, msg["buffers"])  # type: ignore[arg-type]
+    return reply
+
+
+def measured(stats: Stats) -> Body:
+    """The metrics of a reply: mean loss and whatever the loss reports, and how many examples they are of."""
+    return {**stats.metrics, "examples": stats.examples}
+
+
+def model_sums(combine: Combine, state: Body) -> dict[str, Any]:
+    """Accumulators for `delta`, by the method's combine, and for `buffer_delta`, always the mean by examples."""
+    sums = {"delta": combine.over(state["params"])}  # type: ignore[arg-type]
+    if state.get("buffers"):
+        sums["buffer_delta"] = Mean("examples").over(state["buffers"])  # type: ignore[arg-type]
+    return sums
+
+
+def advance(state: Body, sums: dict[str, Any], step: float = 1.0) -> Body:
+    """The model after the round: params moved by `step` times the combined delta, buffers by their mean change."""
+    moved: Body = {"params": add(state["params"], sums["delta"], step)}  # type: ignore[arg-type]
+    if "buffer_delta" in sums:
+        moved["buffers"] = add(state["buffers"], sums["buffer_delta"])  # type: ignore[arg-type]
+    return moved

@@ -1,0 +1,95 @@
+"""SCAFFOLD, option II (Karimireddy et al., ICML 2020, alg. 1).  https://arxiv.org/abs/1910.06378
+
+Control variates c (server) and c_i (client) estimate gradients: same sign and unit as a gradient.  A local step goes
+along g - c_i + c; afterwards c_i+ = c_i - c + (x - y_i) / (K lr), c+ = c + (1/N) sum_S (c_i+ - c_i), and
+x+ = x + server_lr * mean_S(y_i - x), in which every client counts the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lilliput.algorithms.fedavg import FedAvg, advance, model_for, model_reply, model_sums, train
+from lilliput.algorithms.fednova import normalizer
+from lilliput.fleet import Client, Fleet, on_client
+from lilliput.local import fit, shift
+from lilliput.submodel import Combine, Slice, Sum, reduce, uniform_mean
+from lilliput.tree import Body, Tree, add, scale, sub, zeros_like
+
+
+@dataclass(frozen=True)
+class Scaffold(FedAvg):
+    """FedAvg whose gradients are corrected for the drift between a client's data and everyone's.
+
+    server_lr: step of the server along the mean change; 1, or sqrt(cohort).
+    control:   what c and every c_i start from; zeros for None.
+    compat="official" corrects weights and BatchNorm statistics after the optimizer's step, and divides by the number of
+    steps even under momentum, which over-estimates the gradient by up to 1 / (1 - momentum).
+    """
+
+    combine: Combine = uniform_mean()
+    server_lr: float = 1.0
+    control: Tree | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.optimizer != "sgd" or self.nesterov or self.optimizer_state == "keep":
+            raise ValueError("SCAFFOLD's control variates are known for SGD with a fresh, plain momentum buffer each round only")
+        if self.server_lr <= 0:
+            raise ValueError(f"server_lr is {self.server_lr}; it must be positive")
+
+    def init(self, task) -> Body:  # type: ignore[no-untyped-def]
+        state = super().init(task)
+        return {**state, "control": self.control or zeros_like(self._controlled(state))}
+
+    def round(self, state: Body, fleet: Fleet) -> Body:
+        held = {c: self.slice(fleet, c) for c in fleet.sample(self.cohort)}
+        replies = fleet.call(
+            self.train,
+            each=lambda c: {**model_for(held[c], state, "control"), "slice": held[c].body()},
+            to=list(held),
+        )
+        sums = reduce(replies, held, **model_sums(self.combine, state), control_delta=Sum().over(state["control"]))  # type: ignore[arg-type]
+        control = add(state["control"], sums["control_delta"], 1 / len(fleet.clients))  # type: ignore[arg-type]
+        return {**state, **advance(state, sums, step=self.server_lr), "control": control}
+
+    @on_client(like={"delta": "params", "buffer_delta": "buffers", "control_delta": "control"})
+    def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
+        held = Slice.of(msg["slice"])  # type: ignore[arg-type]
+        own: Tree = state.get("control") or self.control or zeros_like(self._controlled(client.task.init()))  # type: ignore[assignment]
+        c_i = held.gather(own)
+        drift = sub(msg["control"], c_i)  # type: ignore[arg-type]
+        lr = self.lr_at(client.round, client.rounds)
+        if self.compat == "official":
+            params, _, stats = fit(
+                client, msg["params"], config=self, buffers=msg.get("buffers"), after_step=_correct(drift, lr),  # type: ignore[arg-type]
+            )  # fmt: skip
+            work = float(stats.steps)
+        else:
+            params, state, stats = train(self, client, state, msg, [shift(drift)])
+            work = normalizer(stats.steps, self.momentum)
+        reply = model_reply(msg, params, stats)
+        moved: Tree = {**reply["delta"], **reply.get("buffer_delta", {})} if self.compat else reply["delta"]  # type: ignore
+        # c_i+ - c_i = (x - y) / (K lr) - c; a client that took no step learnt nothing of its gradient.
+        c_delta = sub(scale(moved, -1 / (work * lr)), msg["control"]) if stats.steps else zeros_like(c_i)  # type: ignore[arg-type]
+        new = add(own, c_delta) if held.is_full else held.scatter_add(c_delta, {n: x.clone() for n, x in own.items()})
+        return {**reply, "control_delta": c_delta}, {**state, "control": new}
+
+    def _controlled(self, state: Body) -> Tree:
+        """What control variates exist for: the parameters; under official BatchNorm statistics too."""
+        buffers = state.get("buffers", {}) if self.compat == "official" else {}
+        return {**state["params"], **buffers}  # type: ignore
+
+
+def _correct(drift: Tree, lr: float) -> Callable[[nn.Module], None]:
+    def after_step(model: nn.Module) -> None:
+        with torch.no_grad():
+            for name, x in (*model.named_parameters(), *model.named_buffers()):
+                if name in drift:
+                    x.copy_(x - lr * drift[name].to(x.device))
+
+    return after_step

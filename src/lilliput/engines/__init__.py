@@ -1,0 +1,24 @@
+"""Engines: where the device's half of a method runs.  The names that a command line knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lilliput.engines.auto import Auto
+from lilliput.engines.base import Engine, QuorumError, Round
+from lilliput.engines.sequential import Sequential
+from lilliput.engines.workers import Workers
+
+ENGINES: dict[str, Callable[..., Engine]] = {"auto": Auto, "sequential": Sequential, "workers": Workers}
+
+__all__ = ["ENGINES", "Auto", "Engine", "QuorumError", "Round", "Sequential", "Workers", "resolve"]
+
+
+def resolve(engine: str | Engine, **options: Any) -> Engine:
+    """The engine of this name with these options, or the object itself."""
+    if not isinstance(engine, str):
+        return engine
+    if engine not in ENGINES:
+        raise ValueError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")
+    return ENGINES[engine](**options)

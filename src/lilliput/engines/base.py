@@ -1,0 +1,309 @@
+"""What all engines share: rounds, calls and streams, with validation, staging, failures, bytes and order.
+
+An engine only moves requests to devices and responses back (`Engine`); everything that decides a number happens here,
+once, so that every engine gives the same ones.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lilliput import random, wire
+from lilliput.fleet import Job, Profile, Reply, Request, Response, Tag
+from lilliput.ledger import Entry, Ledger
+from lilliput.store import Store
+from lilliput.tree import Body, tensors
+
+
+class QuorumError(RuntimeError):
+    """Too few clients answered; the state is that of the round before."""
+
+
+class Engine(Protocol):
+    """Moves requests to devices and their responses back, in any order."""
+
+    slots: int  # how many requests may usefully be under way at a time
+
+    def open(self, job: Job) -> None: ...
+
+    def send(self, request: Request) -> None: ...
+
+    def receive(self, timeout: float | None) -> Response: ...
+
+    def commit(self, clients: Sequence[int]) -> dict[int, Body]:
+        """End a round; what changed of these clients' states.  Everything else that was staged is dropped."""
+
+    def close(self) -> None: ...
+
+
+class Memory(MutableMapping[int, Body]):
+    """The server's own state per client, staged over the store until the round is committed."""
+
+    def __init__(self, store: Store):
+        self._store = store
+        self.staged: dict[int, Body] = {}
+
+    def __getitem__(self, client: int) -> Body:
+        body = self.staged.get(client) or self._store.get(f"server/{client}")
+        if not body:
+            raise KeyError(client)
+        return body
+
+    def __setitem__(self, client: int, body: Body) -> None:
+        self.staged[client] = body
+
+    def __delitem__(self, client: int) -> None:
+        self.staged[client] = {}
+
+    def __iter__(self) -> Iterator[int]:
+        stored = {int(key.removeprefix("server/")) for key in self._store if key.startswith("server/")}
+        return iter(sorted(c for c in stored | self.staged.keys() if c in self))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+class Round:
+    """The fleet of one round: the face that an engine shows to a method (see `fleet.Fleet`)."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        job: Job,
+        store: Store,
+        number: int,
+        *,
+        attempt: int = 0,
+        cohort: Sequence[int] | None = None,
+        quorum: float = 0.5,
+        timeout: float | None = None,
+        reply_limit: int = 1 << 30,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ):
+        self.engine, self.job, self.store = engine, job, store
+        self.task, self.round = job.task, number
+        self.clients: Sequence[int] = sorted(job.data)
+        self.examples: Mapping[int, int] = {c: data.examples for c, data in job.data.items()}
+        self.profiles: Mapping[int, Profile] = job.profiles
+        self.memory = Memory(store)
+        self.ledger = Ledger(number)
+        self.quorum, self.timeout, self.reply_limit, self.progress = quorum, timeout, reply_limit, progress
+        self.attempt, self.evaluating = attempt, False
+        self.out: dict[int, str] = {}  # clients that failed, and why
+        self.cause: BaseException | None = None  # the first failure, where it happened in this process
+        self.called: set[int] = set()
+        self.stated: set[int] = set()
+        self.sampled: list[int] = []
+        self.metrics: list[tuple[int, dict[str, float]]] = []
+        self._cohort = cohort
+        self._calls = 0
+        self._open: Stream | None = None
+
+    def sample(self, n: int | None) -> list[int]:
+        """n of the clients that are up this round, ascending; all of them for None."""
+        if self._cohort is not None:
+            self.sampled = sorted(self._cohort)
+            return list(self.sampled)
+        up = [c for c in self.clients if self._is_up(c)]
+        if n is not None and n > len(self.clients):
+            raise ValueError(f"a cohort of {n} exceeds the fleet of {len(self.clients)} clients; choose cohort <= clients")
+        if n is not None and n < len(up):
+            chosen = torch.randperm(len(up), generator=random.generator(self.job.seed, self.round, "cohort"))[:n]
+            up = sorted(up[i] for i in chosen.tolist())
+        if not up:
+            raise QuorumError(f"round {self.round}: no client is available")
+        self.sampled = up
+        return list(up)
+
+    def _is_up(self, c: int) -> bool:
+        chance = self.profiles[c].availability
+        return chance >= 1 or torch.rand((), generator=random.generator(self.job.seed, self.round, c, "up")).item() < chance
+
+    def call(
+        self,
+        handler: Callable,
+        body: Body | None = None,
+        *,
+        each: Mapping[int, Body] | Callable[[int], Body] | None = None,
+        to: Sequence[int] | None = None,
+    ) -> Iterator[Reply]:
+        """Run a handler on clients with {**body, **each(c)}; replies stream in ascending client id."""
+        self.close_stream()
+        clients = sorted(to if to is not None else each.keys() if isinstance(each, Mapping) else self.clients)
+        unknown = [c for c in clients if c not in self.job.data]
+        if unknown or len(set(clients)) != len(clients):
+            raise ValueError(f"a call names client {unknown[0]}, which is not in the fleet" if unknown else "a call names a client twice")
+        self._calls += 1
+        make = each.__getitem__ if isinstance(each, Mapping) else each or (lambda c: {})
+        self._open = Stream(self, handler, self._calls, body or {}, make, clients)
+        return self._open
+
+    def close_stream(self) -> None:
+        """Raise RuntimeError if the last call's replies were not all taken."""
+        if self._open is not None and not self._open.done:
+            raise RuntimeError(f"the replies of {self._open.name} were not all consumed; iterate over a call to its end")
+        self._open = None
+
+    def fail(self, client: int, why: str, cause: BaseException | None = None) -> None:
+        """Take a client out for the rest of the round."""
+        self.out.setdefault(client, why)
+        self.cause = self.cause or cause
+
+    def check_quorum(self) -> None:
+        """Raise QuorumError if fewer of the round's clients than the quorum are still in."""
+        total = max(len(self.sampled), len(self.called))
+        alive, needed = total - len(self.out), max(1, math.ceil(self.quorum * total))
+        if alive < needed:
+            c, why = next(iter(self.out.items()))
+            raise QuorumError(
+                f"round {self.round}: {alive} of {total} clients answered, fewer than the quorum of {needed}; "
+                f"the first to fail was client {c}: {why}"
+            ) from self.cause
+
+    def commit(self) -> None:
+        """End the round: what devices and server staged becomes their state."""
+        self.close_stream()
+        for c, body in self.engine.commit([c for c in sorted(self.called) if c not in self.out]).items():
+            self.store.put(f"client/{c}", body)
+        for c, body in self.memory.staged.items():
+            self.store.put(f"server/{c}", body)
+        self.memory.staged.clear()
+
+
+class Stream(Iterator[Reply]):
+    """The replies of one call, in ascending client id whatever order they arrive in.
+
+    Requests go out eagerly within a window of a few per slot, so that neither the messages nor the replies of a whole
+    cohort exist at a time.
+    """
+
+    def __init__(
+        self, fleet: Round, handler: Callable, number: int, common: Body, each: Callable[[int], Body], clients: list[int]
+    ):
+        self.fleet, self.number, self.name = fleet, number, handler.__name__
+        self.like: Mapping[str, str] = fleet.job.handler(self.name).like  # type: ignore[attr-defined]
+        self.tag = Tag(fleet.job.run, fleet.round, fleet.attempt, number)
+        self._each = each
+        self._common = self._code(common, "all")
+        self._common_keys = common.keys()
+        self._waiting = [c for c in clients if c not in fleet.out]
+        self._expected = {c: None for c in self._waiting}
+        self._total = len(self._waiting)
+        self._sent: dict[int, tuple[Entry, dict[str, Any], float]] = {}
+        self._arrived: dict[int, Reply | None] = {}
+        self.done = False
+        fleet.called.update(self._waiting)
+        self._fill()
+
+    def __next__(self) -> Reply:
+        while self._expected:
+            head = next(iter(self._expected))
+            while head not in self._arrived:
+                self._take(self.fleet.engine.receive(self.fleet.timeout))
+                self._fill()
+            del self._expected[head]
+            reply = self._arrived.pop(head)
+            self._fill()
+            if reply is not None:
+                return reply
+        if not self.done:
+            self.done = True
+            self.fleet.check_quorum()
+        raise StopIteration
+
+    def _fill(self) -> None:
+        slots = self.fleet.engine.slots
+        # The reorder buffer is bounded too: nothing is sent far ahead of the reply that is due next.
+        while self._waiting and len(self._sent) < slots and len(self._sent) + len(self._arrived) < 2 * slots:
+            self._send(self._waiting.pop(0))
+
+    def _code(self, body: Body, client: int | str) -> Body:
+        fleet = self.fleet
+        if fleet.job.codec is None:
+            return body
+        return fleet.job.codec.encode(body, (fleet.job.seed, fleet.round, client, self.number, "down"))
+
+    def _send(self, c: int) -> None:
+        own = self._each(c)
+        twice = self._common_keys & own.keys()
+        if twice:
+            raise ValueError(f"{self.name}: the key {sorted(twice)[0]!r} is given both for all clients and for each")
+        schema = {key: _schema(own.get(of)) if of in own else _schema(self._common.get(of)) for key, of in self.like.items()}
+        own = self._code(own, c)
+        message = {**self._common, **own}
+        size = wire.nbytes(message)
+        entry = Entry(self.number, c, self.name, wire.kinds(message), size.overhead, evaluation=self.fleet.evaluating)
+        # A client's state travels with its first call of a round; after that the device has it, staged.
+        state = None if c in self.fleet.stated else self.fleet.store.get(f"client/{c}")
+        self.fleet.stated.add(c)
+        self.fleet.ledger.entries.append(entry)
+        self._sent[c] = (entry, schema, time.perf_counter())
+        self.fleet.engine.send(Request(self.tag, c, self.name, self._common, own, state))
+
+    def _take(self, response: Response) -> None:
+        fleet, c = self.fleet, response.client
+        if c not in self._sent:
+            return  # a late answer to something that was given up
+        entry, schema, sent = self._sent.pop(c)
+        profile = fleet.profiles[c]
+        entry.seconds = {**response.seconds, "wait": max(0.0, time.perf_counter() - sent - sum(response.seconds.values()))}
+        entry.flops, entry.peak_memory_bytes = response.flops, response.peak_memory_bytes
+        reply, why = None, response.error
+        if response.body is not None:
+            size = wire.nbytes(response.body)
+            entry.up, entry.up_overhead = wire.kinds(response.body), size.overhead
+            body = response.body if fleet.job.codec is None else fleet.job.codec.decode(response.body)
+            why = refusal(body, schema, size.payload, fleet.reply_limit)
+            metrics = {name: float(x) for name, x in (body.get("metrics") or {}).items()}  # type: ignore
+            reply = Reply(c, body, fleet.examples[c], metrics)
+        down = sum(entry.down.values()) + entry.down_overhead
+        entry.simulated_seconds = profile.seconds(down, entry.flops, sum(entry.up.values()) + entry.up_overhead)
+        if why is not None:
+            entry.error = why
+            fleet.fail(c, why, response.cause)
+            reply = None
+        elif reply is not None and reply.metrics and not fleet.evaluating:
+            fleet.metrics.append((reply.examples, reply.metrics))
+        self._arrived[c] = reply
+        fleet.progress(self._total - len(self._waiting) - len(self._sent), self._total)
+
+
+def _schema(value: Any) -> Any:
+    """Names and shapes of a tree; None for what was not sent."""
+    return {name: tuple(x.shape) for name, x in value.items()} if isinstance(value, Mapping) else None
+
+
+def refusal(body: Body, schema: Mapping[str, Any], payload: int, limit: int) -> str | None:
+    """Why a reply must not be used, or None: too large, not finite, or of other names or shapes than were sent."""
+    if payload > limit:
+        return f"the reply has {payload} bytes, more than the limit of {limit}"
+    for key, expected in schema.items():
+        if expected is None:
+            continue
+        got = body.get(key)
+        if not isinstance(got, Mapping) or got.keys() != expected.keys():
+            return f"{key!r} of the reply has other names than what was sent"
+        for name, shape in expected.items():
+            x = got[name]
+            if not isinstance(x, Tensor) or tuple(x.shape) != shape:
+                return f"{key!r} of the reply has another shape at {name!r} than what was sent"
+    floats = [x for x in tensors(body) if x.is_floating_point()]
+    # One pass per tensor: a norm is finite only if every entry is, and one that overflows is looked at again.
+    norms = torch._foreach_norm(floats) if floats else []
+    if any(not math.isfinite(n) and not bool(x.isfinite().all()) for n, x in zip(norms, floats, strict=True)):
+        return "the reply is not finite"
+    if not _finite(body):
+        return "a number of the reply is not finite"
+    return None
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_finite(v) for v in value.values())
+    return not isinstance(value, float) or math.isfinite(value)

@@ -1,0 +1,63 @@
+"""The reference engine: one client after another in this process, everything passed by reference.
+
+With `wire=True` every message, reply and state is encoded and decoded on its way, as it would be between machines.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+
+from lilliput import wire
+from lilliput.fleet import Device, Job, Request, Response
+from lilliput.tree import Body
+
+
+class Sequential:
+    """Runs requests in the order they were sent, on one device (`cpu`, `cuda`, `cuda:1`, `mps`)."""
+
+    slots = 1
+
+    def __init__(self, wire: bool = False, device: torch.device | str = "cpu"):
+        self.wire = wire
+        self.device = device
+        self._queue: deque[Request] = deque()
+
+    def __repr__(self) -> str:
+        return "Sequential(wire=True)" if self.wire else "Sequential()"
+
+    def open(self, job: Job) -> None:
+        self._device = Device(job, self.device)
+
+    def send(self, request: Request) -> None:
+        self._queue.append(request)
+
+    def receive(self, timeout: float | None) -> Response:
+        request = self._queue.popleft()
+        if not self.wire:
+            return self._device.handle(request)
+        started = time.perf_counter()
+        request.common, request.own = copied(request.common), copied(request.own)
+        request.state = copied(request.state) if request.state is not None else None
+        transfer = time.perf_counter() - started
+        response = self._device.handle(request)
+        if response.body is not None:
+            started = time.perf_counter()
+            response.body = copied(response.body)
+            response.seconds["transfer"] = transfer + time.perf_counter() - started
+        return response
+
+    def commit(self, clients: Sequence[int]) -> dict[int, Body]:
+        states = self._device.commit(clients)
+        return {c: copied(state) for c, state in states.items()} if self.wire else states
+
+    def close(self) -> None:
+        self._queue.clear()
+
+
+def copied(body: Body) -> Body:
+    """The body after a trip over the wire."""
+    return wire.decode(wire.encode(body))

@@ -1,0 +1,83 @@
+"""Memory that two processes share and nobody has to clean up.
+
+A segment is an unlinked file in memory: it has no name, so when the last process that holds it ends, however it ends,
+it is gone.  Bodies are encoded straight into it and decoded without a copy on the other side.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+import tempfile
+
+from lilliput import wire
+from lilliput.tree import Body
+
+
+class Segment:
+    """A growing piece of memory that this process writes bodies to and others read."""
+
+    def __init__(self) -> None:
+        self.fd = -1
+        self.number = 0  # rises with every growth, so that readers know to map anew
+        self._map: mmap.mmap | None = None
+
+    def write(self, body: Body) -> int:
+        """Encode the body at the segment's start; its length in bytes."""
+        size = wire.nbytes(body)
+        length = size.payload + size.overhead
+        if self._map is None or len(self._map) < length:
+            self._grow(length)
+        assert self._map is not None
+        return len(wire.encode(body, memoryview(self._map)))
+
+    def _grow(self, length: int) -> None:
+        self.close()
+        self.fd = _anonymous_file()
+        os.ftruncate(self.fd, max(length + length // 4, mmap.PAGESIZE))
+        self._map = mmap.mmap(self.fd, 0)
+        self.number += 1
+
+    def close(self) -> None:
+        if self._map is not None:
+            os.close(self.fd)
+            # The map itself goes when the last view of it does.
+            self._map = None
+
+
+class View:
+    """The reading end of a segment."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._map: mmap.mmap | None = None
+
+    def map(self, fd: int, number: int) -> None:
+        """Read from this file from now on; takes the descriptor over."""
+        self._map = mmap.mmap(fd, 0)
+        os.close(fd)
+        self.number = number
+
+    def read(self, length: int, copy: bool) -> Body:
+        """The body of that length; without `copy` it is valid until the writer writes again."""
+        assert self._map is not None
+        data = memoryview(self._map)[:length]
+        return wire.decode(bytearray(data) if copy else data)
+
+
+def _anonymous_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("lilliput")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def send_fd(channel: socket.socket, fd: int) -> None:
+    """Hand a file descriptor to the process at the other end of a Unix socket."""
+    socket.send_fds(channel, [b"f"], [fd])
+
+
+def receive_fd(channel: socket.socket) -> int:
+    """The descriptor that `send_fd` handed over."""
+    return socket.recv_fds(channel, 1, 1)[1][0]

@@ -1,0 +1,274 @@
+"""The contract between a method and what runs it: what a method sees of its fleet, and what a device runs.
+
+A method is a frozen dataclass.  `init` makes the server's state, `round` is the server's half of one round, and the
+methods marked `@on_client` are the device's half.  Engines know nothing of methods, methods nothing of engines.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from lilliput import random
+from lilliput.ledger import Cost, Meter
+from lilliput.tree import Body, Tree, tensors
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a device has: bytes of memory, bits per second of link, FLOP per second, and the chance that it is up.
+
+    The default is a phone on a mobile link whose memory is not limited.
+    """
+
+    memory_bytes: int = sys.maxsize
+    up_bps: float = 10e6
+    down_bps: float = 50e6
+    flops: float = 10e9
+    availability: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("memory_bytes", "up_bps", "down_bps", "flops"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"a device's {name} is {getattr(self, name)}; it must be positive")
+        if not 0 < self.availability <= 1:
+            raise ValueError(f"a device's availability is {self.availability}; it must lie in (0, 1]")
+
+    def seconds(self, down_bytes: int, flops: float, up_bytes: int) -> float:
+        """Simulated seconds to receive, compute and send."""
+        return 8 * down_bytes / self.down_bps + flops / self.flops + 8 * up_bytes / self.up_bps
+
+
+@dataclass(frozen=True)
+class Client:
+    """A device's view of itself while it runs a handler.  `round` counts from 1; the run was planned for `rounds`."""
+
+    id: int
+    task: Any
+    data: Any  # Batches
+    profile: Profile
+    round: int
+    rounds: int
+    seed: int
+    test: Any = None  # Batches held out on the device
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def generator(self, *labels: object) -> torch.Generator:
+        """A generator keyed by (run seed, round, client, labels): the same on any engine, in any order."""
+        return random.generator(self.seed, self.round, self.id, *labels)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one client answered.  `examples` is what the engine knows of the client's data, not what it claims."""
+
+    client: int
+    body: Body
+    examples: int
+    metrics: dict[str, float]
+
+
+class Model(NamedTuple):
+    """A model to evaluate: parameters, the slice of the full model they are, and buffers (None: batch statistics)."""
+
+    params: Tree
+    slice: Any = None
+    buffers: Tree | None = None
+
+
+class Fleet(Protocol):
+    """An engine's face towards a method, for one round."""
+
+    task: Any
+    round: int
+    clients: Sequence[int]
+    examples: Mapping[int, int]
+    profiles: Mapping[int, Profile]
+    memory: MutableMapping[int, Body]  # the server's own state per client; committed with the round
+
+    def sample(self, n: int | None) -> list[int]:
+        """n of the clients that are up this round, ascending, without replacement; all of them for None."""
+
+    def call(
+        self,
+        handler: Callable,
+        body: Body | None = None,
+        *,
+        each: Mapping[int, Body] | Callable[[int], Body] | None = None,
+        to: Sequence[int] | None = None,
+    ) -> Iterator[Reply]:
+        """Run a handler on clients with {**body, **each(c)}; replies stream in ascending client id."""
+
+
+class Algorithm(Protocol):
+    """A federated method: the server's half of a round, beside the handlers of the device's half."""
+
+    ordered: bool = False  # True if the result depends on the order in which clients are called
+
+    def init(self, task: Any) -> Body: ...
+
+    def round(self, state: Body, fleet: Fleet) -> Body: ...
+
+    def models(self, state: Body, fleet: Fleet) -> dict[Any, Model]: ...
+
+
+def on_client(handler: Callable | None = None, *, like: Mapping[str, str] | None = None) -> Callable:
+    """Mark a method `(self, client, state, msg) -> (reply, new state)` as the device's half.
+
+    `like` maps a key of the reply to the key of the message whose names and shapes it must have, if it is there;
+    a reply that differs is refused and its client is out for the round.
+    """
+
+    def mark(function: Callable) -> Callable:
+        function.on_client = True  # type: ignore[attr-defined]
+        function.like = dict(like or {})  # type: ignore[attr-defined]
+        return function
+
+    return mark(handler) if handler is not None else mark
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the server and every device of a run agree on before it starts."""
+
+    run: str
+    algorithm: Any
+    task: Any
+    data: Mapping[int, Any]
+    profiles: Mapping[int, Profile]
+    seed: int = 0
+    rounds: int = 1
+    codec: Any = None
+    client_test: Mapping[int, Any] = field(default_factory=dict)
+    handlers: Mapping[str, Callable] = field(default_factory=dict)  # device halves that belong to no method: evaluation
+
+    def handler(self, name: str) -> Callable:
+        """The device's half of that name; raises LookupError for what is not marked `@on_client`."""
+        handler = self.handlers.get(name) or getattr(self.algorithm, name, None)
+        if not getattr(handler, "on_client", False):
+            raise LookupError(f"{type(self.algorithm).__name__} has no handler {name!r}; mark it with @on_client")
+        return handler  # type: ignore[return-value]
+
+
+class Tag(NamedTuple):
+    """Names one execution of a handler; a repeated tag is answered from what was staged."""
+
+    run: str
+    round: int
+    attempt: int
+    call: int
+
+
+@dataclass
+class Request:
+    """One call of a handler on one client.  `common` is shared by all clients of the call; `state` comes with the first."""
+
+    tag: Tag
+    client: int
+    handler: str
+    common: Body
+    own: Body
+    state: Body | None = None
+
+
+@dataclass
+class Response:
+    """A device's answer: a coded reply, or why there is none."""
+
+    client: int
+    body: Body | None = None
+    error: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    flops: float = 0.0
+    peak_memory_bytes: int = 0
+    cause: BaseException | None = None
+
+
+class Device:
+    """The device's half of every engine: runs handlers over client state, staged until the round is committed."""
+
+    def __init__(self, job: Job, device: torch.device | str = "cpu", clone: bool = False):
+        """`clone`: messages live in a buffer that will be reused, so what a state keeps of them must be copied."""
+        self.job = job
+        self.device = torch.device(device)
+        self.clone = clone
+        self._states: dict[int, Body] = {}
+        self._changed: set[int] = set()
+        self._answered: dict[int, tuple[Tag, Response]] = {}
+        self._costs: dict[Any, Cost] = {}
+
+    def handle(self, request: Request) -> Response:
+        """Run one request; an error inside the handler becomes the response's error, never an exception."""
+        done = self._answered.get(request.client)
+        if done is not None and done[0] == request.tag:
+            return done[1]
+        if request.state is not None:
+            self._states[request.client] = request.state
+        try:
+            response = self._run(request)
+        except Exception as error:
+            response = Response(request.client, error=f"{type(error).__name__}: {error}", cause=error)
+        self._answered[request.client] = (request.tag, response)
+        return response
+
+    def _run(self, request: Request) -> Response:
+        job, c, tag = self.job, request.client, request.tag
+        started = time.perf_counter()
+        message = {**request.common, **request.own}
+        if job.codec is not None:
+            message = job.codec.decode(message)
+        before = self._states.get(c, {})
+        client = self._client(c, tag.round)
+        decoded = time.perf_counter()
+        with Meter(self._costs, request.handler, message, before) as meter, random.seeded(job.seed, tag.round, c, tag.call):
+            reply, after = job.handler(request.handler)(client, before, message)
+        meter.keep(reply, after)
+        if meter.peak_memory_bytes > client.profile.memory_bytes:
+            raise MemoryError(
+                f"needs {meter.peak_memory_bytes / 2**20:.1f} MiB, {(meter.peak_memory_bytes - client.profile.memory_bytes) / 2**20:.1f}"
+                f" MiB more than the device has; choose a smaller model, slice or batch"
+            )
+        computed = time.perf_counter()
+        if after is not before:
+            self._states[c] = _owned(after, message) if self.clone else after
+            self._changed.add(c)
+        if job.codec is not None:
+            reply = job.codec.encode(reply, (job.seed, tag.round, c, tag.call, "up"))
+        seconds = {
+            "decode": decoded - started,
+            "compute": computed - decoded,
+            "encode": time.perf_counter() - computed,
+        }
+        return Response(c, reply, None, seconds, meter.flops, meter.peak_memory_bytes)
+
+    def _client(self, c: int, round: int) -> Client:
+        job = self.job
+        return Client(
+            c, job.task, job.data[c], job.profiles[c], round, job.rounds, job.seed, job.client_test.get(c), self.device
+        )
+
+    def commit(self, clients: Sequence[int]) -> dict[int, Body]:
+        """End a round: the states that changed, of these clients alone.  Whatever else was staged is dropped."""
+        kept = {c: self._states[c] for c in clients if c in self._changed}
+        self._states.clear()
+        self._changed.clear()
+        self._answered.clear()
+        return kept
+
+
+def _owned(body: Body, message: Body) -> Body:
+    """The body with every tensor that shares the message's memory replaced by a copy."""
+    shared = {x.untyped_storage().data_ptr() for x in tensors(message)}
+
+    def own(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.clone() if value.untyped_storage().data_ptr() in shared else value
+        return {k: own(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+    return own(body)

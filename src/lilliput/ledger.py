@@ -1,0 +1,194 @@
+"""The ledger: what every call of a run cost in bytes, seconds, memory and FLOPs, measured once, at the wire.
+
+Payload bytes are the tensors'; overhead is everything around them.  Memory and FLOPs are measured by running one step
+per (handler, shapes, batch shape) under an instrument and cached: the peak of live tensor bytes, and the FLOPs of
+matrix products and convolutions (2 per multiply-add), forward and backward.
+"""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lilliput.tree import Body, tensors
+
+Out = TypeVar("Out")
+_current: ContextVar[Meter | None] = ContextVar("meter", default=None)
+
+
+class Cost(NamedTuple):
+    """Of one step: FLOPs, the peak of bytes it allocated, and the bytes of what it worked on (model, optimizer)."""
+
+    flops: float
+    peak_bytes: int
+    held_bytes: int
+
+
+class Instrument(TorchDispatchMode):
+    """Counts FLOPs and the peak of live bytes of the tensors that operations inside it allocate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torch.utils.flop_counter import flop_registry
+
+        self._registry = flop_registry
+        self._live: dict[int, int] = {}
+        self.flops = 0.0
+        self.bytes = 0
+        self.peak_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        # What an operation reads and no earlier one made was there before: not this step's memory.
+        for x in _flat(args):
+            self._track(x.untyped_storage(), 0)
+        out = func(*args, **kwargs)
+        count = self._registry.get(func._overloadpacket)
+        if count is not None:
+            self.flops += count(*args, **kwargs, out_val=out)
+        for x in _flat(out if isinstance(out, list | tuple) else (out,)):
+            self._track(x.untyped_storage(), x.untyped_storage().nbytes())
+        return out
+
+    def _track(self, storage: Any, nbytes: int) -> None:
+        key = id(storage)
+        if key in self._live:
+            return
+        self._live[key] = nbytes
+        self.bytes += nbytes
+        self.peak_bytes = max(self.peak_bytes, self.bytes)
+        weakref.finalize(storage, self._free, key)
+
+    def _free(self, key: int) -> None:
+        self.bytes -= self._live.pop(key, 0)
+
+
+def _flat(values: Any) -> list[Tensor]:
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found.extend(_flat(value))
+    return found
+
+
+class Meter:
+    """Accounts for the memory and FLOPs of one call of a handler; `local.step` reports to the meter in force.
+
+    Peak memory is what the call holds throughout (message, client state, model, optimizer) plus the larger of what a
+    step allocates and what the call hands back.
+    """
+
+    def __init__(self, cache: dict[Any, Cost], handler: str, message: Body, state: Body):
+        self._cache = cache
+        self._handler = handler
+        self._shapes: tuple | None = None
+        self._message = message
+        self._held = sum(x.nbytes for x in tensors(message)) + sum(x.nbytes for x in tensors(state))
+        self._step = Cost(0.0, 0, 0)
+        self._kept = 0
+        self.flops = 0.0
+
+    def __enter__(self) -> Meter:
+        self._token = _current.set(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _current.reset(self._token)
+
+    def step(self, label: Any, held: Callable[[], int], run: Callable[[], Out]) -> Out:
+        """Run a step, instrumented if none of this handler, message shape and `label` was measured before."""
+        if self._shapes is None:
+            self._shapes = tuple(x.shape for x in tensors(self._message))
+        key = (self._handler, self._shapes, label)
+        cost = self._cache.get(key)
+        if cost is None:
+            with Instrument() as probe:
+                out = run()
+            cost = self._cache[key] = Cost(probe.flops, probe.peak_bytes, held())
+        else:
+            out = run()
+        self.flops += cost.flops
+        self._step = Cost(0.0, max(self._step.peak_bytes, cost.peak_bytes), max(self._step.held_bytes, cost.held_bytes))
+        return out
+
+    def keep(self, reply: Body, state: Body) -> None:
+        """Note what the call hands back."""
+        self._kept = sum(x.nbytes for x in tensors(reply)) + sum(x.nbytes for x in tensors(state))
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        return self._held + self._step.held_bytes + max(self._step.peak_bytes, self._kept)
+
+
+def metered(label: Any, held: Callable[[], int], run: Callable[[], Out]) -> Out:
+    """Run a step under the meter in force, or plainly where there is none."""
+    meter = _current.get()
+    return run() if meter is None else meter.step(label, held, run)
+
+
+@dataclass
+class Entry:
+    """One call of a handler on one client: a row of the ledger."""
+
+    call: int
+    client: int
+    handler: str
+    down: dict[str, int]
+    down_overhead: int
+    up: dict[str, int] = field(default_factory=dict)
+    up_overhead: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory_bytes: int = 0
+    flops: float = 0.0
+    simulated_seconds: float = 0.0
+    error: str | None = None
+    evaluation: bool = False
+
+
+@dataclass
+class Ledger:
+    """The entries of one round; what evaluation moves is listed but not summed."""
+
+    round: int
+    entries: list[Entry] = field(default_factory=list)
+
+    def line(self) -> str:
+        """One JSON line."""
+        return json.dumps({"round": self.round, "calls": [vars(e) for e in self.entries]}, separators=(",", ":"))
+
+    def totals(self) -> dict[str, Any]:
+        """The round's sums: bytes, FLOPs, the largest client's memory, and the simulated clock.
+
+        A call lasts as long as its slowest member; the calls of a round follow each other.
+        """
+        entries = [e for e in self.entries if not e.evaluation]
+        slowest: dict[int, float] = {}
+        for e in entries:
+            slowest[e.call] = max(slowest.get(e.call, 0.0), e.simulated_seconds)
+        return {
+            "up_bytes": sum(sum(e.up.values()) for e in entries),
+            "down_bytes": sum(sum(e.down.values()) for e in entries),
+            "overhead_bytes": sum(e.up_overhead + e.down_overhead for e in entries),
+            "peak_memory_bytes": max((e.peak_memory_bytes for e in entries), default=0),
+            "flops": sum(e.flops for e in entries),
+            "simulated_seconds": sum(slowest.values()),
+            "dropped": len({e.client for e in entries if e.error}),
+        }
+
+    def seconds(self) -> Mapping[str, float]:
+        """Where the wall time of the round's calls went, summed over clients."""
+        total: dict[str, float] = {}
+        for e in self.entries:
+            for kind, value in e.seconds.items():
+                total[kind] = total.get(kind, 0.0) + value
+        return total

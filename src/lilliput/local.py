@@ -1,0 +1,387 @@
+"""Training on a device: one step, and `fit`, the loop over it that every local method uses.
+
+Two step paths exist and give the same numbers: all gradients at once with foreach kernels, or (`per_layer`) each
+parameter updated in a backward hook as soon as its gradient is there, so that no two gradients live at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lilliput import tree, updates
+from lilliput.fleet import Client
+from lilliput.ledger import metered
+from lilliput.tasks.resident import buffers as buffers_of
+from lilliput.tasks.resident import frozen_norms
+from lilliput.tasks.supervised import columns, count, to_device
+from lilliput.tree import Body, Tree
+
+Loss = Callable[[nn.Module, Any, Any], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a client trains; every federated method has these fields.
+
+    lr:            learning rate in the first round; `schedule` scales it over rounds.
+    optimizer:     sgd, adam, adamw, or any torch.optim.Optimizer class; `optimizer_options` go to it.
+    local_epochs:  passes over the client's data per round; `local_steps`, if given, counts steps instead.
+    schedule:      constant, cosine, linear, exponential:GAMMA or multistep:ROUND,ROUND,...:GAMMA.
+    clip:          the largest norm of a step's gradient (of each parameter's with per_layer).
+    accumulate:    micro-batches that each batch is cut into, to save memory.
+    precision:     float32, bf16 (autocast) or fp16 (autocast with loss scaling).
+    checkpointing: recompute each block's activations in the backward pass instead of keeping them.
+    per_layer:     update each parameter in a backward hook.
+    optimizer_state: what a client's optimizer knows at the start of a round: nothing (reset), or what it had (keep).
+    buffers:       BatchNorm statistics are averaged over clients, stay local, or are not used at all (none).
+    """
+
+    lr: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+    optimizer: Any = "sgd"
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
+    local_epochs: int = 1
+    local_steps: int | None = None
+    schedule: str = "constant"
+    clip: float | None = None
+    accumulate: int = 1
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    checkpointing: bool = False
+    per_layer: bool = False
+    optimizer_state: Literal["reset", "keep"] = "reset"
+    buffers: Literal["average", "local", "none"] = "average"
+
+    def __post_init__(self) -> None:
+        _positive(self, "lr", "accumulate", "clip")
+        _among(self, precision=("float32", "bf16", "fp16"), optimizer_state=("reset", "keep"))
+        _among(self, buffers=("average", "local", "none"))
+        for name in ("momentum", "weight_decay", "local_epochs", "local_steps"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov without momentum would do nothing; set momentum > 0")
+        if self.per_layer and self.precision == "fp16":
+            raise ValueError("per_layer cannot undo a step whose fp16 loss scale overflowed; use precision=bf16")
+        factor(self.schedule, 1, 1)
+
+    def lr_at(self, round: int, rounds: int) -> float:
+        """The learning rate of a round, from 1, of a run of `rounds`."""
+        return self.lr * factor(self.schedule, round, rounds)
+
+
+def _positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} is {value}; it must be positive")
+
+
+def _among(config: Any, **allowed: tuple[str, ...]) -> None:
+    for name, values in allowed.items():
+        if getattr(config, name) not in values:
+            raise ValueError(f"{name} is {getattr(config, name)!r}; choose one of {', '.join(values)}")
+
+
+def factor(schedule: str, round: int, rounds: int) -> float:
+    """What the learning rate is multiplied by in a round (from 1) of a run of `rounds`."""
+    name, *arguments = schedule.split(":")
+    done = (round - 1) / max(rounds, 1)
+    try:
+        if name == "constant" and not arguments:
+            return 1.0
+        if name == "cosine" and not arguments:
+            return 0.5 * (1 + math.cos(math.pi * done))
+        if name == "linear" and not arguments:
+            return 1.0 - done
+        if name == "exponential":
+            return float(arguments[0]) ** (round - 1)
+        if name == "multistep":
+            return float(arguments[1]) ** sum(round > int(milestone) for milestone in arguments[0].split(","))
+    except (ValueError, IndexError):
+        pass
+    raise ValueError(
+        f"schedule {schedule!r} is not one of constant, cosine, linear, exponential:GAMMA, multistep:ROUND,ROUND:GAMMA"
+    )
+
+
+# Corrections change gradients before the optimizer sees them.  Each takes the names of some parameters, the parameters
+# and their gradients, and changes the gradients in place.
+Correction = Callable[[Sequence[str], list[Tensor], list[Tensor]], None]
+
+
+def pull_to(x: Tree, mu: float) -> Correction:
+    """Add mu * (w - x) to the gradient: the gradient of mu/2 * |w - x|^2 (FedProx, eq. 2)."""
+
+    def correct(names: Sequence[str], params: list[Tensor], grads: list[Tensor]) -> None:
+        torch._foreach_add_(grads, params, alpha=mu)
+        torch._foreach_add_(grads, [x[name].to(g.device) for name, g in zip(names, grads, strict=True)], alpha=-mu)
+
+    return correct
+
+
+def shift(by: Tree) -> Correction:
+    """Add a fixed tree to the gradient (SCAFFOLD adds c - c_i)."""
+
+    def correct(names: Sequence[str], params: list[Tensor], grads: list[Tensor]) -> None:
+        torch._foreach_add_(grads, [by[name].to(g.device) for name, g in zip(names, grads, strict=True)])
+
+    return correct
+
+
+class Trainer:
+    """A model, the update of its parameters and what happens to a gradient on the way: what `step` needs of a device."""
+
+    def __init__(self, model: nn.Module, config: Training, lr: float, corrections: Sequence[Correction] = (), only: Any = None):
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and (only is None or n in only)]
+        self.model, self.config, self.corrections = model, config, list(corrections)
+        self.names = [n for n, _ in named]
+        self.params: list[Tensor] = [p for _, p in named]
+        self.scale = 2.0**16 if config.precision == "fp16" else 1.0
+        self.good_steps = 0
+        self.update = updates.make(
+            config.optimizer, self.params, lr, momentum=config.momentum, weight_decay=config.weight_decay,
+            nesterov=config.nesterov, options=config.optimizer_options,
+        )  # fmt: skip
+
+    @property
+    def device(self) -> torch.device:
+        return self.params[0].device if self.params else torch.device("cpu")
+
+    def state(self) -> Body:
+        """The optimizer's state, on the CPU, sharing no memory with the one in use."""
+        return _cloned({"update": self.update.state(), "scale": self.scale, "good_steps": self.good_steps})
+
+    def load(self, state: Body) -> None:
+        self.update.load(state["update"])  # type: ignore[arg-type]
+        self.scale, self.good_steps = float(state["scale"]), int(state["good_steps"])  # type: ignore[arg-type]
+
+    def apply(self, indices: Sequence[int], grads: list[Tensor]) -> None:
+        """Correct, clip and apply gradients of the parameters at these positions."""
+        params = [self.params[i] for i in indices]
+        names = [self.names[i] for i in indices]
+        for correct in self.corrections:
+            correct(names, params, grads)
+        if self.config.clip is not None:
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+            torch._foreach_mul_(grads, (self.config.clip / (norm + 1e-6)).clamp(max=1.0))
+        self.update.apply(indices, grads)
+
+    def held_bytes(self) -> int:
+        """Bytes of the model and its optimizer state."""
+        model = sum(x.nbytes for x in (*self.model.parameters(), *self.model.buffers()))
+        return model + sum(x.nbytes for x in tree.tensors(self.update.state()))
+
+
+def step(model: nn.Module, opt: Trainer, loss: Loss, batch: Any, context: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """One optimizer step on one batch: (mean loss, metrics), both detached.
+
+    model: in training mode; opt: its `Trainer`; loss: (model, batch, context) -> (scalar, metrics).
+    """
+
+    def run() -> tuple[Tensor, dict[str, Tensor]]:
+        return (_step_in_hooks if opt.config.per_layer else _step_at_once)(model, opt, loss, batch, context)
+
+    label = (getattr(loss, "__qualname__", repr(loss)), *(x.shape for x in columns(batch)))
+    with torch.no_grad():
+        return metered(label, opt.held_bytes, run)
+
+
+def _forward(opt: Trainer, model: nn.Module, loss: Loss, batch: Any, context: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(opt.config.precision)
+    with torch.enable_grad(), torch.autocast(opt.device.type, dtype) if dtype else nullcontext():
+        return loss(model, batch, context)
+
+
+def _parts(batch: Any, pieces: int) -> Iterator[tuple[Any, float]]:
+    """Micro-batches with their share of the batch's examples."""
+    if pieces == 1:
+        yield batch, 1.0
+        return
+    total = count(batch)
+    keys = list(batch) if isinstance(batch, dict) else None
+    for part in zip(*(x.chunk(pieces) for x in columns(batch)), strict=True):
+        yield (dict(zip(keys, part, strict=True)) if keys else part), part[0].shape[0] / total
+
+
+def _step_at_once(model: nn.Module, opt: Trainer, loss: Loss, batch: Any, context: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    grads: list[Tensor] | None = None
+    total: Tensor | float = 0.0
+    metrics: dict[str, Tensor] = {}
+    for part, share in _parts(batch, opt.config.accumulate):
+        value, seen = _forward(opt, model, loss, part, context)
+        weight = share * opt.scale
+        new = torch.autograd.grad(
+            value if weight == 1.0 else value * weight, opt.params, allow_unused=True, materialize_grads=True
+        )
+        if grads is None:
+            grads = list(new)
+        else:
+            torch._foreach_add_(grads, new)
+        total = total + share * value.detach()
+        for name, x in seen.items():
+            metrics[name] = metrics.get(name, 0.0) + share * x.detach()
+    assert grads is not None
+    if opt.config.precision != "fp16" or _unscale(opt, grads):
+        opt.apply(range(len(grads)), grads)
+    return total, metrics  # type: ignore[return-value]
+
+
+def _unscale(opt: Trainer, grads: list[Tensor]) -> bool:
+    """Undo the loss scale; False if it overflowed, which skips the step and halves the scale."""
+    torch._foreach_mul_(grads, 1.0 / opt.scale)
+    if not all(bool(g.isfinite().all()) for g in grads):
+        opt.scale, opt.good_steps = opt.scale / 2, 0
+        return False
+    opt.good_steps += 1
+    if opt.good_steps % 2000 == 0:
+        opt.scale *= 2
+    return True
+
+
+def _step_in_hooks(model: nn.Module, opt: Trainer, loss: Loss, batch: Any, context: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    parts = list(_parts(batch, opt.config.accumulate))
+    total: Tensor | float = 0.0
+    metrics: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        for number, (part, share) in enumerate(parts):
+            value, seen = _forward(opt, model, loss, part, context)
+            if number == len(parts) - 1:
+                for i, p in enumerate(opt.params):
+                    stack.enter_context(p.register_post_accumulate_grad_hook(_apply_and_free(opt, i)))
+            torch.autograd.backward(value * share if share != 1.0 else value, inputs=opt.params)
+            total = total + share * value.detach()
+            for name, x in seen.items():
+                metrics[name] = metrics.get(name, 0.0) + share * x.detach()
+    return total, metrics  # type: ignore[return-value]
+
+
+def _apply_and_free(opt: Trainer, i: int) -> Callable[[Tensor], None]:
+    def hook(p: Tensor) -> None:
+        grad, p.grad = p.grad, None
+        assert grad is not None
+        with torch.no_grad():
+            opt.apply([i], [grad])
+
+    return hook
+
+
+class Stats(NamedTuple):
+    """What `fit` did: steps, examples seen, example-weighted mean loss and metrics, and the buffers after."""
+
+    steps: int
+    examples: int
+    metrics: dict[str, float]
+    buffers: Tree
+
+
+def fit(
+    client: Client,
+    params: Tree,
+    opt: Body | None = None,
+    *,
+    config: Training,
+    buffers: Tree | None = None,
+    loss: Loss | None = None,
+    corrections: Sequence[Correction] = (),
+    after_step: Callable[[nn.Module], None] | None = None,
+    context: Any = None,
+) -> tuple[Tree, Body, Stats]:
+    """Train from `params` on the client's data: (parameters after, optimizer state after, stats).
+
+    opt:         optimizer state to go on from; a fresh optimizer for None.
+    buffers:     BatchNorm statistics to start from; without them batches are normalised by themselves alone.
+    loss:        (model, batch, context) -> (scalar, metrics); the task's by default.
+    corrections: applied to each step's gradients.
+    after_step:  called with the model after each step.
+    What is returned lies on the CPU and shares no memory with the model or the arguments.
+    """
+    model = client.task.resident(params, buffers, "train", client.device)
+    trainer = Trainer(model, config, config.lr_at(client.round, client.rounds), corrections, only=params)
+    if opt:
+        trainer.load(opt)
+    steps = examples = 0
+    sums: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        model.train()
+        if not buffers:
+            stack.enter_context(frozen_norms(model))
+        if config.checkpointing:
+            stack.enter_context(checkpointed(model))
+        for batch in _batches(client, config):
+            batch = to_device(batch, client.device, model)
+            value, metrics = step(model, trainer, loss or client.task.loss, batch, context)
+            n = count(batch)
+            for name, x in {"loss": value, **metrics}.items():
+                sums[name] = sums.get(name, 0.0) + n * x
+            if after_step is not None:
+                after_step(model)
+            steps, examples = steps + 1, examples + n
+    means = {name: float(x) / examples for name, x in sums.items()}
+    own = buffers_of(model) if buffers else {}
+    after = {n: p for n, p in zip(trainer.names, trainer.params, strict=True)}
+    return (
+        _plain(after, params), trainer.state() if config.optimizer_state == "keep" else {},
+        Stats(steps, examples, means, _plain(own, buffers or {})),
+    )  # fmt: skip
+
+
+def _plain(tensors: Tree, like: Tree) -> Tree:
+    """Copies on the CPU, contiguous, in the order of `like`."""
+    return {name: tensors[name].detach().to("cpu", memory_format=torch.contiguous_format, copy=True) for name in like}
+
+
+def _cloned(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    return {k: _cloned(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _batches(client: Client, config: Training) -> Iterator[Any]:
+    epochs = config.local_epochs if config.local_steps is None else config.local_steps
+    taken = 0
+    for epoch in range(epochs):
+        for batch in client.data.epoch(client.generator("shuffle", epoch)):
+            if taken == config.local_steps:
+                return
+            yield batch
+            taken += 1
+
+
+class checkpointed:
+    """Recompute each block's activations in the backward pass: the blocks are the elements of Sequentials and lists."""
+
+    def __init__(self, model: nn.Module):
+        from torch.utils.checkpoint import checkpoint
+
+        self._checkpoint = checkpoint
+        containers = [m for m in model.modules() if isinstance(m, nn.Sequential | nn.ModuleList)]
+        inner = {id(x) for c in containers for x in c for x in x.modules() if x is not None}
+        # Outermost containers only: a block inside a block would be recomputed twice.
+        self._blocks = [b for c in containers if id(c) not in inner for b in c if any(True for _ in b.parameters())]
+        if not self._blocks:
+            raise ValueError(f"{type(model).__name__} has no Sequential or ModuleList of blocks to checkpoint")
+
+    def __enter__(self) -> None:
+        for block in self._blocks:
+            block.forward = self._wrap(block, block.forward)  # type: ignore[method-assign]
+
+    def __exit__(self, *error: object) -> None:
+        for block in self._blocks:
+            del block.forward
+
+    def _wrap(self, block: nn.Module, forward: Callable) -> Callable:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            # The second forward must not move BatchNorm's statistics again.
+            contexts = lambda: (nullcontext(), frozen_norms(block))  # noqa: E731
+            return self._checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+
+        return run

@@ -1,0 +1,18 @@
+"""Sub-models: which part of the model a client holds, and how parts become one again."""
+
+from lilliput.submodel.combine import COMBINES, Combine, Mean, Sum, reduce, uniform_mean, weighted_mean
+from lilliput.submodel.slices import SLICES, Slice, SliceRule, full
+
+__all__ = [
+    "COMBINES",
+    "SLICES",
+    "Combine",
+    "Mean",
+    "Slice",
+    "SliceRule",
+    "Sum",
+    "full",
+    "reduce",
+    "uniform_mean",
+    "weighted_mean",
+]

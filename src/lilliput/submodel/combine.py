@@ -1,0 +1,156 @@
+"""How replies become one: streaming sums over trees of any slice, in the memory of one model.
+
+Per coordinate, the mean runs over the clients that hold it; what nobody holds is left as it is (HeteroFL, eq. 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from lilliput import tree
+from lilliput.fleet import Reply
+from lilliput.submodel.slices import WHOLE, Slice
+from lilliput.tree import Tree
+
+Weight = Literal["examples", "uniform"]
+
+
+class Accumulator(Protocol):
+    """A running sum over one key of the replies."""
+
+    def add(self, reply: Reply, value: Any, held: Slice) -> None: ...
+
+    def result(self) -> Any: ...
+
+
+class Combine(Protocol):
+    """How the deltas of a round become one delta."""
+
+    def over(self, x: Tree) -> Accumulator:
+        """An accumulator for deltas of x or of slices of it."""
+
+
+class _TreeSum:
+    """sum_i w_i d_i and, where slices are held, the weight that reached each coordinate.
+
+    Weights are taken relative to the first reply's, so that one client's mean is its delta to the last bit.
+    """
+
+    def __init__(self, x: Tree, weigh: Callable[[Reply], float], divide: bool):
+        self._x = x
+        self._weigh = weigh
+        self._divide = divide
+        self._unit = 0.0
+        self._mass = 0.0
+        self._total: Tree = {}
+        self._coverage: Tree | None = None
+
+    def add(self, reply: Reply, value: Tree, held: Slice) -> None:
+        self._unit = self._unit or self._weigh(reply)
+        weight = self._weigh(reply) / self._unit
+        if not held.is_full and self._divide and self._coverage is None:
+            self._coverage = {n: torch.full(x.shape, self._mass, device=x.device) for n, x in self._x.items()}
+        if not self._total:
+            self._total = {n: torch.zeros_like(x, dtype=_summed(x)) for n, x in self._x.items()}
+        if held.is_full:
+            tree.add_(self._total, {n: d.to(_summed(d)) for n, d in value.items()}, weight)
+        else:
+            held.scatter_add(value, self._total, weight)
+        if self._coverage is not None:
+            held.scatter_add({n: torch.ones(()).expand(d.shape) for n, d in value.items()}, self._coverage, weight)
+        self._mass += weight
+
+    def result(self) -> Tree:
+        if not self._mass:
+            raise ValueError("no client replied, so there is nothing to combine")
+        if self._divide and self._coverage is not None:
+            for name, total in self._total.items():
+                total.div_(self._coverage[name].masked_fill_(self._coverage[name] == 0, 1.0))
+        elif self._divide and self._total:
+            torch._foreach_div_(list(self._total.values()), self._mass)
+        # Integer entries (BatchNorm's batch counters) are averaged as real numbers and truncated.
+        return {n: d.to(self._x[n].dtype) for n, d in self._total.items()}
+
+
+def _summed(x: Tensor) -> torch.dtype:
+    return x.dtype if x.is_floating_point() else torch.double
+
+
+class _NumberSum:
+    def __init__(self, weigh: Callable[[Reply], float], divide: bool):
+        self._weigh, self._divide = weigh, divide
+        self._total = self._mass = 0.0
+
+    def add(self, reply: Reply, value: float, held: Slice) -> None:
+        self._total += self._weigh(reply) * value
+        self._mass += self._weigh(reply)
+
+    def result(self) -> float:
+        if not self._mass:
+            raise ValueError("no client replied, so there is nothing to combine")
+        return self._total / self._mass if self._divide else self._total
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean over those who hold a coordinate, weighted by their examples or equally."""
+
+    weight: Weight = "examples"
+
+    def over(self, x: Tree | None) -> Any:
+        """An accumulator of trees shaped like x or slices of it; of plain numbers for None."""
+        weigh = _WEIGHTS[self.weight]
+        return _NumberSum(weigh, divide=True) if x is None else _TreeSum(x, weigh, divide=True)
+
+    def __call__(self, x: Tree, replies: Iterable[Reply], held: Mapping[int, Slice]) -> Tree:
+        """x plus the mean of the replies' `delta`."""
+        return tree.add(x, reduce(replies, held, delta=self.over(x))["delta"])
+
+
+@dataclass(frozen=True)
+class Sum:
+    """The plain sum over those who hold a coordinate."""
+
+    def over(self, x: Tree | None) -> Any:
+        return _NumberSum(_one, divide=False) if x is None else _TreeSum(x, _one, divide=False)
+
+
+def _one(reply: Reply) -> float:
+    return 1.0
+
+
+def _examples(reply: Reply) -> float:
+    return float(reply.examples)
+
+
+_WEIGHTS: dict[str, Callable[[Reply], float]] = {"examples": _examples, "uniform": _one}
+
+
+def weighted_mean() -> Mean:
+    """The mean weighted by examples (FedAvg)."""
+    return Mean("examples")
+
+
+def uniform_mean() -> Mean:
+    """The mean in which every client counts the same (SCAFFOLD)."""
+    return Mean("uniform")
+
+
+COMBINES: dict[str, Callable[..., Combine]] = {"weighted_mean": weighted_mean, "uniform_mean": uniform_mean}
+
+
+def reduce(replies: Iterable[Reply], held: Mapping[int, Slice] | None = None, /, **sums: Accumulator) -> dict[str, Any]:
+    """Feed each key of the replies to its accumulator, in one pass; returns the results by key.
+
+    held: client -> slice; the whole model where a client is not named.
+    Raises ValueError if no client replied.
+    """
+    for reply in replies:
+        for key, accumulator in sums.items():
+            accumulator.add(reply, reply.body[key], held.get(reply.client, WHOLE) if held else WHOLE)
+    return {key: accumulator.result() for key, accumulator in sums.items()}

@@ -1,0 +1,168 @@
+"""Supervised learning with any module: the task behind image classification and next-token prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lilliput import tree
+from lilliput.tasks.resident import Residents, buffers, frozen_norms
+from lilliput.tree import Body, Tree
+
+Outputs = dict[str, Any]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy: logits [..., classes] against int64 labels [...]; labels of -100 do not count."""
+    if logits.dim() > 2:
+        logits, labels = logits.flatten(0, -2), labels.flatten()
+    return F.cross_entropy(logits, labels)
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The share of labels that have the largest logit; labels of -100 do not count."""
+    counted = labels != -100
+    return (logits.argmax(-1) == labels)[counted].float().mean()
+
+
+class Supervised:
+    """A module, a loss of (outputs, labels) and metrics of the same; a batch is (inputs, labels) or a dict with `labels`.
+
+    model:    any `nn.Module`; the weights it has are where training starts.  Its forward gives logits, or a dict of
+              named outputs with `logits` (and `features`, `exits`).  Only parameters that require gradients take part.
+    loss:     (logits, labels) -> scalar mean over the batch.
+    metrics:  name -> (logits, labels) -> scalar mean over the batch.
+    features: the submodule whose output counts as the features; the input of the last Linear by default.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+        metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]] | None = None,
+        features: str | None = None,
+    ):
+        self.model = model
+        self.criterion = loss
+        self.metrics = dict(metrics if metrics is not None else {"accuracy": accuracy} if loss is cross_entropy else {})
+        self.features = features
+        self._residents = Residents(model)
+        if features is not None and features not in dict(model.named_modules()):
+            raise ValueError(f"features={features!r} names no submodule of {type(model).__name__}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_residents": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _residents=Residents(state["model"]))
+
+    def init(self) -> Body:
+        """The weights training starts from: trainable `params` and `buffers` (BatchNorm statistics)."""
+        params = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        return {"params": _plain(params), "buffers": _plain(buffers(self.model))}
+
+    def resident(
+        self, params: Tree, held: Tree | None = None, role: str = "train", device: torch.device | str = "cpu"
+    ) -> nn.Module:
+        """The resident module of this architecture, loaded with params and buffers.
+
+        The same module is loaded again by the next call of the same role; several live side by side under other roles.
+        """
+        module = self._residents.get(params, role, torch.device(device))
+        tree.copy_({n: p.detach() for n, p in module.named_parameters() if n in params}, params)
+        if held:
+            own = buffers(module)
+            tree.copy_({n: own[n] for n in held}, held)
+        return module
+
+    def outputs(self, model: nn.Module, batch: Any) -> Outputs:
+        """Named outputs of a forward; `features` is filled in on demand by `with_features`."""
+        if isinstance(batch, Mapping):
+            out = model(**{k: v for k, v in batch.items() if k != "labels"})
+        else:
+            out = model(batch[0])
+        return dict(out) if isinstance(out, Mapping) else {"logits": out}
+
+    def with_features(self, model: nn.Module, batch: Any) -> Outputs:
+        """Outputs that have `features` [examples, width] whatever the module returns."""
+        seen: list[Tensor] = []
+        if self.features is not None:
+            module: nn.Module = model.get_submodule(self.features)
+            hook = module.register_forward_hook(lambda m, args, out: seen.append(out))
+        else:
+            linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+            if not linears:
+                raise ValueError(f"{type(model).__name__} has no Linear layer; name the layer whose output is the features")
+            hook = linears[-1].register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+        with hook:
+            out = self.outputs(model, batch)
+        if "features" not in out:
+            if not seen:
+                raise ValueError(f"the layer that gives the features of {type(model).__name__} was not reached")
+            out["features"] = seen[-1].flatten(0, -2) if seen[-1].dim() > 2 else seen[-1]
+        return out
+
+    def loss(self, model: nn.Module, batch: Any, context: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """(mean loss of the batch, metrics).  `context` is for losses that need more than the batch; unused here."""
+        return self.loss_of(self.outputs(model, batch), batch), {}
+
+    def loss_of(self, outputs: Outputs, batch: Any) -> Tensor:
+        """Mean loss of outputs that a forward on this batch gave."""
+        return self.criterion(outputs["logits"], labels(batch))
+
+    @torch.no_grad()
+    def evaluate(self, params: Tree, held: Tree | None, data: Any, device: torch.device | str = "cpu") -> dict[str, float]:
+        """Mean loss and metrics over all examples of `data`; a model without buffers uses batch statistics."""
+        model = self.resident(params, held, "evaluate", device)
+        totals: dict[str, Tensor | float] = {}
+        examples = 0
+        with ExitStack() as stack:
+            model.eval()
+            if not held:
+                stack.enter_context(frozen_norms(model))
+            for batch in data.epoch(None):
+                batch = to_device(batch, device, model)
+                logits, y = self.outputs(model, batch)["logits"], labels(batch)
+                n = count(batch)
+                for name, metric in {"loss": self.criterion, **self.metrics}.items():
+                    totals[name] = totals.get(name, 0.0) + n * metric(logits, y).double()
+                examples += n
+        if not examples:
+            raise ValueError("there is nothing to evaluate on: the data has no examples")
+        return {name: float(total) / examples for name, total in totals.items()}
+
+
+def _plain(params: Mapping[str, Tensor]) -> Tree:
+    return {name: p.detach().clone(memory_format=torch.contiguous_format) for name, p in params.items()}
+
+
+def labels(batch: Any) -> Tensor:
+    """The labels of a batch."""
+    return batch["labels"] if isinstance(batch, Mapping) else batch[1]
+
+
+def columns(batch: Any) -> Iterator[Tensor]:
+    """The tensors of a batch."""
+    return iter(batch.values() if isinstance(batch, Mapping) else batch)
+
+
+def count(batch: Any) -> int:
+    """Examples in a batch."""
+    return next(columns(batch)).shape[0]
+
+
+def to_device(batch: Any, device: torch.device | str, model: nn.Module) -> Any:
+    """The batch where the model is; images in channels_last for models that have convolutions."""
+
+    def move(x: Tensor) -> Tensor:
+        x = x.to(device, non_blocking=True)
+        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+    if isinstance(batch, Mapping):
+        return {name: move(x) for name, x in batch.items()}
+    return tuple(move(x) for x in batch)

@@ -1,0 +1,168 @@
+"""What turns gradients into new weights on a device: SGD, Adam and AdamW over lists of tensors, or any torch optimizer.
+
+One object serves both step paths: all parameters at once (foreach kernels), or one at a time from a backward hook.
+Its state is a value: `state()` gives a Body that `load()` takes back.  torch.optim is not touched until a user's own
+optimizer asks for it, because its first use costs a second of imports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lilliput.tree import Body
+
+
+class Update(Protocol):
+    """Applies gradients to the parameters it was made for."""
+
+    lr: float
+
+    def apply(self, indices: Sequence[int], grads: list[Tensor]) -> None:
+        """Update the parameters of these positions by these gradients, in place."""
+
+    def state(self) -> Body: ...
+
+    def load(self, state: Body) -> None: ...
+
+
+class Sgd:
+    """SGD with (Nesterov) momentum and coupled weight decay; arithmetic as in torch.optim.SGD."""
+
+    def __init__(
+        self, params: list[Tensor], lr: float, momentum: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False
+    ):
+        self.params, self.lr = params, lr
+        self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
+        self._buffers: list[Tensor | None] = [None] * len(params)
+
+    def apply(self, indices: Sequence[int], grads: list[Tensor]) -> None:
+        params = [self.params[i] for i in indices]
+        if self.weight_decay:
+            grads = list(torch._foreach_add(grads, params, alpha=self.weight_decay))
+        if self.momentum:
+            grads = self._accumulate(indices, grads)
+        torch._foreach_add_(params, grads, alpha=-self.lr)
+
+    def _accumulate(self, indices: Sequence[int], grads: list[Tensor]) -> list[Tensor]:
+        fresh = [i for i in indices if self._buffers[i] is None]
+        if fresh:  # all of them or none: a buffer starts as the first gradient, not as zero
+            buffers = [g.clone() for g in grads]
+            for i, b in zip(indices, buffers, strict=True):
+                self._buffers[i] = b
+        else:
+            buffers = [self._buffers[i] for i in indices]  # type: ignore[misc]
+            torch._foreach_mul_(buffers, self.momentum)
+            torch._foreach_add_(buffers, grads)
+        return list(torch._foreach_add(grads, buffers, alpha=self.momentum)) if self.nesterov else buffers
+
+    def state(self) -> Body:
+        return {str(i): b for i, b in enumerate(self._buffers) if b is not None}
+
+    def load(self, state: Body) -> None:
+        self._buffers = [_like(state.get(str(i)), p) for i, p in enumerate(self.params)]
+
+
+class Adam:
+    """Adam with coupled (adam) or decoupled (adamw) weight decay, by torch's fused kernel."""
+
+    def __init__(
+        self,
+        params: list[Tensor],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        decoupled: bool = False,
+    ):
+        self.params, self.lr, self.betas, self.eps, self.weight_decay = params, lr, betas, eps, weight_decay
+        self._kernel: Callable = torch._fused_adamw_ if decoupled else torch._fused_adam_
+        self._m = [torch.zeros_like(p) for p in params]
+        self._v = [torch.zeros_like(p) for p in params]
+        self._steps = [torch.zeros((), dtype=torch.float32, device=p.device) for p in params]
+
+    def apply(self, indices: Sequence[int], grads: list[Tensor]) -> None:
+        steps = [self._steps[i] for i in indices]
+        torch._foreach_add_(steps, 1)
+        m, v = [self._m[i] for i in indices], [self._v[i] for i in indices]
+        self._kernel(
+            [self.params[i] for i in indices], grads, m, v, [], steps, lr=self.lr, beta1=self.betas[0],
+            beta2=self.betas[1], weight_decay=self.weight_decay, eps=self.eps, amsgrad=False, maximize=False,
+        )  # fmt: skip
+
+    def state(self) -> Body:
+        named = {"m": self._m, "v": self._v, "step": self._steps}
+        return {kind: {str(i): x for i, x in enumerate(xs)} for kind, xs in named.items()}
+
+    def load(self, state: Body) -> None:
+        for kind, xs in (("m", self._m), ("v", self._v), ("step", self._steps)):
+            for i, x in enumerate(xs):
+                x.copy_(state[kind][str(i)])  # type: ignore[index]
+
+
+class Wrapped:
+    """Any torch.optim.Optimizer: a class or a function of (parameters, lr=..., **options)."""
+
+    def __init__(self, make: Callable[..., Any], params: list[Tensor], lr: float, options: dict[str, Any]):
+        self.params = params
+        self._optimizer = make(params, lr=lr, **options)
+        self.lr = lr
+
+    def apply(self, indices: Sequence[int], grads: list[Tensor]) -> None:
+        for i, grad in zip(indices, grads, strict=True):
+            self.params[i].grad = grad
+        self._optimizer.step()  # skips parameters that have no gradient
+        for i in indices:
+            self.params[i].grad = None
+
+    def state(self) -> Body:
+        return _to_body(self._optimizer.state_dict()["state"])
+
+    def load(self, state: Body) -> None:
+        whole = self._optimizer.state_dict()
+        self._optimizer.load_state_dict({**whole, "state": {int(i): _from_body(s) for i, s in state.items()}})
+
+
+def _like(x: Any, p: Tensor) -> Tensor | None:
+    return None if x is None else x.to(p.device, copy=True)
+
+
+def _to_body(value: Any) -> Any:
+    """Optimizer state as a Body: keys become strings, sequences numbered dicts."""
+    if isinstance(value, dict):
+        return {str(k): _to_body(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return {"": type(value).__name__, **{str(i): _to_body(v) for i, v in enumerate(value)}}
+    return value
+
+
+def _from_body(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    kind = value.get("")
+    if kind in ("list", "tuple"):
+        items = [_from_body(value[str(i)]) for i in range(len(value) - 1)]
+        return items if kind == "list" else tuple(items)
+    return {k: _from_body(v) for k, v in value.items()}
+
+
+def make(
+    name: str | Callable[..., Any], params: list[Tensor], lr: float, *, momentum: float, weight_decay: float,
+    nesterov: bool, options: dict[str, Any],
+) -> Update:  # fmt: skip
+    """The update of this name (sgd, adam, adamw) or of a user's own optimizer class.
+
+    Raises ValueError for momentum given to an optimizer that takes its own through `options`.
+    """
+    if name == "sgd":
+        return Sgd(params, lr, momentum, weight_decay, nesterov, **options)
+    if momentum or nesterov:
+        raise ValueError(f"momentum is SGD's; pass what {name} takes through optimizer_options")
+    if name in ("adam", "adamw"):
+        return Adam(params, lr, weight_decay=weight_decay, decoupled=name == "adamw", **options)
+    if not callable(name):
+        raise ValueError(f"unknown optimizer {name!r}; choose sgd, adam, adamw or give a torch.optim.Optimizer class")
+    return Wrapped(name, params, lr, {**({"weight_decay": weight_decay} if weight_decay else {}), **options})
