@@ -1,0 +1,241 @@
+"""Finished runs side by side: what each setting reached, averaged over its seeds, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from lilliput.experiment import headline
+from lilliput.report.runs import Row, Run, Target, find, largest, reached, read, series, total
+from lilliput.report.text import is_share, lower_is_better
+
+# What two runs of one setting may differ in: the seed, and what only says where and how they ran.
+INCIDENTAL = {"seed", "name", "folder", "engine", "device", "threads", "workers", "tensorboard", "wandb", "profile"}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A number over seeds: mean, sample standard deviation (0 for one seed) and how many seeds it is over."""
+
+    mean: float
+    std: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread | None:
+        """The spread of the values, None if there are none."""
+        return cls(fmean(values), stdev(values) if len(values) > 1 else 0.0, len(values)) if values else None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table: what it is, its title with the unit it is shown in, and which end of it is good.
+
+    `scale` turns a row's number into that unit.
+    """
+
+    key: str
+    title: str
+    scale: float
+    best: str  # "high" or "low"
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one setting, one a seed."""
+
+    label: str
+    runs: tuple[Run, ...]
+    setting: Mapping[str, Any]
+
+    @property
+    def rows(self) -> list[list[dict[str, Any]]]:
+        return [run.rows for run in self.runs]
+
+    def column(self, key: str, metric: str, target: Target | None) -> Spread | None:
+        """A column's numbers over the group's runs that have it."""
+        found = [_number(run.rows, key, metric, target) for run in self.runs]
+        return Spread.of([value for value in found if value is not None])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Groups of runs and the metric they are compared by.  `notes` says what a reader of the numbers should know."""
+
+    groups: tuple[Group, ...]
+    metric: str
+    target: Target | None = None
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        counts = sorted({len(group.runs) for group in self.groups})
+        many = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+        over = f", mean ± standard deviation over {many} seeds" if counts[-1] > 1 else ", one seed"
+        return f"{self.metric}{over}" + (f"; target {self.target}" if self.target else "")
+
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns that at least one group has numbers for."""
+        percent, scale = (" %", 100) if is_share(self.metric) else ("", 1)
+        best = "low" if lower_is_better(self.metric) else "high"
+        every = (
+            Column("final", f"final{percent}", scale, best),
+            Column("best", f"best{percent}", scale, best),
+            Column("worst_decile", f"worst decile{percent}", scale, "high"),
+            Column("rounds_to", "rounds to target", 1, "low"),
+            Column("mb_to", "MB to target", 1, "low"),
+            Column("seconds_to", "seconds to target", 1, "low"),
+            Column("peak_memory_bytes", "peak client MB", 1e-6, "low"),
+            Column("up_bytes", "MB up", 1e-6, "low"),
+            Column("down_bytes", "MB down", 1e-6, "low"),
+            Column("simulated_seconds", "simulated seconds", 1, "low"),
+        )
+        reach = ("rounds_to", "mb_to", "seconds_to")
+        return tuple(c for c in every if (self.target if c.key in reach else any(self.cells(c))))
+
+    def cells(self, column: Column) -> list[Spread | None]:
+        """A column's numbers, one a group; None where no run of the group has any."""
+        return [group.column(column.key, self.metric, self.target) for group in self.groups]
+
+    def console(self, console: Any = None) -> None:
+        """Prints the table and the notes."""
+        from lilliput.report.tables import to_console
+
+        to_console(self, console)
+
+    def latex(self) -> str:
+        """The table as LaTeX with booktabs."""
+        from lilliput.report.tables import to_latex
+
+        return to_latex(self)
+
+    def csv(self) -> str:
+        """Every number in full: per group its setting, seeds, and mean, std and count of each column in plain units."""
+        from lilliput.report.tables import to_csv
+
+        return to_csv(self)
+
+    def figures(self, folder: str | Path) -> list[Path]:
+        """Draws the metric against rounds, MB and simulated seconds, apart and together, and against memory.
+
+        Each as PDF and PNG; what the runs have no numbers for is left out.  Returns the files written.
+        """
+        from lilliput.report import plots
+
+        groups, written = {group.label: group.rows for group in self.groups}, []
+        rows = [row for seeds in groups.values() for run in seeds for row in run]
+        costs = {"mb": "up_bytes", "seconds": "simulated_seconds"}
+        axes = ["rounds", *(axis for axis, column in costs.items() if total(rows, column))]
+        name = self.metric.replace("/", "_")
+        for axis in axes:
+            figure = plots.curves(groups, self.metric, [axis], self.target)
+            written += plots.save(figure, Path(folder) / f"{name}_{axis}")
+        if len(axes) > 1:
+            figure = plots.curves(groups, self.metric, axes, self.target, width="double")
+            written += plots.save(figure, Path(folder) / name)
+        if largest(rows, "peak_memory_bytes"):
+            written += plots.save(plots.against_memory(groups, self.metric), Path(folder) / f"{name}_memory")
+        return written
+
+
+def compare(
+    folders: Iterable[str | Path],
+    by: Sequence[str] | None = None,
+    target: str | float | None = None,
+    metric: str | None = None,
+) -> Comparison:
+    """The runs at or below the folders, grouped by every setting but the seed, or by the settings that `by` names.
+
+    `target` is a metric and a value, such as accuracy>=0.9, or a value for the metric.  The metric is the target's
+    unless named, else the first that all runs evaluated of server accuracy, client accuracy and the losses.
+    Raises ValueError if the data of two runs differ, a run is damaged, or no metric is common to all.
+    """
+    runs = [read(folder) for folder in find(folders)]
+    _refuse_other_data(runs)
+    aim = Target.parse(target, metric or _common_metric(runs)) if target is not None else None
+    metric = metric or (aim.metric if aim else _common_metric(runs))
+    notes = [note for run in runs for note in run.notes]
+    return Comparison(_groups(runs, by, notes), metric, aim, tuple(notes))
+
+
+def _refuse_other_data(runs: Sequence[Run]) -> None:
+    known = [run for run in runs if run.environment.get("data")]
+    for run in known[1:]:
+        if run.environment["data"] != known[0].environment["data"]:
+            shown = " and ".join(f"{r.folder} ({str(r.environment['data'])[:12]})" for r in (known[0], run))
+            raise ValueError(f"the data of {shown} differ; compare runs on the same data")
+
+
+def _common_metric(runs: Sequence[Run]) -> str:
+    """The metric that a reader looks for first among those that every run evaluated."""
+    common = set.intersection(*({name for row in run.rows for name in row} for run in runs))
+    found = headline([dict.fromkeys(common)])
+    if found is None and "train_loss" not in common:
+        names = ", ".join(str(run.folder) for run in runs)
+        raise ValueError(f"no metric was evaluated by all of {names}; name one that was, or compare fewer runs")
+    return found[0] if found else "train_loss"
+
+
+def _groups(runs: Sequence[Run], by: Sequence[str] | None, notes: list[str]) -> tuple[Group, ...]:
+    settings = [_setting(run) for run in runs]
+    keys = list(dict.fromkeys(key for setting in settings for key in setting))
+    for key in by or ():
+        if key not in keys:
+            raise ValueError(f"no run has a setting {key!r} to group by; choose from {', '.join(keys) or 'none'}")
+    differ = [key for key in keys if len({repr(setting.get(key)) for setting in settings}) > 1]
+    shown = list(by) if by else differ
+    found: dict[tuple[str, ...], list[Run]] = {}
+    for run, setting in zip(runs, settings, strict=True):
+        found.setdefault(tuple(repr(setting.get(key)) for key in (by or keys)), []).append(run)
+    groups = []
+    for members in found.values():
+        setting = _setting(members[0])
+        label = _label(setting, shown) or _label(setting, ["algorithm"]) or members[0].folder.name
+        inner = [key for key in differ if len({repr(_setting(run).get(key)) for run in members}) > 1]
+        if inner:
+            notes.append(f"the runs of {label!r} differ in {', '.join(inner)}: their spread is not over seeds alone")
+        groups.append(Group(label, tuple(members) if inner else _one_a_seed(members, label, notes), setting))
+    return tuple(groups)
+
+
+def _setting(run: Run) -> dict[str, Any]:
+    """A run's configuration without what does not tell two settings apart; its folder if it has none."""
+    if not run.config:
+        return {"folder": str(run.folder)}
+    return {key: value for key, value in run.config.items() if key.split(".")[0] not in INCIDENTAL}
+
+
+def _label(setting: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """The settings in words: names bare, the rest as key=value without the key's prefix."""
+    bare = ("algorithm", "model", "dataset", "partition", "slice", "combine", "folder")
+    given = {key: setting[key] for key in keys if setting.get(key) is not None}
+    return ", ".join(str(v) if k in bare else f"{k.rsplit('.', 1)[-1]} {v}" for k, v in given.items())
+
+
+def _one_a_seed(runs: Sequence[Run], label: str, notes: list[str]) -> tuple[Run, ...]:
+    """The last run of each seed: a setting run twice with one seed is one sample, not two."""
+    last = {run.config.get("seed", run.folder): run for run in runs}
+    if len(last) < len(runs):
+        notes.append(f"{len(runs) - len(last)} earlier runs of {label!r} with the same seed were left out")
+    lengths = sorted({run.rows[-1]["round"] for run in last.values()})
+    if len(lengths) > 1:
+        notes.append(f"the runs of {label!r} ended after different rounds: {', '.join(map(str, lengths))}")
+    return tuple(last.values())
+
+
+def _number(rows: Sequence[Row], key: str, metric: str, target: Target | None) -> float | None:
+    if key in ("final", "best"):
+        values = series(rows, metric)[1]
+        pick = min if lower_is_better(metric) else max
+        return (values[-1] if key == "final" else pick(values)) if values else None
+    if key == "worst_decile":
+        values = [y for name in (metric, f"clients/{metric}") for y in series(rows, f"{name}/worst_decile")[1][-1:]]
+        return values[0] if values else None
+    if key.endswith("_to"):
+        hit = reached(rows, target) if target else None
+        return hit[key.removesuffix("_to")] if hit else None
+    return (largest if key == "peak_memory_bytes" else total)(rows, key) or None
