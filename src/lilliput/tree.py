@@ -27,7 +27,9 @@ def add(a: Tree, b: Tree, alpha: float = 1.0) -> Tree:
     if not a and not b:
         return {}
     x, y = _pair(a, b)
-    return dict(zip(a, torch._foreach_add(x, y, alpha=alpha), strict=True))
+    if alpha != 1.0:  # integer entries (batch counters) become real numbers; alpha= would refuse them
+        y = list(torch._foreach_mul(y, alpha))
+    return dict(zip(a, torch._foreach_add(x, y), strict=True))
 
 
 def sub(a: Tree, b: Tree) -> Tree:

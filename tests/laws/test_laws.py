@@ -1,0 +1,161 @@
+"""Laws that hold for every method on every engine."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fixtures import METHODS, assert_same_history, assert_same_state, batches, experiment, timeless
+
+import lilliput
+from lilliput import tree, wire
+from lilliput.engines import Auto, Sequential, Workers
+from lilliput.engines.base import QuorumError
+
+ENGINES: dict[str, Callable[[], Any]] = {
+    "sequential": Sequential,
+    "wire": lambda: Sequential(wire=True),
+    "workers1": lambda: Workers(1),
+    "workers2": lambda: Workers(2),
+}
+every_method = pytest.mark.parametrize("name", METHODS)
+every_engine = pytest.mark.parametrize("engine", ENGINES)
+
+
+@every_method
+@pytest.mark.parametrize("engine", [e for e in ENGINES if e != "sequential"])
+def test_every_engine_gives_the_bits_of_the_sequential_one(name: str, engine: str) -> None:
+    assert_same_history(experiment(name).run(ENGINES[engine]()), experiment(name).run(Sequential()))
+
+
+@every_method
+@every_engine
+def test_resumed_run_equals_straight_run(name: str, engine: str, tmp_path: Path) -> None:
+    straight = experiment(name).run(Sequential())
+    experiment(name, rounds=2, folder=tmp_path).run(ENGINES[engine]())
+    resumed = experiment(name, folder=tmp_path).run(ENGINES[engine](), resume=True)
+    assert_same_history(resumed, straight)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [timeless(r) for r in rows] == [timeless(r) for r in straight.rows]
+    assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 4
+
+
+@every_method
+@every_engine
+def test_permuting_clients_changes_nothing(name: str, engine: str) -> None:
+    data = batches()
+    backwards = {c: data[c] for c in reversed(data)}
+    a = experiment(name, data=backwards, test=data[0]).run(ENGINES[engine]())
+    assert_same_history(a, experiment(name, data=data, test=data[0]).run(Sequential()))
+
+
+@every_method
+@every_engine
+def test_the_bytes_of_the_ledger_are_those_on_the_wire(name: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Payload of a round = 4 bytes a parameter (8 a batch counter), down and up, for each of the cohort."""
+    rows = experiment(name).run(ENGINES[engine]()).rows
+    params, statistics = 6 * 8 + 8 + 8 + 8 + 8 * 3 + 3, 4 * 16 + 8  # BatchNorm: mean and variance in float32, a counter in int64
+    model = 4 * params + statistics
+    plain = {"fedavg": (model, model), "fedprox": (model, model), "fednova": (model, model), "moon": (model, model)}
+    plain["scaffold"] = (model + 4 * params, model + 4 * params)
+    plain["two_calls"] = (2 * 4 * 83, 2 * 4 * 83)  # no BatchNorm: 56 + 27 parameters, twice each way
+    if name in plain:
+        down, up = plain[name]
+        assert [(r["down_bytes"], r["up_bytes"]) for r in rows] == [(3 * down, 3 * up)] * 4
+    elif name == "rolling_slices":
+        for r in rows:
+            # A slice of w of 8 hidden units: w * (6 + 1 + 2 + 2 + 3) parameters and statistics, 3 biases, the counter.
+            assert r["up_bytes"] == r["down_bytes"] and r["up_bytes"] % 4 == 0
+            assert 3 * (4 * (2 * 14 + 3) + 8) <= r["up_bytes"] <= 3 * (4 * (8 * 14 + 3) + 8)
+    else:
+        assert sum(r["up_bytes"] for r in rows) == 0  # the bounds send weights down once and nothing up
+        assert rows[0]["down_bytes"] == (model if name == "centralized" else 3 * model)
+
+
+@every_method
+def test_what_is_counted_is_what_is_encoded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    encode = wire.encode
+    monkeypatch.setattr(wire, "encode", lambda body, buffer=None: _noted(encode(body, buffer), sizes))
+    rows = experiment(name, rounds=1, evaluate="none").run(Sequential(wire=True)).rows
+    counted = rows[0]["up_bytes"] + rows[0]["down_bytes"] + rows[0]["overhead_bytes"]
+    # The engine encodes a message as its common and its own part; together they cost one header more than one message.
+    assert counted <= sum(sizes)
+
+
+def _noted(data: memoryview, sizes: list[int]) -> memoryview:
+    sizes.append(len(data))
+    return data
+
+
+@every_method
+@every_engine
+def test_a_client_that_sends_nan_is_dropped_and_the_rest_go_on(name: str, engine: str) -> None:
+    data = batches()
+    data[1] = [(torch.full((4, 6), float("nan")), y) for _, y in data[1]]
+    e = experiment(name, data=data, test=data[0], settings={"cohort": None}, quorum=0.5)
+    if name == "centralized":
+        with pytest.raises(QuorumError, match="finite"):
+            e.run(ENGINES[engine]())
+        return
+    history = e.run(ENGINES[engine]())
+    assert [row["dropped"] for row in history.rows] == [1] * 4
+    for model in history.models.values():
+        assert all(x.isfinite().all() for x in tree.tensors(model.params))
+
+
+@every_method
+@every_engine
+def test_zero_local_steps_leave_the_model_unchanged(name: str, engine: str) -> None:
+    if name == "two_calls":
+        pytest.skip("takes a step by definition")
+    e = experiment(name, rounds=2, settings={"local_epochs": 0}, evaluate="none")
+    history = e.run(ENGINES[engine]())
+    start = e.task.init()
+    for model in history.models.values():
+        assert_same_state(model.params, start["params"])
+        assert_same_state(model.buffers or {}, start["buffers"])
+
+
+@every_method
+def test_a_run_changes_neither_the_task_nor_the_data(name: str) -> None:
+    data = batches()
+    e = experiment(name, data=data)
+    before, kept = copy.deepcopy(e.task.init()), copy.deepcopy(data)
+    e.run(Sequential())
+    assert_same_state(e.task.init(), before)
+    for c, list_of_batches in data.items():
+        for (x, y), (x0, y0) in zip(list_of_batches, kept[c], strict=True):
+            assert torch.equal(x, x0) and torch.equal(y, y0)
+
+
+@every_method
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(name: str) -> None:
+    a, b = (experiment(name, seed=s).run(Sequential()) for s in (1, 1))
+    assert_same_history(a, b)
+
+
+def test_auto_moves_to_workers_without_changing_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lilliput.engines.auto.WORTHWHILE_SECONDS", 0.0)
+    assert_same_history(experiment("scaffold").run(Auto()), experiment("scaffold").run(Sequential()))
+
+
+@every_engine
+def test_evaluation_at_clients_is_the_same_on_every_engine(engine: str) -> None:
+    data = batches()
+    options = {"client_test": data, "evaluate": "both"}
+    a = experiment("fedavg", **options).run(ENGINES[engine]())
+    assert_same_history(a, experiment("fedavg", **options).run(Sequential()))
+    assert a.rows[-1]["clients/accuracy"] == pytest.approx(a.rows[-1]["accuracy"])  # the same examples, pooled or not
+    assert a.rows[-1]["clients/accuracy/worst_decile"] <= a.rows[-1]["clients/accuracy"]
+
+
+def test_lilliput_exports_what_it_promises() -> None:
+    for name in lilliput.__all__:
+        if name != "optim":
+            assert getattr(lilliput, name) is not None
