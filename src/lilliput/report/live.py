@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 SHOWN = 10  # rounds that the live table holds
-BAR = {"complete_style": "cyan", "finished_style": "green"}
 SPLIT = ("encode", "transfer", "decode", "compute", "wait")  # the parts of the time that profile= measures
 
 
@@ -206,7 +205,9 @@ class Table:
 
         watch = self.watch
         number, done, total = watch.now or (min(watch.line.round + 1, watch.rounds), 0, 0)
-        bar = ProgressBar(total=max(watch.rounds, 1), completed=watch.line.round + watch.fraction(), width=24, **BAR)
+        bar = ProgressBar(
+            total=max(watch.rounds, 1), completed=watch.line.round + watch.fraction(), width=24, complete_style="cyan"
+        )
         clients = f"{done}/{total} clients" if total else ""
         eta = f"ETA {watch.eta()}" if watch.eta() else ""
         best = f"best {watch.best.value(watch.metric)} in round {watch.best.round}" if watch.best else ""
