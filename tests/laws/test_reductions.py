@@ -1,0 +1,144 @@
+"""Methods that must coincide, and optima that must be reached."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from fixtures import assert_same_state, batches, experiment, network
+from torch import nn
+
+import lilliput
+from lilliput.algorithms import Centralized, FedAvg, FedNova, FedProx, LocalOnly, Moon, Scaffold
+from lilliput.engines import Sequential
+from lilliput.tasks import Supervised
+
+SETTINGS = {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.01, "local_epochs": 2, "cohort": 3}
+
+
+def run(algorithm: Any, data: Any = None, rounds: int = 3, bn: bool = True) -> lilliput.History:
+    data = data if data is not None else batches()
+    return lilliput.Experiment(algorithm=algorithm, task=Supervised(network(bn)), data=data, rounds=rounds).run(Sequential())
+
+
+def test_fedprox_with_zero_mu_is_fedavg() -> None:
+    assert_same_state(run(FedProx(**SETTINGS, mu=0.0)).state, run(FedAvg(**SETTINGS)).state)
+
+
+def test_moon_with_zero_mu_is_fedavg() -> None:
+    assert_same_state(run(Moon(**SETTINGS, mu=0.0)).state, run(FedAvg(**SETTINGS)).state)
+
+
+def test_fednova_with_equal_work_is_fedavg() -> None:
+    data = {c: batches()[c][:1] for c in range(6)}
+    a, b = run(FedNova(**SETTINGS), data).state, run(FedAvg(**SETTINGS), data).state
+    for name, x in a["params"].items():
+        torch.testing.assert_close(x, b["params"][name], atol=1e-6, rtol=0)
+
+
+def test_one_client_with_everything_is_plain_sgd_and_centralized() -> None:
+    data = {0: [b for c in range(3) for b in batches()[c]]}
+    settings = {"lr": 0.1, "momentum": 0.5, "local_epochs": 2, "optimizer_state": "keep"}
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
+    for _ in range(3 * 2):
+        for x, y in data[0]:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    averaged = run(FedAvg(**settings), data).models["global"]
+    alone = run(LocalOnly(**settings), data).models[0]
+    central = run(Centralized(**settings), data).models["global"]
+    for name, p in model.named_parameters():
+        # The server adds what it was sent to what it had: one rounding per round more than SGD's own.
+        torch.testing.assert_close(averaged.params[name], p.detach(), atol=1e-6, rtol=0)
+        torch.testing.assert_close(alone.params[name], p.detach(), atol=1e-6, rtol=0)
+        assert torch.equal(alone.params[name], central.params[name])
+
+
+def test_scaffold_without_control_or_correction_moves_like_uniform_fedavg_in_its_first_round() -> None:
+    """c and c_i start at zero, so the first round is FedAvg's with equal weights."""
+    from lilliput.submodel import uniform_mean
+
+    a = run(Scaffold(**SETTINGS), rounds=1).state
+    b = run(FedAvg(**SETTINGS, combine=uniform_mean()), rounds=1).state
+    assert_same_state(a["params"], b["params"])
+
+
+def test_scaffold_official_and_corrected_agree_without_momentum_and_batchnorm() -> None:
+    settings = {**SETTINGS, "momentum": 0.0, "cohort": None}
+    a = run(Scaffold(**settings), bn=False).state["params"]
+    b = run(Scaffold(**settings, compat="official"), bn=False).state["params"]
+    for name, x in a.items():
+        torch.testing.assert_close(x, b[name], atol=1e-6, rtol=0)
+
+
+class Quadratic(nn.Module):
+    """f(w) = h/2 (w - o)^2 of a batch that holds (h, o)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, 0] / 2 * (self.w - x[:, 1]) ** 2
+
+
+def quadratics(*clients: tuple[float, float, int]) -> dict[int, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Client c holds curvature h, optimum o, and that many batches of one example."""
+    return {
+        c: [(torch.tensor([[h, o]], dtype=torch.float64), torch.zeros(1)) for _ in range(n)]
+        for c, (h, o, n) in enumerate(clients)
+    }
+
+
+def optimum(algorithm: Any, data: Any, rounds: int = 400) -> float:
+    task = Supervised(Quadratic(), loss=lambda out, y: out.mean(), metrics={})
+    history = lilliput.Experiment(algorithm=algorithm, task=task, data=data, rounds=rounds).run(Sequential())
+    return float(history.models["global"].params["w"])
+
+
+def test_scaffold_reaches_the_optimum_of_unequal_quadratics() -> None:
+    """f = (1 w^2 + 10 (w - 1)^2) / 2 summed: optimum 10/11.  FedAvg's fixed point solves sum (1 - (1 - lr h)^K)(o - w) = 0."""
+    data = quadratics((1.0, 0.0, 10), (10.0, 1.0, 10))
+    lr, steps = 0.05, 10
+    assert optimum(Scaffold(lr=lr), data) == pytest.approx(10 / 11, abs=1e-12)
+    pulls = [1 - (1 - lr * h) ** steps for h in (1.0, 10.0)]
+    stall = pulls[1] / sum(pulls)
+    assert abs(stall - 10 / 11) > 0.05
+    assert optimum(FedAvg(lr=lr), data) == pytest.approx(stall, abs=1e-9)
+
+
+def test_scaffold_with_momentum_still_reaches_the_optimum() -> None:
+    data = quadratics((1.0, 0.0, 10), (10.0, 1.0, 10))
+    assert optimum(Scaffold(lr=0.01, momentum=0.9), data, rounds=800) == pytest.approx(10 / 11, abs=1e-9)
+
+
+def test_scaffold_with_two_of_four_clients_reaches_the_optimum() -> None:
+    data = quadratics((1.0, 0.0, 5), (10.0, 1.0, 5), (3.0, -1.0, 5), (6.0, 2.0, 5))
+    target = (10 * 1 - 3 + 12) / 20
+    assert optimum(Scaffold(lr=0.02, cohort=2), data, rounds=3000) == pytest.approx(target, abs=1e-6)
+
+
+def test_fednova_tends_to_the_optimum_of_unequal_work_and_fedavg_does_not() -> None:
+    """Equal curvature, 2 and 20 steps, weights 2/22 and 20/22: the objective's optimum is 20/22, and weighting by work
+    a second time takes FedAvg to 400/404 as the step shrinks.  FedNova's error is of the order of the step."""
+    data = quadratics((1.0, 0.0, 2), (1.0, 1.0, 20))
+    right, wrong = 20 / 22, 400 / 404
+    errors = [abs(optimum(FedNova(lr=lr), data, int(20 / lr)) - right) for lr in (0.02, 0.01, 0.005)]
+    assert errors[0] > 1.8 * errors[1] > 3.2 * errors[2]  # halves with the step
+    assert errors[2] < 0.01
+    assert optimum(FedAvg(lr=0.005), data, 2000) == pytest.approx(wrong, abs=0.005)
+    assert abs(wrong - right) > 0.07
+
+
+def test_unheld_coordinates_keep_their_value() -> None:
+    e = experiment("rolling_slices", rounds=1, data={0: batches()[0]}, settings={"cohort": None})
+    before = e.task.init()["params"]
+    after = e.run(Sequential()).state["params"]
+    held = torch.tensor([1, 2])  # width 2 in round 1 holds the hidden units 1 and 2
+    rest = torch.tensor([i for i in range(8) if i not in (1, 2)])
+    assert torch.equal(after["0.weight"][rest], before["0.weight"][rest])
+    assert torch.equal(after["3.weight"][:, rest], before["3.weight"][:, rest])
+    assert not torch.equal(after["0.weight"][held], before["0.weight"][held])
