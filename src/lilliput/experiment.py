@@ -289,16 +289,18 @@ class _Run:
         models: dict[Any, Model] = {}
         for reporter in e.reporters:
             reporter.start(e, self.rows)
-        if self.rows:
-            stopped = e.stop.reason(self.rows) or ""
-        while self.done < e.rounds and not stopped:
-            models = self._round()
-            stopped = e.stop.reason(self.rows) or ""
-            self._checkpoint(last=bool(stopped) or self.done == e.rounds)
-        if not models:
-            models = e.algorithm.models(self.state, self._fleet(self.done, evaluating=True))
-        for reporter in e.reporters:
-            reporter.end(self.rows)
+        try:
+            if self.rows:
+                stopped = e.stop.reason(self.rows) or ""
+            while self.done < e.rounds and not stopped:
+                models = self._round()
+                stopped = e.stop.reason(self.rows) or ""
+                self._checkpoint(last=bool(stopped) or self.done == e.rounds)
+            if not models:
+                models = e.algorithm.models(self.state, self._fleet(self.done, evaluating=True))
+        finally:  # a live table gives the terminal back, whatever happened
+            for reporter in e.reporters:
+                reporter.end(self.rows)
         return History(self.rows, self.state, models, stopped)
 
     def _fleet(self, number: int, evaluating: bool = False) -> Round:

@@ -4,7 +4,10 @@ import pytest
 from reported import experiment, rows
 from rich.console import Console
 
+from lilliput.algorithms import FedAvg
+from lilliput.experiment import Experiment
 from lilliput.report.live import Lines, Table, Watch, live
+from lilliput.tasks import Supervised
 
 
 class Clock:
@@ -121,3 +124,19 @@ def test_a_terminal_gets_the_table_and_anything_else_lines(monkeypatch):
     lines = live(Console(file=plain, width=20))
     lines.start(experiment(), [])
     assert plain.getvalue() == "Fedavg, 10 clients, 4 rounds\n"  # never wrapped: one line is one round
+
+
+def test_a_run_that_fails_gives_the_terminal_back():
+    class Broken(FedAvg):
+        def round(self, state, fleet):
+            if fleet.round == 2:
+                raise RuntimeError("broken")
+            return super().round(state, fleet)
+
+    batches = [(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))]
+    console = Console(width=100, force_terminal=True, file=io.StringIO())
+    table = Table(console)
+    run = Experiment(Broken(), Supervised(torch.nn.Linear(3, 2)), {0: batches}, 3, test=batches, reporters=[table])
+    with pytest.raises(RuntimeError, match="broken"):
+        run.run("sequential")
+    assert not table.live.is_started and "1 of 3 rounds: accuracy" in console.file.getvalue()
