@@ -1,6 +1,7 @@
 import io
 
 import pytest
+import torch
 from reported import experiment, rows
 from rich.console import Console
 
