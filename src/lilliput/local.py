@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -145,6 +146,7 @@ class Trainer:
         self.model, self.config, self.corrections = model, config, list(corrections)
         self.names = [n for n, _ in named]
         self.params: list[Tensor] = [p for _, p in named]
+        self.everything = range(len(named))
         self.scale = 2.0**16 if config.precision == "fp16" else 1.0
         self.good_steps = 0
         self.update = updates.make(
@@ -164,12 +166,13 @@ class Trainer:
         self.update.load(state["update"])  # type: ignore[arg-type]
         self.scale, self.good_steps = float(state["scale"]), int(state["good_steps"])  # type: ignore[arg-type]
 
+    @torch.no_grad()
     def apply(self, indices: Sequence[int], grads: list[Tensor]) -> None:
         """Correct, clip and apply gradients of the parameters at these positions."""
-        params = [self.params[i] for i in indices]
-        names = [self.names[i] for i in indices]
-        for correct in self.corrections:
-            correct(names, params, grads)
+        if self.corrections:
+            names, params = [self.names[i] for i in indices], [self.params[i] for i in indices]
+            for correct in self.corrections:
+                correct(names, params, grads)
         if self.config.clip is not None:
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
             torch._foreach_mul_(grads, (self.config.clip / (norm + 1e-6)).clamp(max=1.0))
@@ -187,17 +190,15 @@ def step(model: nn.Module, opt: Trainer, loss: Loss, batch: Any, context: Any = 
     model: in training mode; opt: its `Trainer`; loss: (model, batch, context) -> (scalar, metrics).
     """
 
-    def run() -> tuple[Tensor, dict[str, Tensor]]:
-        return (_step_in_hooks if opt.config.per_layer else _step_at_once)(model, opt, loss, batch, context)
-
-    label = (getattr(loss, "__qualname__", repr(loss)), *(x.shape for x in columns(batch)))
-    with torch.no_grad():
-        return metered(label, opt.held_bytes, run)
+    path = _step_in_hooks if opt.config.per_layer else _step_at_once
+    label = (getattr(loss, "__qualname__", type(loss).__name__), *(x.shape for x in columns(batch)))
+    with torch.enable_grad():
+        return metered(label, opt.held_bytes, partial(path, model, opt, loss, batch, context))
 
 
 def _forward(opt: Trainer, model: nn.Module, loss: Loss, batch: Any, context: Any) -> tuple[Tensor, dict[str, Tensor]]:
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(opt.config.precision)
-    with torch.enable_grad(), torch.autocast(opt.device.type, dtype) if dtype else nullcontext():
+    with torch.autocast(opt.device.type, dtype) if dtype else nullcontext():
         return loss(model, batch, context)
 
 
@@ -213,26 +214,41 @@ def _parts(batch: Any, pieces: int) -> Iterator[tuple[Any, float]]:
 
 
 def _step_at_once(model: nn.Module, opt: Trainer, loss: Loss, batch: Any, context: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    grads: list[Tensor] | None = None
-    total: Tensor | float = 0.0
-    metrics: dict[str, Tensor] = {}
-    for part, share in _parts(batch, opt.config.accumulate):
-        value, seen = _forward(opt, model, loss, part, context)
-        weight = share * opt.scale
-        new = torch.autograd.grad(
-            value if weight == 1.0 else value * weight, opt.params, allow_unused=True, materialize_grads=True
-        )
-        if grads is None:
-            grads = list(new)
-        else:
-            torch._foreach_add_(grads, new)
-        total = total + share * value.detach()
-        for name, x in seen.items():
-            metrics[name] = metrics.get(name, 0.0) + share * x.detach()
-    assert grads is not None
+    if opt.config.accumulate == 1:
+        value, metrics, grads = _gradients(model, opt, loss, batch, context, 1.0)
+    else:
+        value, metrics, grads = _accumulated(model, opt, loss, batch, context)
     if opt.config.precision != "fp16" or _unscale(opt, grads):
-        opt.apply(range(len(grads)), grads)
-    return total, metrics  # type: ignore[return-value]
+        opt.apply(opt.everything, grads)
+    return value, metrics
+
+
+def _gradients(
+    model: nn.Module, opt: Trainer, loss: Loss, batch: Any, context: Any, share: float
+) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
+    """Loss and metrics of a batch, detached, and the gradients of `share` times the loss, times the fp16 scale."""
+    value, metrics = _forward(opt, model, loss, batch, context)
+    weight = share * opt.scale
+    grads = torch.autograd.grad(value if weight == 1.0 else value * weight, opt.params, allow_unused=True)
+    used = [torch.zeros_like(p) if g is None else g for p, g in zip(opt.params, grads, strict=True)]
+    return value.detach(), {name: x.detach() for name, x in metrics.items()}, used
+
+
+def _accumulated(
+    model: nn.Module, opt: Trainer, loss: Loss, batch: Any, context: Any
+) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
+    """The same over the micro-batches of a batch."""
+    grads: list[Tensor] = []
+    means: dict[str, Any] = {}
+    for part, share in _parts(batch, opt.config.accumulate):
+        value, metrics, new = _gradients(model, opt, loss, part, context, share)
+        if grads:
+            torch._foreach_add_(grads, new)
+        else:
+            grads = new
+        for name, x in {**metrics, "": value}.items():
+            means[name] = means.get(name, 0.0) + share * x
+    return means.pop(""), means, grads
 
 
 def _unscale(opt: Trainer, grads: list[Tensor]) -> bool:
@@ -268,8 +284,7 @@ def _apply_and_free(opt: Trainer, i: int) -> Callable[[Tensor], None]:
     def hook(p: Tensor) -> None:
         grad, p.grad = p.grad, None
         assert grad is not None
-        with torch.no_grad():
-            opt.apply([i], [grad])
+        opt.apply([i], [grad])
 
     return hook
 
@@ -308,8 +323,8 @@ def fit(
     trainer = Trainer(model, config, config.lr_at(client.round, client.rounds), corrections, only=params)
     if opt:
         trainer.load(opt)
-    steps = examples = 0
-    sums: dict[str, Tensor] = {}
+    counts: list[int] = []
+    seen: dict[str, list[tuple[int, Tensor]]] = {}
     with ExitStack() as stack:
         model.train()
         if not buffers:
@@ -319,19 +334,24 @@ def fit(
         for batch in _batches(client, config):
             batch = to_device(batch, client.device, model)
             value, metrics = step(model, trainer, loss or client.task.loss, batch, context)
-            n = count(batch)
+            counts.append(count(batch))
             for name, x in {"loss": value, **metrics}.items():
-                sums[name] = sums.get(name, 0.0) + n * x
+                seen.setdefault(name, []).append((counts[-1], x))
             if after_step is not None:
                 after_step(model)
-            steps, examples = steps + 1, examples + n
-    means = {name: float(x) / examples for name, x in sums.items()}
+    means = {name: _mean(values) for name, values in seen.items()}
     own = buffers_of(model) if buffers else {}
     after = {n: p for n, p in zip(trainer.names, trainer.params, strict=True)}
     return (
         _plain(after, params), trainer.state() if config.optimizer_state == "keep" else {},
-        Stats(steps, examples, means, _plain(own, buffers or {})),
+        Stats(len(counts), sum(counts), means, _plain(own, buffers or {})),
     )  # fmt: skip
+
+
+def _mean(values: Sequence[tuple[int, Tensor]]) -> float:
+    """The mean of scalars weighted by their examples.  They leave their device here, once, not at every step."""
+    scalars = torch.stack([x for _, x in values]).tolist()
+    return sum(n * x for (n, _), x in zip(values, scalars, strict=True)) / sum(n for n, _ in values)
 
 
 def _plain(tensors: Tree, like: Tree) -> Tree:

@@ -93,11 +93,14 @@ def frozen_norms(module: nn.Module) -> Iterator[None]:
 
     For a forward that repeats an earlier one, and for models that have no statistics to use.
     """
-    norms = [(m, m.training, m.track_running_stats) for m in module.modules() if isinstance(m, _NORMS)]
-    for m, _, _ in norms:
-        m.training, m.track_running_stats = True, False
+    norms = [
+        (m, m.training, m.momentum, m.num_batches_tracked) for m in module.modules() if isinstance(m, _NORMS)
+    ]
+    for m, *_ in norms:
+        # Momentum 0 keeps the statistics to the bit, and the graph the same as that of the forward that is repeated.
+        m.training, m.momentum, m.num_batches_tracked = True, 0.0, None
     try:
         yield
     finally:
-        for m, training, tracking in norms:
-            m.training, m.track_running_stats = training, tracking
+        for m, training, momentum, counter in norms:
+            m.training, m.momentum, m.num_batches_tracked = training, momentum, counter

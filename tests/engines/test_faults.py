@@ -1,0 +1,246 @@
+"""Clients that fail, hang, lie or die: counted, reported and left out; never averaged, never a lost run."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fixtures import batches, experiment, network
+
+import lilliput
+from lilliput.algorithms import FedAvg
+from lilliput.data.batches import as_batches
+from lilliput.engines import QuorumError, Sequential, Workers
+from lilliput.fleet import Client, Device, Job, Profile, Request, Tag, on_client
+from lilliput.tasks import Supervised
+from lilliput.tree import Body
+
+ENGINES: dict[str, Callable[[], Any]] = {"sequential": Sequential, "workers": lambda: Workers(2)}
+every_engine = pytest.mark.parametrize("engine", ENGINES)
+
+
+@dataclass(frozen=True)
+class Faulty(FedAvg):
+    """FedAvg whose client 2 misbehaves in one way, from round 2 on."""
+
+    fault: str = "raise"
+
+    @on_client(like={"delta": "params", "buffer_delta": "buffers"})
+    def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
+        reply, state = super().train(client, state, msg)
+        state = {**state, "rounds": state.get("rounds", 0) + 1}
+        if client.id == 2 and client.round > 1:
+            return self._misbehave(reply, state)
+        return reply, state
+
+    def _misbehave(self, reply: Body, state: Body) -> tuple[Body, Body]:
+        delta = dict(reply["delta"])
+        name = next(iter(delta))
+        if self.fault == "raise":
+            raise RuntimeError("the battery is empty")
+        if self.fault == "die":
+            os._exit(7)
+        if self.fault == "hang":
+            time.sleep(60)
+        if self.fault == "inf":
+            delta[name] = delta[name] / 0
+        if self.fault == "shape":
+            delta[name] = delta[name][:1]
+        if self.fault == "names":
+            del delta[name]
+        if self.fault == "missing":
+            return {"metrics": {}}, state
+        if self.fault == "large":
+            return {**reply, "extra": torch.zeros(1 << 20)}, state
+        if self.fault == "metric":
+            return {**reply, "metrics": {"loss": float("nan")}}, state
+        return {**reply, "delta": delta}, state
+
+
+def run(fault: str, engine: Any, **options: Any) -> tuple[lilliput.History, lilliput.Experiment]:
+    e = lilliput.Experiment(Faulty(fault=fault), Supervised(network()), batches(), rounds=3, reply_limit=1 << 20, **options)
+    return e.run(engine), e
+
+
+FAULTS = ("raise", "inf", "shape", "names", "missing", "large", "metric")
+
+
+@every_engine
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_bad_reply_is_dropped_counted_and_reported(fault: str, engine: str, tmp_path: Path) -> None:
+    history, _ = run(fault, ENGINES[engine](), folder=tmp_path)
+    assert [row["dropped"] for row in history.rows] == [0, 1, 1]
+    assert [row["clients"] for row in history.rows] == [6, 5, 5]
+    assert all(p.isfinite().all() for p in history.models["global"].params.values())
+    entries = [json.loads(line)["calls"] for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    errors = {e["client"]: e["error"] for e in entries[1] if e["error"]}
+    words = {"raise": "battery is empty", "inf": "not finite", "metric": "not finite", "large": "more than the limit"}
+    assert list(errors) == [2] and words.get(fault, "of the reply has") in errors[2]
+
+
+@every_engine
+def test_the_others_average_as_if_the_failed_one_had_not_been_called(engine: str) -> None:
+    history, e = run("inf", ENGINES[engine]())
+    cohorts = [list(range(6)), [0, 1, 3, 4, 5], [0, 1, 3, 4, 5]]
+    clean = lilliput.Experiment(FedAvg(), Supervised(network()), batches(), rounds=3, cohorts=cohorts).run("sequential")
+    for name, x in clean.state["params"].items():
+        assert torch.equal(x, history.state["params"][name])
+
+
+def test_the_state_of_a_refused_client_is_that_of_before(tmp_path: Path) -> None:
+    from lilliput import checkpoint
+    from lilliput.store import Store
+
+    run("shape", Sequential(), folder=tmp_path)
+    saved = checkpoint.load(tmp_path / "checkpoint")
+    store = Store(tmp_path / "checkpoint")
+    store.restore(saved.states)
+    assert [store.get(f"client/{c}")["rounds"] for c in range(6)] == [3, 3, 1, 3, 3, 3]
+
+
+@pytest.mark.parametrize("fault", ["die", "hang"])
+def test_a_worker_that_dies_or_hangs_fails_its_clients_for_the_round(fault: str) -> None:
+    history, _ = run(fault, Workers(2), timeout=2.0 if fault == "hang" else None)
+    assert [row["dropped"] for row in history.rows] == [0, 1, 1] or fault == "die"
+    assert all(1 <= row["dropped"] <= 5 for row in history.rows[1:])
+    assert len(history.rows) == 3
+
+
+@every_engine
+def test_less_than_a_quorum_fails_the_round_and_keeps_the_state_before(engine: str, tmp_path: Path) -> None:
+    e = lilliput.Experiment(
+        Faulty(fault="raise"), Supervised(network()), batches(), rounds=3, quorum=1.0, folder=tmp_path, checkpoint_every=1
+    )
+    with pytest.raises(QuorumError, match=r"round 2: 5 of 6 clients answered, fewer than the quorum of 6; .* client 2: .*battery"):
+        e.run(ENGINES[engine]())
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+    e.quorum = 0.5
+    assert len(e.run(ENGINES[engine](), resume=True).rows) == 3
+
+
+@every_engine
+def test_no_replies_at_all_is_one_clear_error(engine: str) -> None:
+    data = {c: [(torch.randn(4, 5), y) for _, y in bs] for c, bs in batches().items()}  # five features, the model takes six
+    e = lilliput.Experiment(FedAvg(), Supervised(network()), data, rounds=1, quorum=0.0)
+    with pytest.raises(QuorumError, match="0 of 6 clients answered, fewer than the quorum of 1"):
+        e.run(ENGINES[engine]())
+
+
+@every_engine
+def test_a_device_without_the_memory_is_refused_saying_by_how_much(engine: str) -> None:
+    profiles = {c: Profile(memory_bytes=1000 if c == 4 else 1 << 30) for c in range(6)}
+    e = lilliput.Experiment(FedAvg(), Supervised(network()), batches(), rounds=1, profiles=profiles, quorum=1.0)
+    with pytest.raises(QuorumError, match=r"client 4: MemoryError: needs .* MiB, .* MiB more than the device has"):
+        e.run(ENGINES[engine]())
+
+
+def test_clients_that_are_not_up_are_not_sampled() -> None:
+    profiles = {c: Profile(availability=0.5) for c in range(6)}
+    e = experiment("fedavg", rounds=30, profiles=profiles, settings={"cohort": None}, evaluate="none")
+    counts = [row["clients"] for row in e.run("sequential").rows]
+    assert 2.0 < sum(counts) / 30 < 4.0  # 6 * 0.5, give or take three standard errors
+
+
+def test_a_stream_must_be_consumed() -> None:
+    @dataclass(frozen=True)
+    class Impatient(FedAvg):
+        def round(self, state: Body, fleet: Any) -> Body:
+            next(fleet.call(self.train, {k: state[k] for k in ("params", "buffers")}))
+            return state
+
+    e = lilliput.Experiment(Impatient(), Supervised(network()), batches(), rounds=1)
+    with pytest.raises(RuntimeError, match="the replies of train were not all consumed"):
+        e.run("sequential")
+
+
+def test_a_key_given_twice_is_an_error() -> None:
+    @dataclass(frozen=True)
+    class Twice(FedAvg):
+        def round(self, state: Body, fleet: Any) -> Body:
+            list(fleet.call(self.train, state, each=lambda c: {"params": state["params"]}))
+            return state
+
+    with pytest.raises(ValueError, match="'params' is given both for all clients and for each"):
+        lilliput.Experiment(Twice(), Supervised(network()), batches(), rounds=1).run("sequential")
+
+
+def test_messages_are_made_lazily_and_replies_come_in_order() -> None:
+    made: list[int] = []
+
+    @dataclass(frozen=True)
+    class Watched(FedAvg):
+        def round(self, state: Body, fleet: Any) -> Body:
+            def message(c: int) -> Body:
+                made.append(c)
+                return state
+
+            for position, reply in enumerate(fleet.call(self.train, each=message, to=[5, 3, 1, 0, 2, 4])):
+                assert reply.client == position
+                assert len(made) <= position + 2  # this one and the one under way
+            return state
+
+    lilliput.Experiment(Watched(), Supervised(network()), batches(), rounds=1).run("sequential")
+    assert made == list(range(6))
+
+
+def test_a_handler_runs_once_per_tag() -> None:
+    runs: list[int] = []
+
+    @dataclass(frozen=True)
+    class Counted(FedAvg):
+        @on_client
+        def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
+            runs.append(client.id)
+            return {"n": len(runs)}, state
+
+    data = {c: as_batches(b) for c, b in batches().items()}
+    device = Device(Job("run", Counted(), Supervised(network()), data, {c: Profile() for c in data}))
+    request = Request(Tag("run", 1, 0, 1), 0, "train", {}, {}, {})
+    assert device.handle(request).body == device.handle(request).body == {"n": 1}
+    again = Request(Tag("run", 1, 1, 1), 0, "train", {}, {}, {})  # another attempt is another execution
+    assert device.handle(again).body == {"n": 2} and runs == [0, 0]
+
+
+def test_a_handler_must_be_marked() -> None:
+    @dataclass(frozen=True)
+    class Unmarked(FedAvg):
+        def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:  # type: ignore[override]
+            return {}, state
+
+    with pytest.raises(LookupError, match="mark it with @on_client"):
+        lilliput.Experiment(Unmarked(), Supervised(network()), batches(), rounds=1).run("sequential")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": {}}, "there is no client"),
+        ({"data": {0: []}}, "client 0 has no data"),
+        ({"rounds": 0}, "rounds is 0"),
+        ({"algorithm": FedAvg(cohort=7)}, "a cohort of 7 does not fit a fleet of 6"),
+        ({"cohorts": [[0, 9]]}, "names client 9, which has no data"),
+        ({"cohorts": [[0]], "rounds": 2}, "fewer than rounds=2"),
+        ({"evaluate": "server"}, "needs a test set"),
+        ({"evaluate": "clients"}, "needs the clients' test sets"),
+        ({"quorum": 2.0}, "quorum is 2.0"),
+        ({"init": {"nonsense": torch.zeros(1)}}, "which the model does not have"),
+    ],
+)
+def test_an_impossible_experiment_is_refused(options: Mapping[str, Any], message: str) -> None:
+    settings = {"algorithm": FedAvg(), "task": Supervised(network()), "data": batches(), "rounds": 1, **options}
+    with pytest.raises(ValueError, match=message):
+        lilliput.Experiment(**settings).run("sequential")
+
+
+def test_nothing_is_left_in_shared_memory() -> None:
+    shm = Path("/dev/shm")
+    before = set(shm.iterdir()) if shm.is_dir() else set()
+    experiment("scaffold").run(Workers(2))
+    assert (set(shm.iterdir()) if shm.is_dir() else set()) == before
