@@ -30,6 +30,11 @@ def run(experiment: Any, state: Body, fleet: Any) -> tuple[dict[Any, Model], dic
     return models, metrics
 
 
+def saved(models: Mapping[Any, Model]) -> Body:
+    """Models as a Body: name -> params, buffers."""
+    return {str(name): {"params": m.params, "buffers": m.buffers or {}} for name, m in models.items()}
+
+
 def at_server(task: Any, models: Mapping[Any, Model], data: Any) -> dict[str, float]:
     """Metrics of each model on the server's test set.
 

@@ -17,7 +17,7 @@ from lilliput.data.batches import as_batches, pooled
 from lilliput.engines import Engine, Round, resolve
 from lilliput.engines.tuning import tuned
 from lilliput.fleet import Job, Model, Profile
-from lilliput.store import Store
+from lilliput.store import Store, write
 from lilliput.tree import Body, Tree, shapes
 
 Row = dict[str, Any]
@@ -327,6 +327,8 @@ class _Run:
             fleet.ledger.entries.extend(after.ledger.entries)
         self.engine = _grown(self.engine, seconds)
         self._write({"round": number, **metrics, **self._measured(fleet, seconds)}, fleet)
+        if metrics and self.folder and stale(self.rows, e.stop.bound()) == 0:
+            write(self.folder, "best.safetensors", {"round": number, "models": evaluation.saved(models)})
         return models
 
     def _measured(self, fleet: Round, seconds: float) -> Row:
