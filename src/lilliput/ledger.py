@@ -14,7 +14,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -44,6 +43,11 @@ class Instrument(TorchDispatchMode):
         self.flops = 0.0
         self.bytes = 0
         self.peak_bytes = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Otherwise torch would import its compiler at the first operation: a second of every process.
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -91,10 +95,9 @@ class Meter:
     def __init__(self, cache: dict[Any, Cost], handler: str, message: Body, state: Body):
         self._cache = cache
         self._handler = handler
-        self._shapes: tuple | None = None
+        self._steps: dict[Any, Cost] = {}
         self._message = message
         self._held = sum(x.nbytes for x in tensors(message)) + sum(x.nbytes for x in tensors(state))
-        self._step = Cost(0.0, 0, 0)
         self._kept = 0
         self.flops = 0.0
 
@@ -107,19 +110,24 @@ class Meter:
 
     def step(self, label: Any, held: Callable[[], int], run: Callable[[], Out]) -> Out:
         """Run a step, instrumented if none of this handler, message shape and `label` was measured before."""
-        if self._shapes is None:
-            self._shapes = tuple(x.shape for x in tensors(self._message))
-        key = (self._handler, self._shapes, label)
-        cost = self._cache.get(key)
-        if cost is None:
-            with Instrument() as probe:
-                out = run()
-            cost = self._cache[key] = Cost(probe.flops, probe.peak_bytes, held())
-        else:
-            out = run()
+        cost = self._steps.get(label)
+        if cost is not None:  # all but a call's first step of a kind: a small key, for the sake of small models
+            self.flops += cost.flops
+            return run()
+        out, cost = self._measured(label, held, run)
+        self._steps[label] = cost
         self.flops += cost.flops
-        self._step = Cost(0.0, max(self._step.peak_bytes, cost.peak_bytes), max(self._step.held_bytes, cost.held_bytes))
         return out
+
+    def _measured(self, label: Any, held: Callable[[], int], run: Callable[[], Out]) -> tuple[Out, Cost]:
+        shapes = tuple(x.shape for x in tensors(self._message))
+        key = (self._handler, shapes, label)
+        if key in self._cache:
+            return run(), self._cache[key]
+        with Instrument() as probe:
+            out = run()
+        self._cache[key] = Cost(probe.flops, probe.peak_bytes, held())
+        return out, self._cache[key]
 
     def keep(self, reply: Body, state: Body) -> None:
         """Note what the call hands back."""
@@ -127,7 +135,9 @@ class Meter:
 
     @property
     def peak_memory_bytes(self) -> int:
-        return self._held + self._step.held_bytes + max(self._step.peak_bytes, self._kept)
+        held = max((cost.held_bytes for cost in self._steps.values()), default=0)
+        allocated = max((cost.peak_bytes for cost in self._steps.values()), default=0)
+        return self._held + held + max(allocated, self._kept)
 
 
 def metered(label: Any, held: Callable[[], int], run: Callable[[], Out]) -> Out:

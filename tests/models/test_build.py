@@ -140,21 +140,21 @@ def test_a_model_of_ones_own_gets_what_its_signature_asks_for(own):
 
 
 def test_what_is_no_model_is_refused(own):
-    with pytest.raises(ValueError, match="is a int; name a class, a function or a module"):
+    with pytest.raises(ValueError, match="is of type int; name a class, a function or a module"):
         own("number")
-    with pytest.raises(ValueError, match="made a int; it must make"):
+    with pytest.raises(ValueError, match="of type int; it must make"):
         own("wrong")
-    with pytest.raises(ValueError, match="no option 'widht'; nearest: width"):
+    with pytest.raises(ValueError, match="no option 'widht'; did you mean 'width'"):
         own("Net", widht=3)
-    with pytest.raises(ValueError, match="no option 'width'; nearest: none"):
+    with pytest.raises(ValueError, match="no option 'width'; there are none"):
         own("bare", width=3)
 
 
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("resnet21", {}, "resnet"),
-        ("mlp", {"hiden": (3,)}, "nearest: hidden"),
+        ("resnet21", {}, "unknown model 'resnet21'; did you mean 'resnet"),
+        ("mlp", {"hiden": (3,)}, "did you mean 'hidden'"),
         ("resnet18", {"blocks": (1, 1)}, "no option 'blocks'"),
         ("cnn", {"shape": (64,)}, r"takes images \(channels, height, width\), not shape \(64,\); try mlp"),
         ("cnn_pfl", {"shape": (1, 4, 4)}, "at least 6 x 6 pixels, not 4 x 4"),

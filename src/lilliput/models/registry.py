@@ -6,7 +6,6 @@ A factory takes `shape` (of one example), `classes` and options of its own by ke
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,7 +18,7 @@ from lilliput.models.char_lstm import CharLSTM
 from lilliput.models.cnn import CNN, PflCNN, SimpleConv
 from lilliput.models.mlp import MLP
 from lilliput.models.resnet import BottleneckResNet, CifarResNet, ResNet
-from lilliput.registry import resolve
+from lilliput.registry import nearest, resolve
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
@@ -64,10 +63,10 @@ def build(name: str, *, shape: Sequence[int], classes: int, **options: Any) -> n
     elif callable(made):
         factory = made
     else:
-        raise ValueError(f"model {name!r} is a {type(made).__name__}; name a class, a function or a module")
+        raise ValueError(f"model {name!r} is of type {type(made).__name__}; name a class, a function or a module")
     model = factory(**_arguments(name, factory, {"shape": tuple(shape), "classes": classes}, options))
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model {name!r} made a {type(model).__name__}; it must make a torch.nn.Module")
+        raise ValueError(f"model {name!r} made something of type {type(model).__name__}; it must make a torch.nn.Module")
     return model
 
 
@@ -85,6 +84,5 @@ def _arguments(
     for option in options:
         if option not in accepted:
             own = [known for known in accepted if known not in about]
-            near = difflib.get_close_matches(option, own, 1) or [", ".join(own) or "none"]
-            raise ValueError(f"model {name!r} has no option {option!r}; nearest: {near[0]}")
+            raise ValueError(f"model {name!r} has no option {option!r}; {nearest(option, own)}")
     return {**{key: value for key, value in about.items() if key in accepted}, **options}
