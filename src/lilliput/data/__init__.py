@@ -1,0 +1,51 @@
+"""Data: sets by name or of one's own, how they lie on clients, and the batches a client draws.
+
+>>> data = federate(load("digits"), "dirichlet", clients=20, alpha=0.5)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lilliput.data.batches import ArrayBatches, Batch, Batches, ListBatches, Pooled, as_batches, pooled
+from lilliput.data.datasets import Dataset
+from lilliput.data.embedded import digits, stdlib
+from lilliput.data.federate import Federated, federate
+from lilliput.data.partition import PARTITIONS
+from lilliput.registry import resolve
+
+DATASETS: dict[str, Callable[..., Dataset]] = {"digits": digits, "stdlib": stdlib}
+
+__all__ = [
+    "DATASETS", "PARTITIONS", "ArrayBatches", "Batch", "Batches", "Dataset", "Federated", "ListBatches", "Pooled",
+    "as_batches", "digits", "federate", "load", "names", "pooled", "stdlib",
+]  # fmt: skip
+
+
+def names() -> list[str]:
+    """The names that `load` knows, in alphabetical order."""
+    return sorted(DATASETS)
+
+
+def load(name: str, folder: str | None = None, **options: Any) -> Dataset:
+    """The data set of this name, from `folder` where it is of files.
+
+    `name` is one of `names()`, a file and a name in it (`mine.py:my_data`), an import path (`package.module:my_data`)
+    or an entry point of the group `lilliput.datasets`; a data set of a user's own is a `Dataset` or what returns one.
+    Raises ValueError for an unknown name or option, and for files that are missing or not what they should be.
+    """
+    made = resolve("dataset", name, DATASETS)
+    if isinstance(made, Dataset):
+        return made
+    if folder is not None:
+        options["folder"] = folder
+    try:
+        dataset = made(**options)
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        raise ValueError(f"dataset {name!r}: {str(error).partition('() ')[2] or error}") from error
+    if not isinstance(dataset, Dataset):
+        raise ValueError(f"dataset {name!r} made a {type(dataset).__name__}; it must make a lilliput.data.Dataset")
+    return dataset

@@ -1,0 +1,118 @@
+"""What a batch of images goes through on its way to the model: crop, flip, cutout, all images at once; normalise.
+
+Images are (N, C, H, W).  Crop and flip see the pixels as stored; cutout comes after normalising, so that what it cuts
+out is the mean colour (DeVries and Taylor, 2017).  Draws come from the generator given; without one nothing is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lilliput.registry import nearest
+
+Draw = torch.Generator
+Step = Callable[[Tensor, Draw], Tensor]
+
+
+def crop(x: Tensor, generator: Draw, padding: int = 4, mode: str = "zero") -> Tensor:
+    """Windows of the images' own size at random places of the padded images; `mode` pads by zero or reflect."""
+    n, _, height, width = x.shape
+    if padding >= min(height, width):
+        raise ValueError(f"crop:{padding} exceeds images of {height} x {width}; choose less than {min(height, width)}")
+    padded = pad(x, padding, mode)
+    views = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, 2 padding + 1, 2 padding + 1, H, W), no copy
+    down, right = (torch.randint(2 * padding + 1, (n,), generator=generator) for _ in range(2))
+    return views[torch.arange(n), :, down, right]
+
+
+def pad(x: Tensor, padding: int, mode: str) -> Tensor:
+    """Images with so many more pixels on every side, of any type of number."""
+    if mode == "zero":
+        return torch.nn.functional.pad(x, (padding,) * 4)
+    if mode != "reflect":
+        raise ValueError(f"crop pads by zero or reflect, not {mode!r}")
+    for dim in (2, 3):
+        last = x.shape[dim] - 1
+        x = x.index_select(dim, last - (last - torch.arange(-padding, last + padding + 1).abs()).abs())
+    return x
+
+
+def flip(x: Tensor, generator: Draw) -> Tensor:
+    """Half of the images, by lot, mirrored left to right."""
+    mirrored = torch.rand(len(x), generator=generator) < 0.5
+    return torch.where(mirrored[:, None, None, None], x.flip(3), x)
+
+
+def cutout(x: Tensor, generator: Draw, size: int = 16) -> Tensor:
+    """Each image with a square of zeros around a random pixel, clipped at the edges."""
+    inside = []
+    for length in x.shape[2:]:
+        centre = torch.randint(length, (len(x), 1), generator=generator)
+        place = torch.arange(length)
+        inside.append((place >= centre - size // 2) & (place < centre - size // 2 + size))
+    rows, columns = inside
+    return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+
+
+def normalise(x: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
+    """float32 images: uint8 is scaled to [0, 1]; then, if given, minus the mean and divided by std of each channel."""
+    scale = 1.0 if x.is_floating_point() else 255.0
+    x = x.to(torch.float32)
+    if mean is None or std is None:
+        return x / scale if scale != 1 else x
+    return (x - scale * _channels(mean)).mul_(1 / (scale * _channels(std)))
+
+
+STEPS: dict[str, Callable[..., Tensor]] = {"crop": crop, "flip": flip, "cutout": cutout}
+
+
+@dataclass(frozen=True)
+class Augment:
+    """The transform of a data set's batches; `steps` are names with settings: `crop:4:reflect`, `flip`, `cutout:16`."""
+
+    steps: tuple[str, ...] = ()
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for text in self.steps:
+            step(text)
+
+    def __call__(self, x: Tensor, generator: Draw | None) -> Tensor:
+        """Images ready for the model; as they are but for normalising if there is no generator."""
+        late = [text for text in self.steps if text.startswith("cutout")]
+        if generator is not None:
+            for text in self.steps:
+                x = x if text in late else step(text)(x, generator)
+        x = normalise(x, self.mean, self.std)
+        if generator is not None:
+            for text in late:
+                x = step(text)(x, generator)
+        return x
+
+
+def step(text: str) -> Step:
+    """The step of a name and its settings; raises ValueError for one there is not."""
+    name, *settings = text.split(":")
+    if name not in STEPS:
+        raise ValueError(f"unknown augmentation {text!r}; {nearest(name, STEPS)}")
+    if len(settings) > {"crop": 2, "flip": 0, "cutout": 1}[name]:
+        raise ValueError(f"augmentation {text!r} has too many settings; write crop:4:reflect, flip, cutout:16")
+    keys = {"crop": ("padding", "mode"), "flip": (), "cutout": ("size",)}[name]
+    values: dict[str, int | str] = {}
+    for key, value in zip(keys, settings, strict=False):
+        if key != "mode" and not value.isdigit():
+            raise ValueError(f"augmentation {text!r}: {key} is {value!r}; it must be a whole number of pixels")
+        if key == "mode" and value not in ("zero", "reflect"):
+            raise ValueError(f"augmentation {text!r}: choose zero or reflect, not {value!r}")
+        values[key] = value if key == "mode" else int(value)
+    return partial(STEPS[name], **values)
+
+
+def _channels(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32)[:, None, None]

@@ -1,0 +1,83 @@
+"""A data set: columns of tensors, what they mean, and whose they are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+KINDS = ("image", "tabular", "text")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Training and test examples as columns of equal length: the input first, then its label.
+
+    Images are (N, C, H, W), uint8 in [0, 255] or float; tables (N, features) float; texts (N, length) int64 characters
+    with labels (N, length), the next character at every position.  Other labels are (N,) int64 in [0, classes).
+    Left out, `shape` is that of one input and `kind` follows from it.
+    """
+
+    name: str
+    train: tuple[Tensor, ...]
+    test: tuple[Tensor, ...]
+    classes: int
+    shape: tuple[int, ...] = ()  # of one input: (C, H, W), (features,) or (length,)
+    kind: str = ""  # image, tabular or text
+    mean: tuple[float, ...] | None = None  # per channel, of images scaled to [0, 1]
+    std: tuple[float, ...] | None = None
+    owners: Tensor | None = None  # the natural client of each training example, from 0
+    test_owners: Tensor | None = None
+    owner_names: tuple[str, ...] = ()
+    vocabulary: str | None = None  # of texts: character i stands at place i, the last one for all others
+    augment: tuple[str, ...] = ()  # what training batches of images go through unless a run says otherwise
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "train", tuple(self.train))
+        object.__setattr__(self, "test", tuple(self.test))
+        object.__setattr__(self, "shape", tuple(self.shape) or tuple(self.train[0].shape[1:]))
+        object.__setattr__(self, "kind", self.kind or self._kind())
+        self._check()
+
+    def _kind(self) -> str:
+        if len(self.shape) == 3:
+            return "image"
+        return "text" if self.vocabulary is not None or not self.train[0].is_floating_point() else "tabular"
+
+    def _check(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"{self.name}: kind {self.kind!r} is none of {', '.join(KINDS)}")
+        for part, columns in (("train", self.train), ("test", self.test)):
+            if len({len(column) for column in columns}) > 1:
+                sizes = ", ".join(str(len(column)) for column in columns)
+                raise ValueError(f"{self.name}: the columns of {part} have {sizes} rows; they must have as many each")
+        for owners, columns in ((self.owners, self.train), (self.test_owners, self.test)):
+            if owners is not None and len(owners) != len(columns[0]):
+                raise ValueError(f"{self.name}: there are {len(owners)} owners for {len(columns[0])} examples")
+
+    @property
+    def tokens_per_example(self) -> int | None:
+        """Characters or tokens of one text; None for what is no text."""
+        return self.shape[0] if self.kind == "text" else None
+
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits of what the data are, whatever format or folder they came from."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        owners = [x for x in (self.owners, self.test_owners) if x is not None]
+        return digest([*self.train, *self.test, *owners], str((self.classes, self.vocabulary)))
+
+
+def digest(tensors: Iterable[Tensor], label: str = "") -> str:
+    """Sixteen hexadecimal digits of tensors: their types, shapes and values in order."""
+    content = hashlib.blake2b(label.encode(), digest_size=8)
+    for tensor in tensors:
+        content.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        content.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return content.hexdigest()

@@ -1,0 +1,61 @@
+"""Data that need no download: scikit-learn's handwritten digits, and the source text of Python's standard library."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+from lilliput.data.datasets import Dataset
+from lilliput.data.text import ASCII, from_texts
+from lilliput.random import generator
+
+# Packages of every Python from 3.10 to 3.13; one that a distribution leaves out is left out here too.
+PACKAGES = (
+    "asyncio", "collections", "concurrent", "ctypes", "curses", "dbm", "email", "html", "http", "importlib",
+    "json", "logging", "multiprocessing", "sqlite3", "unittest", "urllib", "wsgiref", "xml", "xmlrpc", "zoneinfo",
+)  # fmt: skip
+
+
+def digits() -> Dataset:
+    """1,797 handwritten digits of 8 x 8 pixels from scikit-learn, scaled to [0, 1]; a fixed fifth is the test."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ValueError("the data set digits needs scikit-learn; pip install 'lilliput[run]'") from error
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images).float().div_(16).unsqueeze(1)
+    labels = torch.from_numpy(bunch.target).long()
+    order = torch.randperm(len(labels), generator=generator("digits", "split"))
+    test, train = order[: len(order) // 5], order[len(order) // 5 :]
+    return Dataset("digits", (images[train], labels[train]), (images[test], labels[test]), 10, (1, 8, 8), "image")
+
+
+def stdlib(length: int = 80, test_share: float = 0.1) -> Dataset:
+    """The source of twenty packages of Python's standard library, character by character, one client per package.
+
+    length: characters of a window
+    test_share: the last part of each package, kept for testing
+    The text is that of the Python that runs; its fingerprint tells versions apart.
+    """
+    if not 0 < test_share < 1:
+        raise ValueError(f"test_share is {test_share}; it must lie between 0 and 1")
+    texts = {package: text for package in PACKAGES if (text := source(package))}
+    if not texts:
+        raise ValueError("this Python has no source files of its standard library; use one installed as files")
+    cut = {p: round(len(text) * (1 - test_share)) for p, text in texts.items()}
+    return from_texts(
+        "stdlib", {p: (t[: cut[p]], t[cut[p] :]) for p, t in texts.items()}, length=length, vocabulary=ASCII
+    )
+
+
+def source(package: str) -> str:
+    """All files of a package without its tests, in the order of their paths; empty if there is no such package."""
+    spec = importlib.util.find_spec(package)  # finds a top-level package without running it
+    if spec is None or not spec.submodule_search_locations:
+        return ""
+    root = Path(next(iter(spec.submodule_search_locations)))
+    files = sorted(file.relative_to(root).as_posix() for file in root.rglob("*.py"))
+    kept = [file for file in files if not {"test", "tests"} & set(Path(file).parts)]
+    return "".join((root / file).read_text(encoding="utf-8", errors="replace") for file in kept)

@@ -1,0 +1,98 @@
+"""From a data set to what each client holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lilliput.data.augment import Augment
+from lilliput.data.batches import ArrayBatches, Batches, Transform
+from lilliput.data.datasets import Dataset, digest
+from lilliput.data.partition import split
+from lilliput.random import generator
+
+EVALUATION_BATCH = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Federated:
+    """A data set on its clients.
+
+    `partition` has all training examples of each client; `train` those it trains on; `client_test` those that a client
+    keeps for testing or test examples that are its own, without the clients that have none.
+    """
+
+    train: dict[int, Batches]
+    test: Batches
+    client_test: dict[int, Batches] | None
+    partition: dict[int, Tensor]
+    fingerprint: str
+
+
+def federate(
+    dataset: Dataset, partition: str | Mapping[int, Any] = "iid", clients: int | None = None, batch_size: int = 32,
+    seed: int = 0, augment: str | Sequence[str] | None = "auto", test_fraction: float = 0.0, **partition_options: Any,
+) -> Federated:  # fmt: skip
+    """Give every training example to a client and cut what each has into batches.
+
+    partition: a name, `auto` (the data set's own clients, else iid), or the indices themselves, {client: indices}
+    clients: how many; 10 by default, or as many as the data set has of its own where it is parted by them
+    augment: `auto` is the data set's own, None is none, else steps such as `("crop:4", "flip", "cutout:16")`
+    test_fraction: share of its examples that each client keeps for testing
+    Raises ValueError for a partition that leaves a client empty or an example out.
+    """
+    if not 0 <= test_fraction < 1:
+        raise ValueError(f"test_fraction is {test_fraction}; it must be at least 0 and less than 1")
+    if partition == "auto":
+        partition = "iid" if dataset.owners is None else "natural"
+    if clients is None:
+        clients = int(dataset.owners.max()) + 1 if partition == "natural" and dataset.owners is not None else 10
+    parts = split(dataset, partition, clients, seed, **partition_options)
+    own_test = {c: _kept(c, index, test_fraction, seed) for c, index in parts.items()}
+    train_part = {c: index[~torch.isin(index, own_test[c])] for c, index in parts.items()}
+    plain = _transform(dataset, None)
+    kept = _batches(dataset.train, own_test, EVALUATION_BATCH, plain) if test_fraction else _owned(dataset, parts)
+    return Federated(
+        _batches(dataset.train, train_part, batch_size, _transform(dataset, augment)),
+        ArrayBatches(dataset.test, EVALUATION_BATCH, transform=plain),
+        kept or None,
+        parts,
+        digest([*parts.values(), *train_part.values()], dataset.fingerprint()),
+    )
+
+
+def _transform(dataset: Dataset, augment: str | Sequence[str] | None) -> Transform | None:
+    if dataset.kind != "image":
+        if augment not in ("auto", None, (), []):
+            raise ValueError(f"augment={augment!r} is for images, and {dataset.name} is {dataset.kind}; leave it out")
+        return None
+    steps = dataset.augment if augment == "auto" else (augment,) if isinstance(augment, str) else tuple(augment or ())
+    return Augment(steps, dataset.mean, dataset.std)
+
+
+def _kept(client: int, index: Tensor, fraction: float, seed: int) -> Tensor:
+    """The examples that a client keeps for testing: at least one, and one left to train on, where it has two."""
+    count = min(max(round(fraction * len(index)), 1), len(index) - 1) if fraction else 0
+    return index[torch.randperm(len(index), generator=generator("client test", seed, client))[:count]].sort().values
+
+
+def _batches(
+    columns: Sequence[Tensor], parts: Mapping[int, Tensor], size: int, transform: Transform | None
+) -> dict[int, Batches]:
+    held = {client: index for client, index in parts.items() if len(index)}
+    return {c: ArrayBatches(columns, size, index=index, transform=transform) for c, index in held.items()}
+
+
+def _owned(dataset: Dataset, parts: Mapping[int, Tensor]) -> dict[int, Batches] | None:
+    """The test examples of each client's owners, where every owner's training examples are on one client."""
+    if dataset.owners is None or dataset.test_owners is None:
+        return None
+    mine = {c: dataset.owners[index].unique() for c, index in parts.items()}
+    if sum(map(len, mine.values())) > len(dataset.owners.unique()):
+        return None
+    test = {c: torch.isin(dataset.test_owners, owners).nonzero().flatten() for c, owners in mine.items()}
+    return _batches(dataset.test, test, EVALUATION_BATCH, _transform(dataset, None))

@@ -1,0 +1,259 @@
+"""How the examples of a data set lie on the clients.
+
+A partition is a function `(dataset, clients, seed, ...) -> {client: indices}` that gives every training example to
+exactly one client, the same for the same seed on every machine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lilliput.data.datasets import Dataset
+from lilliput.random import key
+from lilliput.registry import resolve
+
+Parts = Mapping[int, Any] | Sequence[Any]
+TRIES = 1000
+
+
+def iid(dataset: Dataset, clients: int, seed: int) -> Parts:
+    """Examples dealt at random; sizes differ by one at most."""
+    return np.array_split(_rng(seed, "iid").permutation(len(dataset.train[0])), clients)
+
+
+def dirichlet(dataset: Dataset, clients: int, seed: int, alpha: float = 0.5, min_size: int = 10) -> Parts:
+    """Each class shared out by Dirichlet proportions, as in NIID-Bench (Li et al., ICDE 2022): sizes differ too.
+
+    alpha: small is skewed, large is even
+    min_size: examples that every client must have; where no draw reaches it, the best draw is taken
+    A client that already has its even share gets nothing of the classes that follow.
+    """
+    _positive("alpha", alpha)
+    rng, counts = _rng(seed, "dirichlet"), _counts(dataset, "dirichlet")
+    min_size = min(min_size, int(counts.sum()) // clients)
+    best = _skewed(rng, counts, clients, alpha)
+    for _ in range(TRIES):
+        if best.sum(1).min() >= min_size:
+            break
+        best = max(best, _skewed(rng, counts, clients, alpha), key=lambda shares: shares.sum(1).min())
+    return _deal(rng, dataset, best)
+
+
+def _skewed(rng: np.random.Generator, counts: np.ndarray, clients: int, alpha: float) -> np.ndarray:
+    """Examples (clients, classes) by one draw of proportions per class among the clients below their even share."""
+    shares = np.zeros((clients, len(counts)), dtype=np.int64)
+    for k in np.flatnonzero(counts):
+        count = counts[k]
+        below = shares.sum(1) < counts.sum() / clients
+        p = rng.dirichlet(np.full(clients, alpha)) * below
+        p = p / p.sum() if p.sum() > 0 else below / below.sum()
+        shares[:, k] = np.diff((np.cumsum(p) * count).astype(np.int64), prepend=0)
+        shares[np.flatnonzero(below)[-1], k] += count - shares[:, k].sum()
+    return shares
+
+
+def dirichlet_equal(dataset: Dataset, clients: int, seed: int, alpha: float = 0.5) -> Parts:
+    """Clients of equal size whose mixes of classes are Dirichlet draws around the data set's own mix.
+
+    alpha: small is skewed, large is even
+    The draws (clients, classes) are scaled alternately to the sizes of clients and classes (iterative proportional
+    fitting), so that no client is left with what the others did not take; whole numbers follow by dealing the rest.
+    """
+    _positive("alpha", alpha)
+    rng, counts = _rng(seed, "dirichlet_equal"), _counts(dataset, "dirichlet_equal")
+    sizes = np.array([len(part) for part in np.array_split(np.arange(counts.sum()), clients)])
+    prior = counts / counts.sum()
+    # Unfittable patterns of zeros are ruled out by a share of the data set's own mix, far below one example.
+    mix = np.stack([rng.dirichlet(alpha * len(prior) * prior + 1e-12) for _ in range(clients)]) + 1e-9 * prior
+    for _ in range(TRIES):
+        mix *= (sizes / mix.sum(1))[:, None]
+        scale = counts / np.maximum(mix.sum(0), 1e-300)
+        mix *= scale
+        if np.abs(scale[counts > 0] - 1).max() < 1e-9:
+            break
+    mix *= np.minimum(sizes / mix.sum(1), 1)[:, None]
+    shares = np.floor(mix + 1e-6).astype(np.int64)
+    return _deal(rng, dataset, _filled(rng, shares, sizes, counts))
+
+
+def _filled(rng: np.random.Generator, shares: np.ndarray, sizes: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Shares that add up to `sizes` by client and `counts` by class, from shares that do not exceed them."""
+    clients = np.repeat(np.arange(len(sizes)), sizes - shares.sum(1))
+    classes = rng.permutation(np.repeat(np.arange(len(counts)), counts - shares.sum(0)))
+    np.add.at(shares, (clients, classes), 1)
+    return shares
+
+
+def shards(dataset: Dataset, clients: int, seed: int, shards_per_client: int = 2) -> Parts:
+    """Examples sorted by class, cut into equal shards, and as many shards dealt to each client (McMahan et al., 2017).
+
+    shards_per_client: shards of each client
+    """
+    _positive("shards_per_client", shards_per_client)
+    rng, labels = _rng(seed, "shards"), _labels(dataset, "shards")
+    mixed = rng.permutation(len(labels))
+    pieces = np.array_split(mixed[labels[mixed].argsort(kind="stable")], clients * shards_per_client)
+    hands = rng.permutation(len(pieces)).reshape(clients, shards_per_client)
+    return [np.concatenate([pieces[i] for i in hand]) for hand in hands]
+
+
+def pathological(dataset: Dataset, clients: int, seed: int, classes_per_client: int = 2) -> Parts:
+    """Each client has so many classes and no other; a class is shared evenly by the clients that have it.
+
+    classes_per_client: distinct classes of each client
+    """
+    rng, counts = _rng(seed, "pathological"), _counts(dataset, "pathological")
+    present = np.flatnonzero(counts)
+    if not 1 <= classes_per_client <= len(present):
+        raise ValueError(f"classes_per_client is {classes_per_client}; there are {len(present)} classes")
+    if clients * classes_per_client < len(present):
+        raise ValueError(
+            f"{clients} clients of {classes_per_client} classes leave some of {len(present)} classes to nobody; "
+            f"choose classes_per_client >= {-(-len(present) // clients)}"
+        )
+    held = np.zeros((clients, len(counts)), dtype=bool)
+    for client in range(clients):
+        # The classes that fewest have so far, ties by lot: every class finds a holder.
+        rarity = held[:, present].sum(0) + rng.random(len(present))
+        held[client, present[rarity.argsort()[:classes_per_client]]] = True
+    shares = np.zeros(held.shape, dtype=np.int64)
+    for k in present:
+        holders = np.flatnonzero(held[:, k])
+        shares[holders, k] = [len(part) for part in np.array_split(np.arange(counts[k]), len(holders))]
+    return _deal(rng, dataset, shares)
+
+
+def quantity(dataset: Dataset, clients: int, seed: int, alpha: float = 0.5, min_size: int = 10) -> Parts:
+    """Examples dealt at random to clients of Dirichlet sizes (NIID-Bench's quantity skew).
+
+    alpha: small is skewed, large is even
+    min_size: examples that every client has at least, or its even share if that is less
+    """
+    _positive("alpha", alpha)
+    rng, total = _rng(seed, "quantity"), len(dataset.train[0])
+    least = min(min_size, total // clients)
+    spare = total - least * clients
+    ends = np.cumsum(rng.dirichlet(np.full(clients, alpha)) * spare).round().astype(np.int64)
+    sizes = least + np.diff(np.append(ends[:-1], spare), prepend=0)
+    return np.split(rng.permutation(total), np.cumsum(sizes)[:-1])
+
+
+def natural(dataset: Dataset, clients: int, seed: int) -> Parts:
+    """The data set's own clients: writers, speakers, packages; fewer clients than owners have several owners each."""
+    if dataset.owners is None:
+        raise ValueError(f"{dataset.name} has no clients of its own; choose another partition, such as dirichlet")
+    ids, examples = np.unique(dataset.owners.numpy(), return_inverse=True)
+    if clients > len(ids):
+        raise ValueError(f"{dataset.name} has {len(ids)} clients of its own; choose clients <= {len(ids)}")
+    client_of = np.arange(len(ids))
+    if clients < len(ids):
+        client_of = _rng(seed, "natural").permutation(client_of) % clients
+    return _grouped(client_of[examples], clients)
+
+
+def fixed(dataset: Dataset, clients: int, seed: int, file: str = "") -> Parts:
+    """A partition written down: a JSON file of {client: [indices]}.
+
+    file: the path of the file
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise ValueError(f"there is no partition file {file!r}; write one as JSON, {{client: [indices]}}")
+    try:
+        return {int(client): part for client, part in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file} is no partition: {error}; write JSON, {{client: [indices]}}") from error
+
+
+PARTITIONS: dict[str, Callable[..., Parts]] = {
+    "iid": iid,
+    "dirichlet": dirichlet,
+    "dirichlet_equal": dirichlet_equal,
+    "shards": shards,
+    "pathological": pathological,
+    "quantity": quantity,
+    "natural": natural,
+    "fixed": fixed,
+}
+
+
+def split(
+    dataset: Dataset, partition: str | Mapping[int, Any] = "iid", clients: int = 10, seed: int = 0, **options: Any
+) -> dict[int, Tensor]:
+    """Sorted indices (int64) of each client's training examples; `partition` is a name or the indices themselves.
+
+    Raises ValueError for an unknown name or option, and unless every example has exactly one client and no client none.
+    """
+    if isinstance(partition, Mapping):
+        return checked(partition, len(dataset.train[0]))
+    total = len(dataset.train[0])
+    if not 1 <= clients <= total:
+        raise ValueError(f"clients is {clients}; {dataset.name} has {total} training examples, choose 1 to {total}")
+    rule = resolve("partition", partition, PARTITIONS)
+    try:
+        parts = rule(dataset, clients, seed, **options)
+    except TypeError as error:
+        if "unexpected keyword" not in str(error):
+            raise
+        raise ValueError(f"partition {partition!r}: {str(error).partition('() ')[2]}") from error
+    return checked(parts, total)
+
+
+def checked(parts: Parts, total: int) -> dict[int, Tensor]:
+    """Sorted indices of each client, from a mapping or a sequence; refused unless each of `total` occurs once."""
+    items = parts.items() if isinstance(parts, Mapping) else enumerate(parts)
+    tidy = {int(client): torch.as_tensor(np.sort(np.asarray(part, dtype=np.int64))) for client, part in items}
+    empty = [client for client, part in tidy.items() if not len(part)]
+    if empty:
+        raise ValueError(
+            f"the partition leaves {len(empty)} of {len(tidy)} clients without examples (client {empty[0]} first); "
+            "choose fewer clients, a larger alpha or another seed"
+        )
+    every = torch.cat(list(tidy.values())) if tidy else torch.empty(0, dtype=torch.int64)
+    if len(every) != total or not torch.equal(every.sort().values, torch.arange(total)):
+        raise ValueError(
+            f"the partition has {len(every)} indices, {len(every.unique())} of them distinct; "
+            f"every index from 0 to {total - 1} must occur exactly once"
+        )
+    return tidy
+
+
+def _rng(seed: int, name: str) -> np.random.Generator:
+    return np.random.default_rng(key("partition", name, seed))
+
+
+def _labels(dataset: Dataset, name: str) -> np.ndarray:
+    if len(dataset.train) < 2 or dataset.train[1].dim() != 1:
+        raise ValueError(f"partition {name} needs a label per example; for {dataset.name} choose iid or natural")
+    return dataset.train[1].numpy()
+
+
+def _counts(dataset: Dataset, name: str) -> np.ndarray:
+    return np.bincount(_labels(dataset, name), minlength=dataset.classes)
+
+
+def _deal(rng: np.random.Generator, dataset: Dataset, shares: np.ndarray) -> Parts:
+    """Indices by client: of each class as many as `shares` (clients, classes) says, drawn at random."""
+    labels = dataset.train[1].numpy()
+    client_of = np.empty(len(labels), dtype=np.int64)
+    for k in range(shares.shape[1]):
+        members = rng.permutation(np.flatnonzero(labels == k))
+        client_of[members] = np.repeat(np.arange(len(shares)), shares[:, k])
+    return _grouped(client_of, len(shares))
+
+
+def _grouped(client_of: np.ndarray, clients: int) -> Parts:
+    """Indices by client, from the client of each index."""
+    return np.split(client_of.argsort(kind="stable"), np.bincount(client_of, minlength=clients).cumsum()[:-1])
+
+
+def _positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} is {value}; it must be greater than 0")
