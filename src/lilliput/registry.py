@@ -8,7 +8,10 @@ import importlib.util
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+_users: set[str] = set()  # names of modules that came from a user's files
 
 
 def normal(name: str) -> str:
@@ -17,7 +20,7 @@ def normal(name: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Words that name the closest known names: "; did you mean 'x'?", or the list where nothing is close."""
+    """Words that name the closest known name, "did you mean 'x'?", or all of them where nothing is close."""
     known = sorted(known)
     close = difflib.get_close_matches(normal(name), [normal(k) for k in known], 1)
     if close:
@@ -30,10 +33,15 @@ def is_path(name: str) -> bool:
     return ":" in name
 
 
+def group(kind: str) -> str:
+    """The group of entry points in which packages offer things of a kind: `lilliput.models`, `lilliput.losses`."""
+    return f"lilliput.{kind}{'es' if kind.endswith('s') else 's'}"
+
+
 def resolve(kind: str, name: str, known: Mapping[str, Any]) -> Any:
     """What `name` stands for among things of a kind (algorithm, model, dataset, ...).
 
-    In this order: a known name; `file.py:Name`; `package.module:Name`; an entry point of the group `lilliput.<kind>s`.
+    In this order: a known name; `file.py:Name`; `package.module:Name`; an entry point of the kind's `group`.
     Raises ValueError that names the nearest known one, or says why a user's own could not be loaded.
     """
     by_normal = {normal(k): v for k, v in known.items()}
@@ -43,7 +51,7 @@ def resolve(kind: str, name: str, known: Mapping[str, Any]) -> Any:
         return _attribute(kind, name)
     from importlib.metadata import entry_points
 
-    points = {point.name: point for point in entry_points(group=f"lilliput.{kind}s")}
+    points = {point.name: point for point in entry_points(group=group(kind))}
     for point in points.values():
         if normal(point.name) == normal(name):
             return point.load()
@@ -53,34 +61,55 @@ def resolve(kind: str, name: str, known: Mapping[str, Any]) -> Any:
 
 def _attribute(kind: str, name: str) -> Any:
     where, _, attribute = name.rpartition(":")
-    module = _file(kind, where) if where.endswith(".py") else _module(kind, where)
+    if not where or not attribute:
+        raise ValueError(f"{name!r} is half a {kind}; write file.py:Name or package.module:Name")
+    module = _file(kind, Path(where).expanduser().resolve()) if where.endswith(".py") else _module(kind, where)
     if not hasattr(module, attribute):
         public = [n for n in vars(module) if not n.startswith("_")]
         raise ValueError(f"{where} has no {attribute!r}; {nearest(attribute, public)}")
     return getattr(module, attribute)
 
 
-def _file(kind: str, where: str) -> Any:
-    path = Path(where).resolve()
+def _file(kind: str, path: Path) -> ModuleType:
+    """The module of a file, under the file's own name and importable by it: a spawned worker unpickles it by name."""
     if not path.is_file():
-        raise ValueError(f"there is no file {where!r} to take the {kind} from")
-    # One module per file and process, under a name that pickling in a spawned worker can find again.
-    label = f"lilliput_file_{path.stem}_{abs(hash(str(path))):x}"
-    if label in sys.modules:
-        return sys.modules[label]
-    spec = importlib.util.spec_from_file_location(label, path)
+        raise ValueError(f"there is no file {str(path)!r} to take the {kind} from")
+    loaded = sys.modules.get(path.stem)
+    if loaded is not None and getattr(loaded, "__file__", None) == str(path):
+        return loaded
+    # Hiding a library from those who import it would be worse than a refusal.
+    if path.stem not in _users and _exists(path.stem, str(path)):
+        raise ValueError(f"{path.name} has the name of another module, {path.stem!r}; rename the file")
+    _users.add(path.stem)
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    return _execute(path)
+
+
+def _exists(module: str, besides: str) -> bool:
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # ValueError: a module without a spec, such as __main__
+        return module in sys.modules
+    return spec is not None and spec.origin != besides
+
+
+def _execute(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[label] = module
+    before, module = sys.modules.get(path.stem), importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        del sys.modules[label]
-        raise ValueError(f"{where} does not load: {type(error).__name__}: {error}") from error
+        sys.modules.pop(path.stem)
+        if before is not None:
+            sys.modules[path.stem] = before
+        raise ValueError(f"{path} does not load: {type(error).__name__}: {error}") from error
     return module
 
 
-def _module(kind: str, where: str) -> Any:
+def _module(kind: str, where: str) -> ModuleType:
     try:
         return importlib.import_module(where)
     except ImportError as error:
