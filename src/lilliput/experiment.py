@@ -247,6 +247,8 @@ class _Run:
         self.e = e = experiment
         self.engine = engine
         self.folder = Path(e.folder) if e.folder is not None else None  # type: ignore[arg-type]
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
         saved = self._find(resume)
         run = saved.run if saved else uuid.uuid4().hex[:12]
         profiles = e.profiles if isinstance(e.profiles, Mapping) else {c: e.profiles or Profile() for c in e.data}

@@ -1,0 +1,51 @@
+"""Stop rules: the first that holds ends the run, after the round in which it does."""
+
+import pytest
+from fixtures import experiment
+
+from lilliput import Stop
+
+
+def rows(**values: list[float]) -> list[dict]:
+    n = len(next(iter(values.values())))
+    base = {"up_bytes": 1_000_000, "down_bytes": 500_000, "seconds": 2.0}
+    return [{**base, **{k: v[i] for k, v in values.items()}} for i in range(n)]
+
+
+def test_targets_of_either_direction() -> None:
+    assert Stop(target="accuracy>=0.9").reason(rows(accuracy=[0.5, 0.91])) == "reached accuracy>=0.9"
+    assert Stop(target="accuracy>=0.9").reason(rows(accuracy=[0.95, 0.5])) is None
+    assert Stop(target="clients/loss<=0.3").reason(rows(**{"clients/loss": [0.2]}))
+
+
+def test_bytes_and_seconds_add_up_over_rounds() -> None:
+    assert Stop(comm_threshold_mb=3.0).reason(rows(accuracy=[0.1])) is None
+    assert Stop(comm_threshold_mb=3.0).reason(rows(accuracy=[0.1, 0.2])) == "sent 3.0 MB"
+    assert Stop(seconds=5).reason(rows(accuracy=[0.1] * 3)) == "ran for 5 seconds"
+
+
+def test_patience_counts_evaluations_since_the_best() -> None:
+    stop = Stop(patience=2)
+    assert stop.reason(rows(accuracy=[0.1, 0.3, 0.2])) is None
+    assert stop.reason(rows(accuracy=[0.1, 0.3, 0.2, 0.3])) == "no better value in 2 evaluations"
+    assert Stop(patience=2, target="loss<=0").reason(rows(loss=[3.0, 1.0, 2.0, 2.0]))
+
+
+@pytest.mark.parametrize("bad", ["accuracy", "accuracy>0.9", "accuracy>=high"])
+def test_a_target_that_is_none_is_refused(bad: str) -> None:
+    with pytest.raises(ValueError, match="is not like"):
+        Stop(target=bad)
+
+
+def test_every_method_stops_at_its_byte_budget() -> None:
+    for name in ("fedavg", "scaffold", "two_calls"):
+        first = experiment(name, rounds=1, evaluate="none").run("sequential").rows[0]
+        budget = 2.5 * (first["up_bytes"] + first["down_bytes"]) / 1e6
+        history = experiment(name, rounds=9, evaluate="none", stop=Stop(comm_threshold_mb=budget)).run("sequential")
+        assert len(history.rows) == 3 and history.stopped.startswith("sent")
+
+
+def test_a_resumed_run_that_had_stopped_does_not_go_on(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    stop = Stop(comm_threshold_mb=1e-6)
+    experiment("fedavg", rounds=9, stop=stop, folder=tmp_path).run("sequential")
+    assert len(experiment("fedavg", rounds=9, stop=stop, folder=tmp_path).run("sequential", resume=True).rows) == 1
