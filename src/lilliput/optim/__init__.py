@@ -1,0 +1,6 @@
+"""Optimizers that train in a subspace: GaLore, Online Subspace Descent and what followed, for any PyTorch program."""
+
+from lilliput.optim.galore import GaLoreAdafactor, GaLoreAdamW, GaLoreAdamW8bit, GaLoreLion, Lion
+from lilliput.optim.groups import param_groups
+
+__all__ = ["GaLoreAdafactor", "GaLoreAdamW", "GaLoreAdamW8bit", "GaLoreLion", "Lion", "param_groups"]

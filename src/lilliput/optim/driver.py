@@ -1,0 +1,273 @@
+"""The driver of every subspace optimizer: which parameter is due for what, and where its state lives.
+
+Projected parameters keep `P` (and `P2` for full), their moments in the subspace and, for online PCA, the moments of P
+itself under `P_`.  All state is plain tensors and whole numbers.  A parameter whose gradient is not finite is left
+alone for that step and counted in its group's `skipped`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lilliput.optim import checkpoint, options, subspace
+from lilliput.optim.adam import ADAM, fused_
+from lilliput.optim.matmul import fast
+from lilliput.optim.project import Basis, project
+from lilliput.optim.rules import Rule
+from lilliput.optim.states import Layout, allocate, layout, opened, working_dtype
+from lilliput.optim.update import apply_, decays_after, product_dtype
+
+Group = dict[str, Any]
+CHUNK = 2**16  # elements of a dense update on a CPU at a time: its scratch stays in the second-level cache
+
+
+@dataclass
+class Work:
+    """One projected parameter in the middle of a step; G is missing where only R was accumulated."""
+
+    p: Tensor
+    G: Tensor | None
+    R: Tensor
+    basis: Basis
+    probe: Tensor  # a scalar that is not finite if the gradient is not; |G|^2 for online PCA
+
+
+def matrix(x: Tensor) -> Tensor:
+    """A weight or gradient as (out, in): convolutions as out x (in k k).  A view where the memory allows it."""
+    return x.flatten(1)
+
+
+class SubspaceOptimizer(torch.optim.Optimizer):
+    """Common to all: parameter groups with a `rank` are projected, the others get the same rule in full."""
+
+    rule: Rule
+
+    def __init__(self, params: Any, defaults: dict[str, Any], subspace: dict[str, Any]) -> None:
+        unknown = subspace.keys() - {"rank", *options.DEFAULTS}
+        if unknown:
+            raise TypeError(
+                f"unknown options {sorted(unknown)}; a projection takes rank, {', '.join(options.DEFAULTS)}"
+            )
+        self._rank = subspace.pop("rank", None)
+        self._given = subspace
+        self._known: dict[Tensor, list[tuple[Tensor, int]]] = {}
+        params = list(params)
+        if any(isinstance(group, dict) and "rank" in group for group in params):
+            self._rank = None  # the groups say themselves what is projected
+        super().__init__(params, {**defaults, "rule": self.rule.name, "skipped": 0})
+
+    # -- groups ---------------------------------------------------------------------------------------------------
+
+    def add_param_group(self, group: Group) -> None:
+        """Add a group; with a rank given to the constructor, its matrices above that rank and the rest part ways."""
+        for part in self._split(group):
+            official = self.defaults["compat"] == "official"
+            if options.ranked(part):
+                options.complete(part, self._given, official)
+            merged = {**self.defaults, **part}
+            options.check(merged)
+            part.setdefault("base_lr", self.defaults["lr"] if official else merged["lr"])
+            super().add_param_group(part)
+            self._check_params(self.param_groups[-1], official)
+
+    def _split(self, group: Group) -> Iterator[Group]:
+        if self._rank is None or "rank" in group:
+            yield group
+            return
+        rest = {k: v for k, v in group.items() if k not in ("params", "names")}
+        params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+        high: list[Any] = []
+        low: list[Any] = []
+        for entry in params:
+            p = entry[1] if isinstance(entry, tuple) else entry
+            (high if p.dim() >= 2 and min(p.shape[0], p[0].numel()) > self._rank else low).append(entry)
+        if high:
+            yield {**rest, "params": high, "rank": self._rank}
+        if low or not high:
+            yield {**rest, "params": low}
+
+    def _check_params(self, group: Group, official: bool) -> None:
+        names = (
+            group.get("names") or group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
+        )
+        for name, p in zip(names, group["params"], strict=False):
+            if options.ranked(group):
+                options.check_matrix(p, name, group["rank"], official)
+        if options.ranked(group) and self.rule.sign and group["update"].startswith("apollo"):
+            raise ValueError(f"update {group['update']!r} does nothing to a sign: a scaled gradient has the "
+                             "gradient's sign; choose GaLoreAdamW, or update='project' or 'fira'")  # fmt: skip
+
+    # -- the step -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            for some in self._portions(params):
+                self.update(some, [p.grad for p in some], group)  # type: ignore[misc]
+        return loss
+
+    @staticmethod
+    def _portions(params: list[Tensor]) -> Iterable[list[Tensor]]:
+        # On a CPU one at a time: scratch stays in cache.  Elsewhere all at once: one question to the device per group.
+        on_cpu = all(p.device.type == "cpu" for p in params)
+        return ([p] for p in params) if on_cpu else [params]
+
+    @torch.no_grad()
+    def update(self, params: Sequence[Tensor], grads: Sequence[Tensor], group: Group) -> None:
+        """Step these parameters of a group on these gradients (each of its parameter's shape)."""
+        for p, grad in zip(params, grads, strict=True):
+            if grad.is_sparse or grad.device != p.device:
+                raise ValueError(f"the gradient of a {tuple(p.shape)} weight on {p.device} is sparse or on "
+                                 f"{grad.device}; use dense gradients on the weight's device")  # fmt: skip
+        if not params:
+            return
+        with fast(params[0].device):
+            if options.ranked(group):
+                self.finish([self.prepare(p, grad, group) for p, grad in zip(params, grads, strict=True)], group)
+            else:
+                self._ordinary(params, grads, group)
+
+    def prepare(self, p: Tensor, grad: Tensor, group: Group) -> Work:
+        """See a gradient in the subspace, after a refresh of that where it is due."""
+        G = matrix(grad)
+        state = self.ready(p, group)
+        basis = subspace.current(G, state, group, self.rule, self._assigned(p))
+        self._remember(p)
+        R = project(G, basis, product_dtype(group))
+        return Work(
+            p, G, R, basis, torch.linalg.vector_norm(G, dtype=R.dtype).square() if subspace.learns(group) else R.sum()
+        )
+
+    def finish(self, works: list[Work], group: Group) -> None:
+        """Move weights, moments and learning projections, except where a gradient was not finite."""
+        for work, probe in zip(works, torch.stack([w.probe for w in works]).tolist(), strict=True):
+            if math.isfinite(probe):
+                self._apply(work, group)
+                if subspace.learns(group) and probe > 0 and work.G is not None:
+                    subspace.learn_(work.G, work.R, work.probe, self.state[work.p], group, self.rule)
+                    self._remember(work.p)
+            else:
+                group["skipped"] += 1
+
+    def _apply(self, work: Work, group: Group) -> None:
+        state, W = self.state[work.p], matrix(work.p)
+        state["step"] += 1
+        step = state["step"]
+        lr = self.rule.rate(W, step, float(group["lr"]), group)
+        with opened(state, self.rule.moments(tuple(work.R.shape), group), step) as moments:
+            U = self.rule.direction(work.R, moments, step, lr, group)
+        apply_(W, work.G, work.R, U, work.basis, lr, state.get("norm"), self.rule.sign, group)
+        if W.data_ptr() != work.p.data_ptr():  # a weight whose memory order has no matrix view
+            work.p.copy_(W.view(work.p.shape))
+
+    def _ordinary(self, params: Sequence[Tensor], grads: Sequence[Tensor], group: Group) -> None:
+        same_step: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        probes = torch.stack([grad.sum(dtype=working_dtype(grad.dtype)) for grad in grads]).tolist()
+        for p, grad, probe in zip(params, grads, probes, strict=True):
+            state = self.ready(p, group)
+            if not math.isfinite(probe):
+                group["skipped"] += 1
+                continue
+            state["step"] += 1
+            if (
+                self.rule is ADAM
+                and group["states"] == "float32"
+                and p.dtype == state["exp_avg"].dtype
+                and p.is_contiguous()
+            ):
+                same_step.setdefault(state["step"], []).append((p, grad.contiguous()))
+            else:
+                self._dense(p, grad, state, group)
+        for step, pairs in same_step.items():
+            self._fused([p for p, _ in pairs], [grad for _, grad in pairs], step, group)
+
+    def _fused(self, params: list[Tensor], grads: list[Tensor], step: int, group: Group) -> None:
+        lr, decay, after = float(group["lr"]), group["weight_decay"], decays_after(group)
+        fused_(params, grads, [self.state[p] for p in params], step, lr, 0.0 if after else decay, group)
+        if after and decay:
+            torch._foreach_mul_(params, 1 - lr * decay)
+
+    def _dense(self, p: Tensor, grad: Tensor, state: dict[str, Any], group: Group) -> None:
+        step, names = state["step"], self.rule.moments(tuple(p.shape), group)
+        lr = self.rule.rate(p, step, float(group["lr"]), group)
+        keep, after = 1 - lr * group["weight_decay"], decays_after(group)
+        flat = self.rule.elementwise and p.is_contiguous()
+        w, g = (p.view(-1), grad.reshape(-1)) if flat else (p, grad)
+        for part in self._parts(p) if flat else [None]:
+            with opened(state, names, step, part) as moments:
+                piece = g[part] if part else g
+                u = self.rule.direction(piece.to(working_dtype(p.dtype)), moments, step, lr, group)
+            target = w[part] if part else w
+            target.mul_(keep).add_(u.sign_() if self.rule.sign else u, alpha=-lr * (keep if after else 1.0))
+
+    @staticmethod
+    def _parts(p: Tensor) -> Iterator[slice]:
+        size = CHUNK if p.device.type == "cpu" else max(p.numel(), 1)
+        return (slice(i, min(i + size, p.numel())) for i in range(0, p.numel(), size))
+
+    # -- state ----------------------------------------------------------------------------------------------------
+
+    def layout(self, p: Tensor, group: Group) -> Layout:
+        """Names, shapes and dtypes of the state tensors that a parameter of this group keeps."""
+        dtype = working_dtype(p.dtype)
+        if not options.ranked(group):
+            return layout(self.rule.moments(tuple(p.shape), group), group["states"], dtype)
+        return subspace.state_layout((p.shape[0], p[0].numel()), group, self.rule, dtype)
+
+    def ready(self, p: Tensor, group: Group) -> dict[str, Any]:
+        """The state of a parameter, made at its first step; a P assigned before that stays."""
+        state = self.state[p]
+        if "step" not in state:
+            held = {name: what for name, what in self.layout(p, group).items() if name not in ("P", "P2")}
+            state.update(allocate(held, p.device), step=0)
+            if options.ranked(group):
+                state.update(due=0, gap=group["update_proj_gap"], index=self._index(p))
+        return state
+
+    def _index(self, p: Tensor) -> int:
+        return next(i for i, q in enumerate(q for group in self.param_groups for q in group["params"]) if q is p)
+
+    def _assigned(self, p: Tensor) -> bool:
+        held, known = self._factors(p), self._known.get(p, [])
+        return len(held) != len(known) or any(
+            a is not b or version != v for (a, version), (b, v) in zip(held, known, strict=True)
+        )
+
+    def _remember(self, p: Tensor) -> None:
+        self._known[p] = self._factors(p)
+
+    def _factors(self, p: Tensor) -> list[tuple[Tensor, int]]:
+        state = self.state[p]
+        return [(state[name], state[name]._version) for name in ("P", "P2") if name in state]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("_rank", None)
+        self.__dict__.setdefault("_given", {})
+        self._known = {}
+        for p in self.state:
+            self._remember(p)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a checkpoint of the same optimizer and model, on this model's devices, dtypes kept.
+
+        Raises ValueError for another optimizer's or another model's, before anything has changed.
+        """
+        pairs = checkpoint.matched(self, state_dict)
+        super().load_state_dict(state_dict)
+        # The base class would turn every state into its weight's dtype: P into bfloat16, 8-bit codes into floats.
+        for p, saved in pairs:
+            self.state[p] = checkpoint.moved(saved, p.device)
+        self.__setstate__({})

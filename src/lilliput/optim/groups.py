@@ -1,0 +1,57 @@
+"""Parameter groups for any model: which weights are projected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def param_groups(
+    model: nn.Module, rank: int = 128, targets: str | Sequence[str] = "all-linear", **options: Any
+) -> list[dict[str, Any]]:
+    """A projected group and an ordinary one, every trainable parameter in exactly one of them.
+
+    targets: "all-linear" for every linear layer but the output head, "all" for convolutions and the head too, or parts
+    of module names (`["attn", "mlp"]`), linear or convolutional.  Matrices with a side no longer than the rank stay
+    ordinary.
+    options: those of a projected group, such as update_proj_gap, scale, proj_type.
+    Raises ValueError if nothing is projected.
+    """
+    chosen = dict(_chosen(model, rank, targets))
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    projected = [(name, p) for name, p in trainable if id(p) in chosen]
+    ordinary = [(name, p) for name, p in trainable if id(p) not in chosen]
+    if not projected:
+        raise ValueError(f"no trainable weight of targets {targets!r} has both sides longer than rank {rank}; "
+                         "lower the rank or name other targets")  # fmt: skip
+    return [{**_group(projected), "rank": rank, **options}, *([_group(ordinary)] if ordinary else [])]
+
+
+def _group(named: Sequence[tuple[str, Tensor]]) -> dict[str, Any]:
+    return {"params": [p for _, p in named], "names": [name for name, _ in named]}
+
+
+def _chosen(model: nn.Module, rank: int, targets: str | Sequence[str]) -> Iterator[tuple[int, str]]:
+    parts = [targets] if isinstance(targets, str) else list(targets)
+    head = None if isinstance(targets, str) and targets == "all" else _head_weight(model)
+    for name, module in model.named_modules():
+        # Transformers' Conv1D (GPT-2) is a linear layer with a transposed weight.
+        linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+        if not linear and not isinstance(module, CONVOLUTIONS):
+            continue
+        wanted = linear if targets == "all-linear" else targets == "all" or any(part in name for part in parts)
+        weight = module.weight
+        if wanted and weight is not head and min(weight.shape[0], weight[0].numel()) > rank:
+            yield id(weight), name
+
+
+def _head_weight(model: nn.Module) -> Tensor | None:
+    """The output layer's weight of a language model: rows are tokens, and often tied to the embedding."""
+    inner = getattr(model, "_orig_mod", getattr(model, "module", model))  # compiled, or in DistributedDataParallel
+    find: Any = getattr(inner, "get_output_embeddings", None)
+    head = find() if find is not None else None
+    return None if head is None else head.weight

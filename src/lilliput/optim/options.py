@@ -1,0 +1,93 @@
+"""The options of a projected parameter group, with their defaults, and what is refused."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lilliput.optim.pca import OPTIMIZERS as PCA
+from lilliput.optim.states import KINDS
+
+PROJECTIONS = ("std", "reverse_std", "right", "left", "full", "random", "seeded", *PCA)
+REFRESHES = ("power", "svd")
+UPDATES = ("project", "fira", "apollo", "apollo_mini")
+PRECISIONS = ("float32", "bf16")
+COMPAT = (None, "official")
+
+DEFAULTS: dict[str, Any] = {
+    "update_proj_gap": 200,  # steps between refreshes; for online PCA, 1 / gap is the projection's learning rate
+    "scale": 0.25,  # of the update that comes back from the subspace
+    "proj_type": "std",
+    "refresh": "power",  # svd: the published decomposition, an order of magnitude slower
+    "update": "project",  # fira, apollo, apollo_mini: what happens outside the subspace
+    "limiter": 1.01,  # how fast the norm of what fira and apollo add may grow per step
+    "rotate": False,  # read the moments in the new subspace at a refresh, instead of keeping their numbers
+    "lazy": None,  # overlap of old and new subspace from which the gap doubles
+    "seed": 0,  # of random, seeded
+    "orthogonality": 0.1,  # weight of ||P^T P - I||^2 in the loss of online PCA
+    "precision": "float32",  # bf16: of the products with the projection
+}
+
+
+def ranked(group: Mapping[str, Any]) -> bool:
+    """Whether the parameters of a group are projected."""
+    return group.get("rank") is not None
+
+
+def complete(group: dict[str, Any], given: Mapping[str, Any], official: bool) -> None:
+    """Fill a projected group with the optimizer's options and the defaults, in place."""
+    for name, value in {**DEFAULTS, **given}.items():
+        group.setdefault(name, value)
+    if official:
+        group.update(refresh="svd", orthogonality=0.0)
+
+
+def check(group: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming value, rule and remedy, for a group that cannot be trained."""
+    _positive(group, "lr")
+    choices = {"states": KINDS, "compat": COMPAT}
+    if ranked(group):
+        choices |= {"proj_type": PROJECTIONS, "refresh": REFRESHES, "update": UPDATES, "precision": PRECISIONS}
+        _whole(group, "rank")
+        _whole(group, "update_proj_gap")
+        _positive(group, "scale")
+        if group["lazy"] is not None and not 0 < group["lazy"] <= 1:
+            raise ValueError(f"lazy {group['lazy']} is no overlap of two subspaces; choose a number in (0, 1], or None")
+    for name, allowed in choices.items():
+        if group[name] not in allowed:
+            near = difflib.get_close_matches(str(group[name]), [str(x) for x in allowed], 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{name} {group[name]!r} is unknown; choose from {', '.join(map(str, allowed))}{hint}")
+
+
+def check_matrix(p: Tensor, name: str, rank: int, official: bool) -> None:
+    """Raise ValueError if a parameter of a projected group has no such subspace; `official` clamps the rank instead."""
+    if p.dim() < 2:
+        raise ValueError(f"{name} has shape {tuple(p.shape)}, but a group with a rank projects matrices; "
+                         "put vectors into a group without rank, or use optim.param_groups(model)")  # fmt: skip
+    m, n = p.shape[0], p[0].numel()
+    if rank > min(m, n) and not official:
+        raise ValueError(f"rank {rank} exceeds min(m, n) = {min(m, n)} of {name} ({m} x {n}); "
+                         f"choose rank <= {min(m, n)} or put it into a group without rank")  # fmt: skip
+
+
+def _positive(group: Mapping[str, Any], name: str) -> None:
+    value = group[name]
+    if isinstance(value, Tensor) or (value is not None and math.isfinite(value) and value > 0):
+        return
+    if name == "lr" and group.get("relative_step"):
+        return
+    hint = "; a warm-up from zero belongs to a scheduler, which sets it after construction" if value == 0 else ""
+    raise ValueError(f"{name} is {value}: give a number above 0{hint}")
+
+
+def _whole(group: Mapping[str, Any], name: str) -> None:
+    value = group[name]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(
+            f"{name} {value!r} is no whole number above 0; GaLore's papers use 128 to 1024 as rank, 200 as gap"
+        )

@@ -1,0 +1,147 @@
+"""The subspace of one matrix over time: when it is renewed, from what, and what happens to the moments then.
+
+All of it lives in the parameter's state: P (and P2), the step at which a renewal is `due`, the `gap` to the next one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lilliput.optim import basis as bases
+from lilliput.optim import pca
+from lilliput.optim.project import Basis, as_basis, basis_shapes, factors, low_rank_shape, overlap, side, turn
+from lilliput.optim.rules import Options, Rule
+from lilliput.optim.states import Layout, layout, opened, working_dtype
+
+State = dict[str, Any]
+NEVER = 2**62
+
+
+def learns(options: Options) -> bool:
+    """Whether the projection is trained by online PCA."""
+    return options["proj_type"] in pca.OPTIMIZERS
+
+
+def seen_shape(shape: tuple[int, int], options: Options) -> tuple[int, int]:
+    """The shape of a gradient seen in the subspace."""
+    return low_rank_shape(shape, _width(shape, options), side(options["proj_type"], *shape))
+
+
+def state_layout(shape: tuple[int, int], options: Options, rule: Rule, dtype: torch.dtype) -> Layout:
+    """Names, shapes and dtypes of all tensors that a projected m x n matrix keeps."""
+    held = layout(rule.moments(seen_shape(shape, options), options), options["states"], dtype)
+    factor_shapes = basis_shapes(shape, _width(shape, options), side(options["proj_type"], *shape))
+    if options["proj_type"] != "seeded":
+        held |= {name: (factor, dtype) for name, factor in factor_shapes.items()}
+    if learns(options):
+        own, constants = pca.OPTIMIZERS[options["proj_type"]]
+        held |= layout(
+            own.moments(factor_shapes["P"], constants), constants.get("states", "float32"), dtype, prefix="P_"
+        )
+    if options["update"] != "project":
+        held["norm"] = ((), dtype)
+    return held
+
+
+def current(G_mn: Tensor, state: State, options: Options, rule: Rule, assigned: bool) -> Basis:
+    """The basis to use now: the stored one, the one just `assigned` by hand, or a new one if that is due."""
+    old = stored(G_mn, state, options)
+    if old is not None and assigned:
+        _check(G_mn, state, options)
+        state["due"] = NEVER if learns(options) else state["step"] + state["gap"]
+        return old
+    if old is not None and state["step"] < state["due"]:
+        return old
+    if options["proj_type"] == "seeded":
+        return _reseed(G_mn, old, state, options, rule)
+    size = float(torch.linalg.vector_norm(G_mn))
+    if size == 0 or not math.isfinite(size):  # nothing to see here: ask again at the next step
+        return old or _draw(G_mn, state, options, -1)
+    new = _fresh(G_mn, old, state, options)
+    _replace(G_mn, new, old, state, options, rule)
+    return new
+
+
+def stored(G_mn: Tensor, state: State, options: Options) -> Basis | None:
+    """The basis in the state, if there is one."""
+    return as_basis(state["P"], state.get("P2"), side(options["proj_type"], *G_mn.shape)) if "P" in state else None
+
+
+def learn_(G_mn: Tensor, R: Tensor, norm2: Tensor, state: State, options: Options, rule: Rule) -> None:
+    """One step of online PCA on P, in place.  The very first gradient only chooses where P starts."""
+    if state["step"] == 1 or "P" not in state:
+        return
+    basis = as_basis(state["P"], None, side(options["proj_type"], *G_mn.shape))
+    own, constants = pca.OPTIMIZERS[options["proj_type"]]
+    grad = pca.gradient(G_mn, R, basis, norm2, options["orthogonality"])
+    lr = float(options["lr"]) / float(options["base_lr"]) / options["update_proj_gap"]
+    state["P_step"] = state.get("P_step", 0) + 1
+    before = state["P"].clone() if options["rotate"] else None
+    with opened(state, own.moments(tuple(grad.shape), constants), state["P_step"], prefix="P_") as moments:
+        pca.step_(state["P"], grad, moments, state["P_step"], lr, options["proj_type"], options)
+    if before is not None:
+        _turn(G_mn, basis, as_basis(before, None, side(options["proj_type"], *G_mn.shape)), state, options, rule)
+
+
+def _fresh(G_mn: Tensor, old: Basis | None, state: State, options: Options) -> Basis:
+    if options["proj_type"] == "random":
+        return _draw(G_mn, state, options, state["step"])
+    where, G_mn = side(options["proj_type"], *G_mn.shape), G_mn.to(working_dtype(G_mn.dtype))
+    if options["refresh"] == "svd":
+        return bases.svd(G_mn, options["rank"], where)
+    return bases.gram(G_mn, options["rank"], where) if old is None else bases.power(G_mn, old)
+
+
+def _replace(G_mn: Tensor, new: Basis, old: Basis | None, state: State, options: Options, rule: Rule) -> None:
+    if old is not None:
+        if options["rotate"]:
+            _turn(G_mn, new, old, state, options, rule)
+        if options["lazy"] is not None and overlap(new, old) >= options["lazy"]:
+            state["gap"] *= 2
+    state.update(factors(new))
+    state["due"] = NEVER if learns(options) else state["step"] + state["gap"]
+
+
+def _reseed(G_mn: Tensor, old: Basis | None, state: State, options: Options, rule: Rule) -> Basis:
+    count, since = divmod(state["step"], options["update_proj_gap"])
+    new = _draw(G_mn, state, options, count)
+    if options["rotate"] and (old is not None or (count and not since)):
+        old = old or _draw(G_mn, state, options, count - 1)
+        if not bool(G_mn.isfinite().all()):  # this step will be skipped
+            return old
+        _turn(G_mn, new, old, state, options, rule)
+    state.pop("P", None), state.pop("P2", None)
+    return new
+
+
+def _draw(G_mn: Tensor, state: State, options: Options, count: int) -> Basis:
+    like = torch.empty(0, dtype=working_dtype(G_mn.dtype), device=G_mn.device)
+    m, n = G_mn.shape
+    seed = bases.seed_of(options["seed"], state["index"], count)
+    return bases.haar((m, n), _width((m, n), options), side(options["proj_type"], m, n), seed, like)
+
+
+def _turn(G_mn: Tensor, new: Basis, old: Basis, state: State, options: Options, rule: Rule) -> None:
+    if state["step"] == 0:  # no moments yet
+        return
+    m, n = G_mn.shape
+    with opened(state, rule.moments(seen_shape((m, n), options), options), state["step"]) as moments:
+        rule.turn(moments, turn(new, old), state["step"], options)
+
+
+def _check(G_mn: Tensor, state: State, options: Options) -> None:
+    m, n = G_mn.shape
+    for name, shape in basis_shapes((m, n), _width((m, n), options), side(options["proj_type"], m, n)).items():
+        if name not in state or tuple(state[name].shape) != shape:
+            got = tuple(state[name].shape) if name in state else None
+            raise ValueError(f"{name} of shape {got} was assigned to a {m} x {n} matrix; its projection "
+                             f"{options['proj_type']!r} of rank {options['rank']} needs {shape}")  # fmt: skip
+
+
+def _width(shape: tuple[int, int], options: Options) -> int:
+
+    return min(options["rank"], *shape)

@@ -1,0 +1,102 @@
+"""What cannot be trained is refused in one line that names the value, the rule and the remedy."""
+
+import pytest
+import torch
+from torch import nn
+
+from lilliput import optim
+
+
+def weight(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(*shape, generator=torch.Generator().manual_seed(0)))
+
+
+def group(**options):
+    return [{"params": [weight(8, 6)], "rank": 2, **options}]
+
+
+@pytest.mark.parametrize(
+    ("groups", "options", "words"),
+    [
+        (group(rank=7), {}, r"rank 7 exceeds min.* = 6 .*choose rank <= 6"),
+        (group(rank=0), {}, "rank 0 is no whole number"),
+        (group(proj_type="contnuous"), {}, "did you mean 'continuous'"),
+        (group(update="fiera"), {}, "did you mean 'fira'"),
+        (group(refresh="qr"), {}, "refresh 'qr' is unknown"),
+        (group(update_proj_gap=0), {}, "update_proj_gap 0"),
+        (group(lazy=1.5), {}, "lazy 1.5"),
+        (group(scale=-1.0), {}, r"scale is -1\.0"),
+        ([{"params": [weight(8)], "rank": 2}], {}, r"shape \(8,\).*projects matrices"),
+        (group(), {"lr": 0.0}, "lr is 0.0.*scheduler"),
+        (group(), {"lr": None}, "lr is None"),
+        (group(), {"states": "4bit"}, "states '4bit' is unknown"),
+        (group(), {"compat": "oficial"}, "did you mean 'official'"),
+    ],
+)
+def test_impossible_groups_are_refused(groups, options, words):
+    with pytest.raises(ValueError, match=words):
+        optim.GaLoreAdamW(groups, **options)
+
+
+def test_unknown_options_are_refused():
+    with pytest.raises(TypeError, match=r"update_gap.*takes rank, update_proj_gap"):
+        optim.GaLoreAdamW(group(), update_gap=3)
+
+
+def test_scaling_by_channels_does_nothing_to_a_sign():
+    with pytest.raises(ValueError, match="does nothing to a sign"):
+        optim.GaLoreLion(group(update="apollo"))
+
+
+def test_plain_lion_projects_nothing():
+    with pytest.raises(ValueError, match="use GaLoreLion"):
+        optim.Lion(group())
+
+
+def test_adafactor_takes_a_rate_or_the_step_count():
+    with pytest.raises(ValueError, match="lr is None"):
+        optim.GaLoreAdafactor(group())
+    with pytest.raises(ValueError, match="exclude each other"):
+        optim.GaLoreAdafactor(group(), lr=0.1, relative_step=True)
+    optim.GaLoreAdafactor(group(), relative_step=True)
+
+
+def test_an_assigned_projection_of_the_wrong_shape_is_refused():
+    p = weight(8, 6)
+    optimizer = optim.GaLoreAdamW([{"params": [p], "rank": 2}])
+    optimizer.state[p]["P"] = torch.eye(3, 6)
+    p.grad = torch.ones_like(p)
+    with pytest.raises(ValueError, match=r"P of shape \(3, 6\) was assigned to a 8 x 6 matrix.*needs \(2, 6\)"):
+        optimizer.step()
+
+
+def test_sparse_gradients_are_refused():
+    p = weight(8, 6)
+    optimizer = optim.GaLoreAdamW([p])
+    p.grad = torch.ones(8, 6).to_sparse()
+    with pytest.raises(ValueError, match="dense gradients"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (lambda p: optim.GaLoreLion([{"params": [p], "rank": 2}]), "rule='lion'"),
+        (lambda p: optim.GaLoreAdamW([{"params": [p], "rank": 3}]), "rank=3"),
+        (lambda p: optim.GaLoreAdamW8bit([{"params": [p], "rank": 2}]), "states='8bit'"),
+        (lambda p: optim.GaLoreAdamW([{"params": [p, weight(4, 4)], "rank": 2}]), "another model"),
+        (lambda p: optim.GaLoreAdamW([{"params": [weight(8, 7)], "rank": 2}]), "another model or optimizer"),
+    ],
+)
+def test_foreign_checkpoints_are_refused_and_change_nothing(other, words):
+    p = weight(8, 6)
+    optimizer = optim.GaLoreAdamW([{"params": [p], "rank": 2}])
+    foreign = other(p)
+    for made in (optimizer, foreign):
+        for q in (q for g in made.param_groups for q in g["params"]):
+            q.grad = torch.ones_like(q)
+        made.step()
+    before = {k: v.clone() for k, v in optimizer.state[p].items() if isinstance(v, torch.Tensor)}
+    with pytest.raises(ValueError, match=words):
+        optimizer.load_state_dict(foreign.state_dict())
+    assert all(torch.equal(before[k], optimizer.state[p][k]) for k in before)

@@ -1,0 +1,84 @@
+"""Which weights a model's owner gets projected without naming them."""
+
+import pytest
+import torch
+from torch import nn
+
+from lilliput import optim
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(50, 16)
+        self.attn = nn.Linear(16, 16)
+        self.mlp = nn.Linear(16, 40, bias=False)
+        self.conv = nn.Conv2d(8, 16, 3)
+        self.norm = nn.LayerNorm(16)
+        self.head = nn.Linear(16, 50, bias=False)
+
+    def get_output_embeddings(self):
+        return self.head
+
+
+def names(groups):
+    return [set(group["names"]) for group in groups]
+
+
+def test_linear_layers_but_not_the_head_are_projected():
+    projected, ordinary = names(optim.param_groups(Tiny(), rank=4))
+    assert projected == {"attn.weight", "mlp.weight"}
+    assert ordinary == {
+        "embed.weight",
+        "attn.bias",
+        "conv.weight",
+        "conv.bias",
+        "norm.weight",
+        "norm.bias",
+        "head.weight",
+    }
+
+
+def test_all_adds_convolutions_and_the_head():
+    projected, _ = names(optim.param_groups(Tiny(), rank=4, targets="all"))
+    assert projected == {"attn.weight", "mlp.weight", "conv.weight", "head.weight"}
+
+
+def test_targets_are_parts_of_module_names():
+    projected, _ = names(optim.param_groups(Tiny(), rank=4, targets=["mlp", "conv"]))
+    assert projected == {"mlp.weight", "conv.weight"}
+
+
+def test_matrices_not_above_the_rank_stay_ordinary():
+    with pytest.raises(ValueError, match="both sides longer than rank 16"):
+        optim.param_groups(Tiny(), rank=16)
+
+
+def test_frozen_and_tied_weights_appear_at_most_once():
+    model = Tiny()
+    model.head.weight = model.embed.weight
+    model.attn.weight.requires_grad_(False)
+    groups = optim.param_groups(model, rank=4)
+    listed = [id(p) for group in groups for p in group["params"]]
+    assert len(listed) == len(set(listed)) == sum(p.requires_grad for p in model.parameters())
+    assert names(groups)[0] == {"mlp.weight"}
+
+
+def test_options_reach_the_projected_group():
+    optimizer = optim.GaLoreAdamW(optim.param_groups(Tiny(), rank=4, proj_type="continuous", scale=1.0), lr=1e-3)
+    assert optimizer.param_groups[0]["proj_type"] == "continuous" and optimizer.param_groups[0]["scale"] == 1.0
+    assert optimizer.param_groups[0]["update_proj_gap"] == 200 and "rank" not in optimizer.param_groups[1]
+
+
+def test_a_rank_for_plain_parameters_projects_what_exceeds_it():
+    model = Tiny()
+    optimizer = optim.GaLoreAdamW(model.parameters(), lr=1e-3, rank=4, proj_type="left")
+    high, low = optimizer.param_groups
+    assert {tuple(p.shape) for p in high["params"]} == {(50, 16), (16, 16), (40, 16), (16, 8, 3, 3)}
+    assert all(p.dim() == 1 for p in low["params"]) and high["proj_type"] == "left"
+
+
+def test_compiled_models_have_the_same_groups():
+    plain, compiled = Tiny(), torch.compile(Tiny(), backend="eager")
+    strip = [{n.removeprefix("_orig_mod.") for n in part} for part in names(optim.param_groups(compiled, rank=4))]
+    assert strip == names(optim.param_groups(plain, rank=4))
