@@ -1,6 +1,16 @@
 """Optimizers that train in a subspace: GaLore, Online Subspace Descent and what followed, for any PyTorch program."""
 
+from lilliput.optim.footprint import Memory, memory
 from lilliput.optim.galore import GaLoreAdafactor, GaLoreAdamW, GaLoreAdamW8bit, GaLoreLion, Lion
 from lilliput.optim.groups import param_groups
 
-__all__ = ["GaLoreAdafactor", "GaLoreAdamW", "GaLoreAdamW8bit", "GaLoreLion", "Lion", "param_groups"]
+__all__ = [
+    "GaLoreAdafactor",
+    "GaLoreAdamW",
+    "GaLoreAdamW8bit",
+    "GaLoreLion",
+    "Lion",
+    "Memory",
+    "memory",
+    "param_groups",
+]
