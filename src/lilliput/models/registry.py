@@ -66,7 +66,7 @@ def build(name: str, *, shape: Sequence[int], classes: int, **options: Any) -> n
         raise ValueError(f"model {name!r} is of type {type(made).__name__}; name a class, a function or a module")
     model = factory(**_arguments(name, factory, {"shape": tuple(shape), "classes": classes}, options))
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model {name!r} made something of type {type(model).__name__}; it must make a torch.nn.Module")
+        raise ValueError(f"model {name!r} made something of type {type(model).__name__}; it must make an nn.Module")
     return model
 
 

@@ -55,9 +55,13 @@ class _TreeSum:
         weight = self._weigh(reply) / self._unit
         if not held.is_full and self._divide and self._coverage is None:
             self._coverage = {n: torch.full(x.shape, self._mass, device=x.device) for n, x in self._x.items()}
-        if not self._total:
+        first = not self._total
+        if first and not (held.is_full and value.keys() == self._x.keys()):
             self._total = {n: torch.zeros_like(x, dtype=_summed(x)) for n, x in self._x.items()}
-        if held.is_full:
+            first = False
+        if first:  # its weight is 1: a copy saves a pass over zeros
+            self._total = {n: value[n].to(_summed(x), copy=True) for n, x in self._x.items()}
+        elif held.is_full:
             tree.add_(self._total, {n: d.to(_summed(d)) for n, d in value.items()}, weight)
         else:
             held.scatter_add(value, self._total, weight)
