@@ -53,9 +53,14 @@ json_values = st.recursive(
 )
 
 
-@given(key=st.sampled_from(["format", "version", "run", "identity", "round", "attempt", "server", "states"]), value=json_values)
+@given(
+    key=st.sampled_from(["format", "version", "run", "identity", "round", "attempt", "server", "states"]),
+    value=json_values,
+)
 @settings(max_examples=200, deadline=None)
-def test_a_manifest_with_anything_in_a_field_loads_or_is_refused(sample: Path, tmp_path_factory: Any, key: str, value: Any) -> None:
+def test_a_manifest_with_anything_in_a_field_loads_or_is_refused(
+    sample: Path, tmp_path_factory: Any, key: str, value: Any
+) -> None:
     folder = tmp_path_factory.mktemp("field")
     for path in sample.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
@@ -71,7 +76,9 @@ def test_a_manifest_with_anything_in_a_field_loads_or_is_refused(sample: Path, t
 
 @given(position=st.integers(0, 10_000), bit=st.integers(0, 7))
 @settings(max_examples=50, deadline=None)
-def test_a_flipped_bit_in_the_server_state_is_noticed(sample: Path, tmp_path_factory: Any, position: int, bit: int) -> None:
+def test_a_flipped_bit_in_the_server_state_is_noticed(
+    sample: Path, tmp_path_factory: Any, position: int, bit: int
+) -> None:
     folder = tmp_path_factory.mktemp("bit")
     for path in sample.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
@@ -106,7 +113,11 @@ def test_a_file_outside_the_folder_is_never_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"seed": 5}, "its seed is 0, not 5"), ({"settings": {"lr": 0.3}}, "its settings is"), ({"name": "fedprox"}, "its algorithm is 'Scaffold'")],
+    [
+        ({"seed": 5}, "its seed is 0, not 5"),
+        ({"settings": {"lr": 0.3}}, "its settings is"),
+        ({"name": "fedprox"}, "its algorithm is 'Scaffold'"),
+    ],
 )
 def test_another_experiments_checkpoint_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     saved_run(tmp_path)

@@ -13,7 +13,7 @@ from lilliput.ledger import Instrument
 from lilliput.tasks import Supervised
 
 
-def one_layer_run(profile: Profile = Profile(), batch: int = 10, batches: int = 3) -> dict:  # noqa: B008
+def one_layer_run(profile: Profile = Profile(), batch: int = 10, batches: int = 3) -> dict:
     """Linear(100, 50) without bias on one client."""
     data = {0: [(torch.randn(batch, 100), torch.randint(50, (batch,))) for _ in range(batches)]}
     task = Supervised(nn.Linear(100, 50, bias=False))

@@ -24,7 +24,10 @@ def model(bn: bool = False) -> nn.Module:
 
 def client(net: nn.Module | None = None, batches: int = 3, size: int = 6) -> Client:
     generator = torch.Generator().manual_seed(1)
-    data = [(torch.randn(size, 5, generator=generator), torch.randint(3, (size,), generator=generator)) for _ in range(batches)]
+    data = [
+        (torch.randn(size, 5, generator=generator), torch.randint(3, (size,), generator=generator))
+        for _ in range(batches)
+    ]
     return Client(0, Supervised(net or model()), as_batches(data), Profile(), round=1, rounds=10, seed=0)
 
 
@@ -54,19 +57,26 @@ def test_updates_in_backward_hooks_equal_updates_at_once(options: dict[str, Any]
     config = Training(**{"lr": 0.1, "local_epochs": 2, **options})
     x = client().task.init()["params"]
     corrections = [pull_to(tree.zeros_like(x), 0.1), shift({n: torch.full_like(p, 0.01) for n, p in x.items()})]
-    assert_close(trained(replace(config, per_layer=True), corrections=corrections), trained(config, corrections=corrections), 1e-7)
+    assert_close(
+        trained(replace(config, per_layer=True), corrections=corrections),
+        trained(config, corrections=corrections),
+        1e-7,
+    )
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        ({"momentum": 0.9, "weight_decay": 0.01, "nesterov": True}, lambda p: torch.optim.SGD(p, 0.1, 0.9, weight_decay=0.01, nesterov=True)),
+        (
+            {"momentum": 0.9, "weight_decay": 0.01, "nesterov": True},
+            lambda p: torch.optim.SGD(p, 0.1, 0.9, weight_decay=0.01, nesterov=True),
+        ),
         ({"optimizer": "adam", "weight_decay": 0.01}, lambda p: torch.optim.Adam(p, 0.1, weight_decay=0.01)),
         ({"optimizer": "adamw", "weight_decay": 0.1}, lambda p: torch.optim.AdamW(p, 0.1, weight_decay=0.1)),
         ({"optimizer": torch.optim.Adagrad}, lambda p: torch.optim.Adagrad(p, 0.1)),
     ],
     ids=["sgd", "adam", "adamw", "adagrad"],
-)  # fmt: skip
+)
 def test_training_is_that_of_torch_optim(ours: dict[str, Any], theirs: Any) -> None:
     net = model()
     optimizer = theirs(net.parameters())

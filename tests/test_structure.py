@@ -61,11 +61,29 @@ def test_units_form_no_cycle() -> None:
         done |= free
 
 
-HEAVY = "torch._dynamo datasets sklearn hydra omegaconf matplotlib tensorboard pandas scipy flwr ray transformers".split()
+HEAVY = [
+    "torch._dynamo",
+    "datasets",
+    "sklearn",
+    "hydra",
+    "omegaconf",
+    "matplotlib",
+    "tensorboard",
+    "pandas",
+    "scipy",
+    "flwr",
+    "ray",
+    "transformers",
+]
 
 
-@pytest.mark.parametrize("module", ["lilliput", "lilliput.optim", "lilliput.experiment", "lilliput.algorithms", "lilliput.engines"])
+@pytest.mark.parametrize(
+    "module", ["lilliput", "lilliput.optim", "lilliput.experiment", "lilliput.algorithms", "lilliput.engines"]
+)
 def test_importing_loads_torch_and_nothing_heavier(module: str) -> None:
-    code = f"import sys, torch; before = set(sys.modules); import {module}; print(*[m for m in {HEAVY} if m in sys.modules and m not in before])"
+    code = (
+        f"import sys, torch; before = set(sys.modules); import {module}; "
+        f"print(*[m for m in {HEAVY} if m in sys.modules and m not in before])"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == ""

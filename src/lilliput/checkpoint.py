@@ -46,7 +46,8 @@ class Saved:
         for name, value in identity.items():
             if self.identity.get(name) != value:
                 raise CheckpointError(
-                    f"{folder} belongs to another experiment: its {name} is {self.identity.get(name)!r}, not {value!r}; "
+                    f"{folder} belongs to another experiment: its {name} is {self.identity.get(name)!r}, not "
+                    f"{value!r}; "
                     f"resume with the configuration it was made with, or choose another folder"
                 )
 
@@ -90,7 +91,9 @@ def load(folder: Path) -> Saved | None:
         raise CheckpointError(f"{path} is damaged; remove the folder to start again, or restore it") from None
     for file in (saved.server, *saved.states.values()):
         if not (folder / file.name).is_file() or (folder / file.name).stat().st_size != file.bytes:
-            raise CheckpointError(f"cannot go on from {folder}: {file.name} is missing or has another size than recorded")
+            raise CheckpointError(
+                f"cannot go on from {folder}: {file.name} is missing or has another size than recorded"
+            )
     return saved
 
 

@@ -7,7 +7,7 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -184,11 +184,15 @@ class Experiment:
             raise ValueError(f"quorum is {self.quorum}; it is a share, between 0 and 1")
         cohort = getattr(self.algorithm, "cohort", None)
         if cohort is not None and not 1 <= cohort <= len(self.data) and not getattr(self.algorithm, "pooled", False):
-            raise ValueError(f"a cohort of {cohort} does not fit a fleet of {len(self.data)} clients; choose 1 to {len(self.data)}")
+            raise ValueError(
+                f"a cohort of {cohort} does not fit a fleet of {len(self.data)} clients; choose 1 to {len(self.data)}"
+            )
         for cohort in self.cohorts or ():
             foreign = [c for c in cohort if c not in self.data]
             if foreign or not cohort:
-                raise ValueError(f"a cohort names client {foreign[0]}, which has no data" if foreign else "a cohort is empty")
+                raise ValueError(
+                    f"a cohort names client {foreign[0]}, which has no data" if foreign else "a cohort is empty"
+                )
         if self.cohorts is not None and len(self.cohorts) < self.rounds:
             raise ValueError(f"cohorts lists {len(self.cohorts)} rounds, fewer than rounds={self.rounds}")
         if self.evaluate in ("server", "both") and self.test is None:
@@ -215,7 +219,7 @@ class Experiment:
         Raises QuorumError if too few clients answer, CheckpointError if there is nothing sound to resume.
         """
         chosen = resolve(engine)
-        with tuned(self.task) as report:
+        with tuned(self.task, getattr(chosen, "threads", 1)) as report:
             run = _Run(self, chosen, resume)
             try:
                 return replace(run.loop(), tuning=report)
@@ -227,7 +231,9 @@ class Experiment:
         if self.init is not None:
             for kind in ("params", "buffers"):
                 if kind in state:
-                    state[kind] = {n: self.init[n].detach().clone() if n in self.init else x for n, x in state[kind].items()}
+                    state[kind] = {
+                        n: self.init[n].detach().clone() if n in self.init else x for n, x in state[kind].items()
+                    }
             unknown = [n for n in self.init if not any(n in state.get(kind, {}) for kind in ("params", "buffers"))]
             if unknown:
                 raise ValueError(f"init names {unknown[0]!r}, which the model does not have")
@@ -237,7 +243,11 @@ class Experiment:
 def _settings(algorithm: Any) -> dict[str, Any]:
     if not is_dataclass(algorithm):
         return {"repr": repr(algorithm)}
-    return {k: v for k, v in vars(algorithm).items() if not isinstance(v, dict) or not any(hasattr(x, "shape") for x in v.values())}
+    return {
+        k: v
+        for k, v in vars(algorithm).items()
+        if not isinstance(v, dict) or not any(hasattr(x, "shape") for x in v.values())
+    }
 
 
 class _Run:
@@ -246,7 +256,7 @@ class _Run:
     def __init__(self, experiment: Experiment, engine: Engine, resume: bool):
         self.e = e = experiment
         self.engine = engine
-        self.folder = Path(e.folder) if e.folder is not None else None  # type: ignore[arg-type]
+        self.folder = Path(e.folder) if e.folder is not None else None
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
         saved = self._find(resume)
@@ -270,7 +280,9 @@ class _Run:
             self.rows = checkpoint.cut_lines(self.folder / "metrics.jsonl", self.done)
             checkpoint.cut_lines(self.folder / "ledger.jsonl", self.done)
             if len(self.rows) < self.done:
-                raise checkpoint.CheckpointError(f"{self.folder / 'metrics.jsonl'} lacks rounds that the checkpoint has done")
+                raise checkpoint.CheckpointError(
+                    f"{self.folder / 'metrics.jsonl'} lacks rounds that the checkpoint has done"
+                )
         self.engine.open(self.job)
 
     def _find(self, resume: bool) -> checkpoint.Saved | None:
@@ -310,10 +322,17 @@ class _Run:
         fleet = Round(
             self.engine, self.job, self.store, number, attempt=self.attempt, quorum=e.quorum, timeout=e.timeout,
             cohort=e.cohorts[number - 1] if e.cohorts and number else None, reply_limit=e.reply_limit,
-            progress=lambda done, total: [r.progress(number, done, total) for r in e.reporters] and None,
+            progress=self._progress(number),
         )  # fmt: skip
         fleet.evaluating = evaluating
         return fleet
+
+    def _progress(self, number: int) -> Callable[[int, int], None]:
+        def tell(done: int, total: int) -> None:
+            for reporter in self.e.reporters:
+                reporter.progress(number, done, total)
+
+        return tell
 
     def _round(self) -> dict[Any, Model]:
         e, number, started = self.e, self.done + 1, time.perf_counter()
@@ -322,7 +341,8 @@ class _Run:
         fleet.commit()
         self.state, self.done = state, number
         seconds = time.perf_counter() - started
-        models, metrics = {}, {}
+        models: dict[Any, Model] = {}
+        metrics: dict[str, float] = {}
         if number == e.rounds or (number % e.evaluate_every == 0 and e.evaluate != "none"):
             after = self._fleet(number, evaluating=True)
             models, metrics = evaluation.run(e, self.state, after)
@@ -340,7 +360,11 @@ class _Run:
             seen = [(n, m[name]) for n, m in fleet.metrics if name in m]
             if seen:
                 row[f"train_{name}"] = sum(n * x for n, x in seen) / sum(n for n, _ in seen)
-        row |= {"seconds": seconds, "examples": int(trained), "examples_per_second": trained / seconds if seconds else math.inf}
+        row |= {
+            "seconds": seconds,
+            "examples": int(trained),
+            "examples_per_second": trained / seconds if seconds else math.inf,
+        }
         tokens = getattr(self.e.task, "tokens_per_example", None)
         if tokens:
             row["tokens_per_second"] = tokens * row["examples_per_second"]

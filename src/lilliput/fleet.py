@@ -125,9 +125,8 @@ def on_client(handler: Callable | None = None, *, like: Mapping[str, str] | None
     a reply that differs is refused and its client is out for the round.
     """
 
-    def mark(function: Callable) -> Callable:
-        function.on_client = True  # type: ignore[attr-defined]
-        function.like = dict(like or {})  # type: ignore[attr-defined]
+    def mark(function: Any) -> Callable:
+        function.on_client, function.like = True, dict(like or {})
         return function
 
     return mark(handler) if handler is not None else mark
@@ -148,12 +147,12 @@ class Job:
     client_test: Mapping[int, Any] = field(default_factory=dict)
     handlers: Mapping[str, Callable] = field(default_factory=dict)  # device halves that belong to no method: evaluation
 
-    def handler(self, name: str) -> Callable:
+    def handler(self, name: str) -> Any:
         """The device's half of that name; raises LookupError for what is not marked `@on_client`."""
-        handler = self.handlers.get(name) or getattr(self.algorithm, name, None)
+        handler: Any = self.handlers.get(name) or getattr(self.algorithm, name, None)
         if not getattr(handler, "on_client", False):
             raise LookupError(f"{type(self.algorithm).__name__} has no handler {name!r}; mark it with @on_client")
-        return handler  # type: ignore[return-value]
+        return handler
 
 
 class Tag(NamedTuple):
@@ -167,7 +166,10 @@ class Tag(NamedTuple):
 
 @dataclass
 class Request:
-    """One call of a handler on one client.  `common` is shared by all clients of the call; `state` comes with the first."""
+    """One call of a handler on one client.
+
+    `common` is what all clients of the call are sent, `own` the rest; `state` comes with a round's first call.
+    """
 
     tag: Tag
     client: int
@@ -226,13 +228,17 @@ class Device:
         before = self._states.get(c, {})
         client = self._client(c, tag.round)
         decoded = time.perf_counter()
-        with Meter(self._costs, request.handler, message, before) as meter, random.seeded(job.seed, tag.round, c, tag.call):
+        with (
+            Meter(self._costs, request.handler, message, before) as meter,
+            random.seeded(job.seed, tag.round, c, tag.call),
+        ):
             reply, after = job.handler(request.handler)(client, before, message)
         meter.keep(reply, after)
         if meter.peak_memory_bytes > client.profile.memory_bytes:
+            missing = (meter.peak_memory_bytes - client.profile.memory_bytes) / 2**20
             raise MemoryError(
-                f"needs {meter.peak_memory_bytes / 2**20:.1f} MiB, {(meter.peak_memory_bytes - client.profile.memory_bytes) / 2**20:.1f}"
-                f" MiB more than the device has; choose a smaller model, slice or batch"
+                f"needs {meter.peak_memory_bytes / 2**20:.1f} MiB, {missing:.1f} MiB more than the device has; "
+                f"choose a smaller model, slice or batch"
             )
         computed = time.perf_counter()
         if after is not before:

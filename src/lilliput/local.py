@@ -139,9 +139,11 @@ def shift(by: Tree) -> Correction:
 
 
 class Trainer:
-    """A model, the update of its parameters and what happens to a gradient on the way: what `step` needs of a device."""
+    """A model, the update of its parameters, and what happens to a gradient on the way."""
 
-    def __init__(self, model: nn.Module, config: Training, lr: float, corrections: Sequence[Correction] = (), only: Any = None):
+    def __init__(
+        self, model: nn.Module, config: Training, lr: float, corrections: Sequence[Correction] = (), only: Any = None
+    ):
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and (only is None or n in only)]
         self.model, self.config, self.corrections = model, config, list(corrections)
         self.names = [n for n, _ in named]
@@ -163,8 +165,8 @@ class Trainer:
         return _cloned({"update": self.update.state(), "scale": self.scale, "good_steps": self.good_steps})
 
     def load(self, state: Body) -> None:
-        self.update.load(state["update"])  # type: ignore[arg-type]
-        self.scale, self.good_steps = float(state["scale"]), int(state["good_steps"])  # type: ignore[arg-type]
+        self.update.load(state["update"])
+        self.scale, self.good_steps = float(state["scale"]), int(state["good_steps"])
 
     @torch.no_grad()
     def apply(self, indices: Sequence[int], grads: list[Tensor]) -> None:
@@ -184,7 +186,9 @@ class Trainer:
         return model + sum(x.nbytes for x in tree.tensors(self.update.state()))
 
 
-def step(model: nn.Module, opt: Trainer, loss: Loss, batch: Any, context: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
+def step(
+    model: nn.Module, opt: Trainer, loss: Loss, batch: Any, context: Any = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """One optimizer step on one batch: (mean loss, metrics), both detached.
 
     model: in training mode; opt: its `Trainer`; loss: (model, batch, context) -> (scalar, metrics).
@@ -213,7 +217,9 @@ def _parts(batch: Any, pieces: int) -> Iterator[tuple[Any, float]]:
         yield (dict(zip(keys, part, strict=True)) if keys else part), part[0].shape[0] / total
 
 
-def _step_at_once(model: nn.Module, opt: Trainer, loss: Loss, batch: Any, context: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def _step_at_once(
+    model: nn.Module, opt: Trainer, loss: Loss, batch: Any, context: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
     if opt.config.accumulate == 1:
         value, metrics, grads = _gradients(model, opt, loss, batch, context, 1.0)
     else:
@@ -263,10 +269,11 @@ def _unscale(opt: Trainer, grads: list[Tensor]) -> bool:
     return True
 
 
-def _step_in_hooks(model: nn.Module, opt: Trainer, loss: Loss, batch: Any, context: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def _step_in_hooks(
+    model: nn.Module, opt: Trainer, loss: Loss, batch: Any, context: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
     parts = list(_parts(batch, opt.config.accumulate))
-    total: Tensor | float = 0.0
-    metrics: dict[str, Tensor] = {}
+    means: dict[str, Any] = {}
     with ExitStack() as stack:
         for number, (part, share) in enumerate(parts):
             value, seen = _forward(opt, model, loss, part, context)
@@ -274,10 +281,9 @@ def _step_in_hooks(model: nn.Module, opt: Trainer, loss: Loss, batch: Any, conte
                 for i, p in enumerate(opt.params):
                     stack.enter_context(p.register_post_accumulate_grad_hook(_apply_and_free(opt, i)))
             torch.autograd.backward(value * share if share != 1.0 else value, inputs=opt.params)
-            total = total + share * value.detach()
-            for name, x in seen.items():
-                metrics[name] = metrics.get(name, 0.0) + share * x.detach()
-    return total, metrics  # type: ignore[return-value]
+            for name, x in {**seen, "": value}.items():
+                means[name] = means.get(name, 0.0) + share * x.detach()
+    return means.pop(""), means
 
 
 def _apply_and_free(opt: Trainer, i: int) -> Callable[[Tensor], None]:
@@ -392,7 +398,7 @@ class checkpointed:
 
     def __enter__(self) -> None:
         for block in self._blocks:
-            block.forward = self._wrap(block, block.forward)  # type: ignore[method-assign]
+            block.forward = self._wrap(block, block.forward)
 
     def __exit__(self, *error: object) -> None:
         for block in self._blocks:

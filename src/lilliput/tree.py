@@ -7,13 +7,15 @@ kernels are torch's own; one call moves all tensors of a tree.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Union
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Tree = dict[str, Tensor]
-Body = dict[str, Union["Body", Tree, Tensor, int, float, bool, str, None]]  # noqa: UP007 - the alias is recursive
+# What travels, is kept and is checkpointed: Body | Tree | Tensor | int | float | bool | str | None by name, nested.
+# (Any, because a type checker can build a recursive union but not read from one.)
+Body = dict[str, Any]
 
 
 def _pair(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -90,7 +92,9 @@ def mean(trees: Iterable[Tree], weights: Iterable[float] | None = None) -> Tree:
 def dot(a: Tree, b: Tree) -> Tensor:
     """The inner product over all names, a float64 scalar: sums of many small products need the precision."""
     x, y = _pair(a, b)
-    return sum((torch.sum(u * v, dtype=torch.float64) for u, v in zip(x, y, strict=True)), torch.zeros((), dtype=torch.float64))
+    return sum(
+        (torch.sum(u * v, dtype=torch.float64) for u, v in zip(x, y, strict=True)), torch.zeros((), dtype=torch.float64)
+    )
 
 
 def norm(a: Tree) -> Tensor:

@@ -48,13 +48,13 @@ class Sgd:
         torch._foreach_add_(params, grads, alpha=-self.lr)
 
     def _accumulate(self, indices: Sequence[int], grads: list[Tensor]) -> list[Tensor]:
-        fresh = [i for i in indices if self._buffers[i] is None]
+        fresh = self._buffers[indices[0]] is None
         if fresh:  # all of them or none: a buffer starts as the first gradient, not as zero
             buffers = [g.clone() for g in grads]
-            for i, b in zip(indices, buffers, strict=True):
-                self._buffers[i] = b
+            for i, buffer in zip(indices, buffers, strict=True):
+                self._buffers[i] = buffer
         else:
-            buffers = [self._buffers[i] for i in indices]  # type: ignore[misc]
+            buffers = [b for i in indices if (b := self._buffers[i]) is not None]
             torch._foreach_mul_(buffers, self.momentum)
             torch._foreach_add_(buffers, grads)
         return list(torch._foreach_add(grads, buffers, alpha=self.momentum)) if self.nesterov else buffers
@@ -100,7 +100,7 @@ class Adam:
     def load(self, state: Body) -> None:
         for kind, xs in (("m", self._m), ("v", self._v), ("step", self._steps)):
             for i, x in enumerate(xs):
-                x.copy_(state[kind][str(i)])  # type: ignore[index]
+                x.copy_(state[kind][str(i)])
 
 
 class Wrapped:

@@ -65,7 +65,9 @@ class Faulty(FedAvg):
 
 
 def run(fault: str, engine: Any, **options: Any) -> tuple[lilliput.History, lilliput.Experiment]:
-    e = lilliput.Experiment(Faulty(fault=fault), Supervised(network()), batches(), rounds=3, reply_limit=1 << 20, **options)
+    e = lilliput.Experiment(
+        Faulty(fault=fault), Supervised(network()), batches(), rounds=3, reply_limit=1 << 20, **options
+    )
     return e.run(engine), e
 
 
@@ -87,7 +89,7 @@ def test_a_bad_reply_is_dropped_counted_and_reported(fault: str, engine: str, tm
 
 @every_engine
 def test_the_others_average_as_if_the_failed_one_had_not_been_called(engine: str) -> None:
-    history, e = run("inf", ENGINES[engine]())
+    history, _ = run("inf", ENGINES[engine]())
     cohorts = [list(range(6)), [0, 1, 3, 4, 5], [0, 1, 3, 4, 5]]
     clean = lilliput.Experiment(FedAvg(), Supervised(network()), batches(), rounds=3, cohorts=cohorts).run("sequential")
     for name, x in clean.state["params"].items():
@@ -116,9 +118,17 @@ def test_a_worker_that_dies_or_hangs_fails_its_clients_for_the_round(fault: str)
 @every_engine
 def test_less_than_a_quorum_fails_the_round_and_keeps_the_state_before(engine: str, tmp_path: Path) -> None:
     e = lilliput.Experiment(
-        Faulty(fault="raise"), Supervised(network()), batches(), rounds=3, quorum=1.0, folder=tmp_path, checkpoint_every=1
+        Faulty(fault="raise"),
+        Supervised(network()),
+        batches(),
+        rounds=3,
+        quorum=1.0,
+        folder=tmp_path,
+        checkpoint_every=1,
     )
-    with pytest.raises(QuorumError, match=r"round 2: 5 of 6 clients answered, fewer than the quorum of 6; .* client 2: .*battery"):
+    with pytest.raises(
+        QuorumError, match=r"round 2: 5 of 6 clients answered, fewer than the quorum of 6; .* client 2: .*battery"
+    ):
         e.run(ENGINES[engine]())
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
     e.quorum = 0.5
@@ -127,7 +137,9 @@ def test_less_than_a_quorum_fails_the_round_and_keeps_the_state_before(engine: s
 
 @every_engine
 def test_no_replies_at_all_is_one_clear_error(engine: str) -> None:
-    data = {c: [(torch.randn(4, 5), y) for _, y in bs] for c, bs in batches().items()}  # five features, the model takes six
+    data = {
+        c: [(torch.randn(4, 5), y) for _, y in bs] for c, bs in batches().items()
+    }  # five features, the model takes six
     e = lilliput.Experiment(FedAvg(), Supervised(network()), data, rounds=1, quorum=0.0)
     with pytest.raises(QuorumError, match="0 of 6 clients answered, fewer than the quorum of 1"):
         e.run(ENGINES[engine]())

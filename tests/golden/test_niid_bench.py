@@ -1,7 +1,7 @@
 """The published programs' trajectories of FedAvg, FedProx, SCAFFOLD, FedNova and MOON, replayed step for step.
 
-The recording: three clients with 3, 2 and 1 fixed batches, three rounds of two local epochs, SGD(0.1, weight decay 1e-5);
-see the README beside it for how it was made.
+The recording: three clients with 3, 2 and 1 fixed batches, three rounds of two local epochs, SGD(0.1, weight decay
+1e-5); see the README beside it for how it was made.
 """
 
 from collections.abc import Iterator
@@ -18,10 +18,24 @@ from lilliput.algorithms import FedAvg, FedNova, FedProx, Moon, Scaffold
 from lilliput.submodel import weighted_mean
 
 COPY = Path(__file__).with_name("niid_bench.safetensors")
-RUNS = (
-    "fedavg fedavg_m fedavg_bn fedavg_partial fedprox fedprox_mu0 scaffold scaffold_m scaffold_bn scaffold_partial "
-    "fednova fednova_m fednova_bn fednova_partial moon moon_mu0"
-).split()
+RUNS = [
+    "fedavg",
+    "fedavg_m",
+    "fedavg_bn",
+    "fedavg_partial",
+    "fedprox",
+    "fedprox_mu0",
+    "scaffold",
+    "scaffold_m",
+    "scaffold_bn",
+    "scaffold_partial",
+    "fednova",
+    "fednova_m",
+    "fednova_bn",
+    "fednova_partial",
+    "moon",
+    "moon_mu0",
+]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +87,12 @@ class Run:
     def algorithm(self) -> FedAvg:
         method = self.name.split("_")[0]
         momentum = 0.9 if method == "moon" else self.hp("rho")  # the published MOON fixes its momentum
-        common = {"lr": self.hp("lr"), "momentum": momentum, "weight_decay": self.hp("reg"), "local_epochs": int(self.hp("epochs"))}
+        common = {
+            "lr": self.hp("lr"),
+            "momentum": momentum,
+            "weight_decay": self.hp("reg"),
+            "local_epochs": int(self.hp("epochs")),
+        }
         if method == "fedprox":
             return FedProx(**common, mu=self.hp("mu"))
         if method == "moon":
@@ -108,7 +127,9 @@ def test_every_round_of_the_published_run_is_replayed(name: str, recorded: dict[
         expected = run.tree("final_global" if rounds == 3 else f"round{rounds}/global_before")
         assert ours.keys() == expected.keys()
         for key, x in expected.items():
-            torch.testing.assert_close(ours[key].double(), x.double(), atol=2e-6, rtol=0, msg=lambda m, k=key: f"{name} {k}: {m}")
+            torch.testing.assert_close(
+                ours[key].double(), x.double(), atol=2e-6, rtol=0, msg=lambda m, k=key: f"{name} {k}: {m}"
+            )
 
 
 @pytest.mark.parametrize("name", [run for run in RUNS if run.startswith("scaffold")])

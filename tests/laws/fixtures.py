@@ -11,7 +11,6 @@ from torch import nn
 
 import lilliput
 from lilliput.algorithms import ALGORITHMS, FedAvg
-from lilliput.algorithms.fedavg import FedAvg as _FedAvg
 from lilliput.fleet import Client, Fleet, Model, on_client
 from lilliput.submodel import Mean, Slice, reduce
 from lilliput.tasks import Supervised
@@ -19,7 +18,7 @@ from lilliput.tree import Body, add, scale
 
 
 @dataclass(frozen=True)
-class Sorted(_FedAvg):
+class RollingSlices(FedAvg):
     """A client's slice of the hidden layer is as wide as its id says, and rolls on with the round."""
 
     def __post_init__(self) -> None:
@@ -40,7 +39,7 @@ class Rolling:
 
 @dataclass(frozen=True)
 class TwoCalls:
-    """Two calls per round and state on both sides: clients send a gradient, the server sends back its momentum per client.
+    """Two calls per round and state on both sides: clients send gradients, the server keeps and returns momentum for each.
 
     The first call stages a draw on the device that the second must find; the server keeps a buffer per client.
     """
@@ -72,7 +71,11 @@ class TwoCalls:
         named = dict(model.named_parameters())
         gradient = dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
         draw = torch.rand((), generator=client.generator("draw"))
-        return {"gradient": {n: g.contiguous() for n, g in gradient.items()}}, {**state, "draw": draw, "seen": state.get("seen", 0) + 1}
+        return {"gradient": {n: g.contiguous() for n, g in gradient.items()}}, {
+            **state,
+            "draw": draw,
+            "seen": state.get("seen", 0) + 1,
+        }
 
     @on_client(like={"delta": "buffer"})
     def weigh(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
@@ -95,12 +98,16 @@ def network(bn: bool = True) -> nn.Sequential:
 def batches(clients: int = 6) -> dict[int, list[tuple[torch.Tensor, torch.Tensor]]]:
     """Client c has 1 + c % 3 batches of 4, of classes that lean towards c % 3."""
     generator = torch.Generator().manual_seed(3)
-    draw = lambda c: torch.randn(4, 6, generator=generator) + c % 3  # noqa: E731
-    label = lambda c: torch.where(torch.rand(4, generator=generator) < 0.7, c % 3, torch.randint(3, (4,), generator=generator))  # noqa: E731
-    return {c: [(draw(c), label(c)) for _ in range(1 + c % 3)] for c in range(clients)}
+
+    def batch(c: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.randn(4, 6, generator=generator) + c % 3
+        leaning = torch.rand(4, generator=generator) < 0.7
+        return x, torch.where(leaning, c % 3, torch.randint(3, (4,), generator=generator))
+
+    return {c: [batch(c) for _ in range(1 + c % 3)] for c in range(clients)}
 
 
-TOYS: dict[str, Any] = {"two_calls": TwoCalls, "rolling_slices": Sorted}
+TOYS: dict[str, Any] = {"two_calls": TwoCalls, "rolling_slices": RollingSlices}
 METHODS: dict[str, type] = {**ALGORITHMS, **TOYS}
 
 
@@ -149,6 +156,3 @@ def assert_same_history(a: lilliput.History, b: lilliput.History) -> None:
 def timeless(row: dict[str, Any]) -> dict[str, Any]:
     """A row without what depends on the speed of the machine."""
     return {k: v for k, v in row.items() if k == "simulated_seconds" or "second" not in k}
-
-
-__all__ = ["METHODS", "TOYS", "FedAvg", "assert_same_history", "assert_same_state", "batches", "experiment", "method", "network"]

@@ -59,7 +59,10 @@ def test_permuting_clients_changes_nothing(name: str, engine: str) -> None:
 def test_the_bytes_of_the_ledger_are_those_on_the_wire(name: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Payload of a round = 4 bytes a parameter (8 a batch counter), down and up, for each of the cohort."""
     rows = experiment(name).run(ENGINES[engine]()).rows
-    params, statistics = 6 * 8 + 8 + 8 + 8 + 8 * 3 + 3, 4 * 16 + 8  # BatchNorm: mean and variance in float32, a counter in int64
+    params, statistics = (
+        6 * 8 + 8 + 8 + 8 + 8 * 3 + 3,
+        4 * 16 + 8,
+    )  # BatchNorm: mean and variance in float32, a counter in int64
     model = 4 * params + statistics
     plain = {"fedavg": (model, model), "fedprox": (model, model), "fednova": (model, model), "moon": (model, model)}
     plain["scaffold"] = (model + 4 * params, model + 4 * params)

@@ -19,7 +19,9 @@ SETTINGS = {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.01, "local_epochs": 2,
 
 def run(algorithm: Any, data: Any = None, rounds: int = 3, bn: bool = True) -> lilliput.History:
     data = data if data is not None else batches()
-    return lilliput.Experiment(algorithm=algorithm, task=Supervised(network(bn)), data=data, rounds=rounds).run(Sequential())
+    return lilliput.Experiment(algorithm=algorithm, task=Supervised(network(bn)), data=data, rounds=rounds).run(
+        Sequential()
+    )
 
 
 def test_fedprox_with_zero_mu_is_fedavg() -> None:
@@ -100,7 +102,7 @@ def optimum(algorithm: Any, data: Any, rounds: int = 400) -> float:
 
 
 def test_scaffold_reaches_the_optimum_of_unequal_quadratics() -> None:
-    """f = (1 w^2 + 10 (w - 1)^2) / 2 summed: optimum 10/11.  FedAvg's fixed point solves sum (1 - (1 - lr h)^K)(o - w) = 0."""
+    """f = (w^2 + 10 (w - 1)^2) / 2: optimum 10/11.  FedAvg's fixed point solves sum (1 - (1 - lr h)^K)(o - w) = 0."""
     data = quadratics((1.0, 0.0, 10), (10.0, 1.0, 10))
     lr, steps = 0.05, 10
     assert optimum(Scaffold(lr=lr), data) == pytest.approx(10 / 11, abs=1e-12)

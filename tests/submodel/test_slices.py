@@ -14,7 +14,11 @@ LAYOUT = {"hidden": [("a.weight", 0), ("a.bias", 0), ("b.weight", 1)]}
 
 
 def full() -> Tree:
-    return {"a.weight": torch.arange(12.0).view(4, 3), "a.bias": torch.arange(4.0), "b.weight": torch.arange(8.0).view(2, 4)}
+    return {
+        "a.weight": torch.arange(12.0).view(4, 3),
+        "a.bias": torch.arange(4.0),
+        "b.weight": torch.arange(8.0).view(2, 4),
+    }
 
 
 def held(*indices: int) -> Slice:
@@ -31,7 +35,10 @@ def test_gather_takes_the_rows_and_columns_held() -> None:
 @given(st.sets(st.integers(0, 3)), st.sets(st.integers(0, 2)))
 @settings(max_examples=50, deadline=None)
 def test_scatter_undoes_gather(rows: set[int], columns: set[int]) -> None:
-    axes = {"a.weight:0": torch.tensor(sorted(rows), dtype=torch.int64), "a.weight:1": torch.tensor(sorted(columns), dtype=torch.int64)}
+    axes = {
+        "a.weight:0": torch.tensor(sorted(rows), dtype=torch.int64),
+        "a.weight:1": torch.tensor(sorted(columns), dtype=torch.int64),
+    }
     slice_, x = Slice(axes), full()
     assert all(torch.equal(v, x[k]) for k, v in slice_.scatter(slice_.gather(x), full()).items())
     zero = {k: torch.zeros_like(v) for k, v in x.items()}
@@ -50,7 +57,7 @@ def test_a_slice_survives_its_own_message() -> None:
 
 
 def test_the_mean_of_a_coordinate_runs_over_its_holders() -> None:
-    """Clients 0 and 1 hold units {0, 1} and {1, 2} with 1 and 3 examples and deltas 4 and 8: 4, (4 + 24) / 4, 8, none."""
+    """Clients 0 and 1 hold units {0, 1} and {1, 2}, 1 and 3 examples, deltas 4 and 8: 4, (4 + 24) / 4, 8, none."""
     slices = {0: held(0, 1), 1: held(1, 2)}
     replies = [Reply(c, {"delta": {"a.bias": torch.full((2,), d)}}, n, {}) for c, n, d in ((0, 1, 4.0), (1, 3, 8.0))]
     mean = reduce(replies, slices, delta=Mean("examples").over({"a.bias": torch.zeros(4)}))["delta"]

@@ -47,7 +47,7 @@ class FedAvg(Training):
         return model_reply(msg, params, stats), state
 
     def models(self, state: Body, fleet: Fleet) -> dict[str, Model]:
-        return {"global": Model(state["params"], buffers=state.get("buffers"))}  # type: ignore[arg-type]
+        return {"global": Model(state["params"], buffers=state.get("buffers"))}
 
 
 # What every method that averages models shares: the model's way down, its training, its way up and into the mean.
@@ -61,11 +61,16 @@ def start(config: Training, task: Any) -> Body:
 
 def model_for(held: Slice, state: Body, *more: str) -> Body:
     """What goes down: the client's slice of params, buffers and whatever else has the model's shape."""
-    return {name: held.gather(state[name]) for name in ("params", "buffers", *more) if state.get(name)}  # type: ignore[arg-type]
+    return {name: held.gather(state[name]) for name in ("params", "buffers", *more) if state.get(name)}
 
 
 def train(
-    config: Training, client: Client, state: Body, msg: Body, corrections: Sequence[Correction] = (), loss: Loss | None = None
+    config: Training,
+    client: Client,
+    state: Body,
+    msg: Body,
+    corrections: Sequence[Correction] = (),
+    loss: Loss | None = None,
 ) -> tuple[Tree, Body, Stats]:
     """Fit the model of a message: (params after, client state after, stats).
 
@@ -75,7 +80,7 @@ def train(
     if config.buffers == "local":
         buffers = state.get("buffers") or client.task.init()["buffers"]
     params, opt, stats = fit(
-        client, msg["params"], state.get("opt"), config=config, buffers=buffers, corrections=corrections, loss=loss,  # type: ignore[arg-type]
+        client, msg["params"], state.get("opt"), config=config, buffers=buffers, corrections=corrections, loss=loss,
     )  # fmt: skip
     kept: Body = {"opt": opt} if config.optimizer_state == "keep" else {}
     if config.buffers == "local" and stats.buffers:
@@ -85,9 +90,9 @@ def train(
 
 def model_reply(msg: Body, params: Tree, stats: Stats) -> Body:
     """What goes up: how params and buffers changed, and what training measured."""
-    reply: Body = {"delta": sub(params, msg["params"]), "metrics": measured(stats)}  # type: ignore[arg-type]
+    reply: Body = {"delta": sub(params, msg["params"]), "metrics": measured(stats)}
     if "buffers" in msg:
-        reply["buffer_delta"] = sub(stats.buffers, msg["buffers"])  # type: ignore[arg-type]
+        reply["buffer_delta"] = sub(stats.buffers, msg["buffers"])
     return reply
 
 
@@ -98,15 +103,15 @@ def measured(stats: Stats) -> Body:
 
 def model_sums(combine: Combine, state: Body) -> dict[str, Any]:
     """Accumulators for `delta`, by the method's combine, and for `buffer_delta`, always the mean by examples."""
-    sums = {"delta": combine.over(state["params"])}  # type: ignore[arg-type]
+    sums = {"delta": combine.over(state["params"])}
     if state.get("buffers"):
-        sums["buffer_delta"] = Mean("examples").over(state["buffers"])  # type: ignore[arg-type]
+        sums["buffer_delta"] = Mean("examples").over(state["buffers"])
     return sums
 
 
 def advance(state: Body, sums: dict[str, Any], step: float = 1.0) -> Body:
     """The model after the round: params moved by `step` times the combined delta, buffers by their mean change."""
-    moved: Body = {"params": add(state["params"], sums["delta"], step)}  # type: ignore[arg-type]
+    moved: Body = {"params": add(state["params"], sums["delta"], step)}
     if "buffer_delta" in sums:
-        moved["buffers"] = add(state["buffers"], sums["buffer_delta"])  # type: ignore[arg-type]
+        moved["buffers"] = add(state["buffers"], sums["buffer_delta"])
     return moved

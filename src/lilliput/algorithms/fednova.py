@@ -25,7 +25,9 @@ class FedNova(FedAvg):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.optimizer != "sgd" or self.nesterov or self.optimizer_state == "keep":
-            raise ValueError("FedNova's normaliser is known for SGD with a fresh, plain momentum buffer each round only")
+            raise ValueError(
+                "FedNova's normaliser is known for SGD with a fresh, plain momentum buffer each round only"
+            )
 
     def round(self, state: Body, fleet: Fleet) -> Body:
         held = {c: self.slice(fleet, c) for c in fleet.sample(self.cohort)}
@@ -41,9 +43,9 @@ class FedNova(FedAvg):
         params, state, stats = train(self, client, state, msg)
         a = normalizer(stats.steps, self.momentum)
         reply = model_reply(msg, params, stats)
-        reply["delta"] = scale(reply["delta"], 1 / a)  # type: ignore[arg-type]
+        reply["delta"] = scale(reply["delta"], 1 / a)
         if self.compat == "official" and "buffer_delta" in reply:
-            reply["buffer_delta"] = {n: d / a for n, d in reply["buffer_delta"].items()}  # type: ignore[union-attr]
+            reply["buffer_delta"] = {n: d / a for n, d in reply["buffer_delta"].items()}
         return {**reply, "normalizer": a}, state
 
 

@@ -29,6 +29,6 @@ class FedProx(FedAvg):
 
     @on_client(like={"delta": "params", "buffer_delta": "buffers"})
     def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
-        pull = [pull_to(msg["params"], self.mu)] if self.mu else []  # type: ignore[arg-type]
+        pull = [pull_to(msg["params"], self.mu)] if self.mu else []
         params, state, stats = train(self, client, state, msg, pull)
         return model_reply(msg, params, stats), state

@@ -1,8 +1,8 @@
 """MOON (Li, He and Song, CVPR 2021, eq. 3-4).  https://arxiv.org/abs/2103.16257
 
-loss = criterion + mu * l_con, l_con = -log exp(s(z, z_glob)/T) / (exp(s(z, z_glob)/T) + exp(s(z, z_prev)/T)), with s the
-cosine, z the features of the model in training, z_glob of the model that was sent and z_prev of the client's own last
-one.  A client in its first round has no last model and leaves the term out.
+loss = criterion + mu * l_con, l_con = -log exp(s(z, z_glob)/T) / (exp(s(z, z_glob)/T) + exp(s(z, z_prev)/T)), with s
+the cosine, z the features of the model in training, z_glob of the model that was sent and z_prev of the client's own
+last one.  A client in its first round has no last model and leaves the term out.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Moon(FedAvg):
     def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
         previous: Any = state.get("previous")
         # A slice that rolls on has other neurons than last round's model, whose features then say nothing.
-        if previous is None or shapes(previous["params"]) != shapes(msg["params"]) or not self.mu:  # type: ignore[arg-type]
+        if previous is None or shapes(previous["params"]) != shapes(msg["params"]) or not self.mu:
             params, state, stats = train(self, client, state, msg)
         else:
             with ExitStack() as stack:
@@ -60,8 +60,8 @@ class Moon(FedAvg):
                 stack.enter_context(frozen_norms(model))
             return model
 
-        anchor = teacher("anchor", msg["params"], msg.get("buffers"))  # type: ignore[arg-type]
-        before = teacher("previous", previous["params"], previous["buffers"])  # type: ignore[arg-type]
+        anchor = teacher("anchor", msg["params"], msg.get("buffers"))
+        before = teacher("previous", previous["params"], previous["buffers"])
 
         def loss(model: nn.Module, batch: Any, context: Any) -> tuple[Tensor, dict[str, Tensor]]:
             outputs = task.with_features(model, batch)

@@ -38,11 +38,13 @@ class Scaffold(FedAvg):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.optimizer != "sgd" or self.nesterov or self.optimizer_state == "keep":
-            raise ValueError("SCAFFOLD's control variates are known for SGD with a fresh, plain momentum buffer each round only")
+            raise ValueError(
+                "SCAFFOLD's control variates are known for SGD with a fresh, plain momentum buffer each round only"
+            )
         if self.server_lr <= 0:
             raise ValueError(f"server_lr is {self.server_lr}; it must be positive")
 
-    def init(self, task) -> Body:  # type: ignore[no-untyped-def]
+    def init(self, task) -> Body:
         state = super().init(task)
         return {**state, "control": self.control or zeros_like(self._controlled(state))}
 
@@ -53,36 +55,36 @@ class Scaffold(FedAvg):
             each=lambda c: {**model_for(held[c], state, "control"), "slice": held[c].body()},
             to=list(held),
         )
-        sums = reduce(replies, held, **model_sums(self.combine, state), control_delta=Sum().over(state["control"]))  # type: ignore[arg-type]
-        control = add(state["control"], sums["control_delta"], 1 / len(fleet.clients))  # type: ignore[arg-type]
+        sums = reduce(replies, held, **model_sums(self.combine, state), control_delta=Sum().over(state["control"]))
+        control = add(state["control"], sums["control_delta"], 1 / len(fleet.clients))
         return {**state, **advance(state, sums, step=self.server_lr), "control": control}
 
     @on_client(like={"delta": "params", "buffer_delta": "buffers", "control_delta": "control"})
     def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
-        held = Slice.of(msg["slice"])  # type: ignore[arg-type]
-        own: Tree = state.get("control") or self.control or zeros_like(self._controlled(client.task.init()))  # type: ignore[assignment]
+        held = Slice.of(msg["slice"])
+        own: Tree = state.get("control") or self.control or zeros_like(self._controlled(client.task.init()))
         c_i = held.gather(own)
-        drift = sub(msg["control"], c_i)  # type: ignore[arg-type]
+        drift = sub(msg["control"], c_i)
         lr = self.lr_at(client.round, client.rounds)
         if self.compat == "official":
             params, _, stats = fit(
-                client, msg["params"], config=self, buffers=msg.get("buffers"), after_step=_correct(drift, lr),  # type: ignore[arg-type]
+                client, msg["params"], config=self, buffers=msg.get("buffers"), after_step=_correct(drift, lr),
             )  # fmt: skip
             work = float(stats.steps)
         else:
             params, state, stats = train(self, client, state, msg, [shift(drift)])
             work = normalizer(stats.steps, self.momentum)
         reply = model_reply(msg, params, stats)
-        moved: Tree = {**reply["delta"], **reply.get("buffer_delta", {})} if self.compat else reply["delta"]  # type: ignore
+        moved: Tree = {**reply["delta"], **reply.get("buffer_delta", {})} if self.compat else reply["delta"]
         # c_i+ - c_i = (x - y) / (K lr) - c; a client that took no step learnt nothing of its gradient.
-        c_delta = sub(scale(moved, -1 / (work * lr)), msg["control"]) if stats.steps else zeros_like(c_i)  # type: ignore[arg-type]
+        c_delta = sub(scale(moved, -1 / (work * lr)), msg["control"]) if stats.steps else zeros_like(c_i)
         new = add(own, c_delta) if held.is_full else held.scatter_add(c_delta, {n: x.clone() for n, x in own.items()})
         return {**reply, "control_delta": c_delta}, {**state, "control": new}
 
     def _controlled(self, state: Body) -> Tree:
         """What control variates exist for: the parameters; under official BatchNorm statistics too."""
         buffers = state.get("buffers", {}) if self.compat == "official" else {}
-        return {**state["params"], **buffers}  # type: ignore
+        return {**state["params"], **buffers}
 
 
 def _correct(drift: Tree, lr: float) -> Callable[[nn.Module], None]:

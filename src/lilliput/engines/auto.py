@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from typing import Any
 
 from lilliput.engines.base import Engine
 from lilliput.engines.sequential import Sequential
-from lilliput.engines.workers import Workers
+from lilliput.engines.workers import Workers, cores
 from lilliput.fleet import Job, Request, Response
 from lilliput.tree import Body
 
@@ -23,9 +21,10 @@ class Auto:
 
     slots = 1
 
-    def __init__(self, **options: Any):
-        self._options = options
-        self._engine: Engine = Sequential(device=options.get("device", "cpu"))
+    def __init__(self, workers: int | None = None, device: str = "cpu", threads: int = 1):
+        self.threads = threads
+        self._workers, self._device = workers, device
+        self._engine: Engine = Sequential(device=device, threads=threads)
 
     def __repr__(self) -> str:
         return "Auto()"
@@ -36,12 +35,11 @@ class Auto:
 
     def grow(self, seconds: float) -> Engine:
         """The engine for the rounds that follow one of this many seconds."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        alone = cores < 2 or len(self._job.data) < 2 or getattr(self._job.algorithm, "ordered", False)
-        if alone or seconds < WORTHWHILE_SECONDS or str(self._options.get("device", "cpu")) != "cpu":
+        alone = cores() < 2 or len(self._job.data) < 2 or getattr(self._job.algorithm, "ordered", False)
+        if alone or seconds < WORTHWHILE_SECONDS or self._device != "cpu":
             return self._engine
         self._engine.close()
-        workers = Workers(**{k: v for k, v in self._options.items() if k in ("workers", "threads")})
+        workers = Workers(self._workers, threads=self.threads)
         workers.open(self._job)
         return workers
 

@@ -112,7 +112,9 @@ class Round:
             return list(self.sampled)
         up = [c for c in self.clients if self._is_up(c)]
         if n is not None and n > len(self.clients):
-            raise ValueError(f"a cohort of {n} exceeds the fleet of {len(self.clients)} clients; choose cohort <= clients")
+            raise ValueError(
+                f"a cohort of {n} exceeds the fleet of {len(self.clients)} clients; choose cohort <= clients"
+            )
         if n is not None and n < len(up):
             chosen = torch.randperm(len(up), generator=random.generator(self.job.seed, self.round, "cohort"))[:n]
             up = sorted(up[i] for i in chosen.tolist())
@@ -123,7 +125,10 @@ class Round:
 
     def _is_up(self, c: int) -> bool:
         chance = self.profiles[c].availability
-        return chance >= 1 or torch.rand((), generator=random.generator(self.job.seed, self.round, c, "up")).item() < chance
+        return (
+            chance >= 1
+            or torch.rand((), generator=random.generator(self.job.seed, self.round, c, "up")).item() < chance
+        )
 
     def call(
         self,
@@ -138,7 +143,11 @@ class Round:
         clients = sorted(to if to is not None else each.keys() if isinstance(each, Mapping) else self.clients)
         unknown = [c for c in clients if c not in self.job.data]
         if unknown or len(set(clients)) != len(clients):
-            raise ValueError(f"a call names client {unknown[0]}, which is not in the fleet" if unknown else "a call names a client twice")
+            raise ValueError(
+                f"a call names client {unknown[0]}, which is not in the fleet"
+                if unknown
+                else "a call names a client twice"
+            )
         self._calls += 1
         make = each.__getitem__ if isinstance(each, Mapping) else each or (lambda c: {})
         self._open = Stream(self, handler, self._calls, body or {}, make, clients)
@@ -147,7 +156,9 @@ class Round:
     def close_stream(self) -> None:
         """Raise RuntimeError if the last call's replies were not all taken."""
         if self._open is not None and not self._open.done:
-            raise RuntimeError(f"the replies of {self._open.name} were not all consumed; iterate over a call to its end")
+            raise RuntimeError(
+                f"the replies of {self._open.name} were not all consumed; iterate over a call to its end"
+            )
         self._open = None
 
     def fail(self, client: int, why: str, cause: BaseException | None = None) -> None:
@@ -184,10 +195,16 @@ class Stream(Iterator[Reply]):
     """
 
     def __init__(
-        self, fleet: Round, handler: Callable, number: int, common: Body, each: Callable[[int], Body], clients: list[int]
+        self,
+        fleet: Round,
+        handler: Callable,
+        number: int,
+        common: Body,
+        each: Callable[[int], Body],
+        clients: list[int],
     ):
         self.fleet, self.number, self.name = fleet, number, handler.__name__
-        self.like: Mapping[str, str] = fleet.job.handler(self.name).like  # type: ignore[attr-defined]
+        self.like: Mapping[str, str] = fleet.job.handler(self.name).like
         self.tag = Tag(fleet.job.run, fleet.round, fleet.attempt, number)
         self._each = each
         self._common = self._code(common, "all")
@@ -234,7 +251,9 @@ class Stream(Iterator[Reply]):
         twice = self._common_keys & own.keys()
         if twice:
             raise ValueError(f"{self.name}: the key {sorted(twice)[0]!r} is given both for all clients and for each")
-        schema = {key: _schema(own.get(of)) if of in own else _schema(self._common.get(of)) for key, of in self.like.items()}
+        schema = {
+            key: _schema(own.get(of)) if of in own else _schema(self._common.get(of)) for key, of in self.like.items()
+        }
         own = self._code(own, c)
         message = {**self._common, **own}
         size = wire.nbytes(message)
@@ -252,7 +271,10 @@ class Stream(Iterator[Reply]):
             return  # a late answer to something that was given up
         entry, schema, sent = self._sent.pop(c)
         profile = fleet.profiles[c]
-        entry.seconds = {**response.seconds, "wait": max(0.0, time.perf_counter() - sent - sum(response.seconds.values()))}
+        entry.seconds = {
+            **response.seconds,
+            "wait": max(0.0, time.perf_counter() - sent - sum(response.seconds.values())),
+        }
         entry.flops, entry.peak_memory_bytes = response.flops, response.peak_memory_bytes
         reply, why = None, response.error
         if response.body is not None:
@@ -260,7 +282,7 @@ class Stream(Iterator[Reply]):
             entry.up, entry.up_overhead = wire.kinds(response.body), size.overhead
             body = response.body if fleet.job.codec is None else fleet.job.codec.decode(response.body)
             why = refusal(body, schema, size.payload, fleet.reply_limit)
-            metrics = {name: float(x) for name, x in (body.get("metrics") or {}).items()}  # type: ignore
+            metrics = {name: float(x) for name, x in (body.get("metrics") or {}).items()}
             reply = Reply(c, body, fleet.examples[c], metrics)
         down = sum(entry.down.values()) + entry.down_overhead
         entry.simulated_seconds = profile.seconds(down, entry.flops, sum(entry.up.values()) + entry.up_overhead)

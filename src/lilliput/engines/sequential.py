@@ -17,13 +17,17 @@ from lilliput.tree import Body
 
 
 class Sequential:
-    """Runs requests in the order they were sent, on one device (`cpu`, `cuda`, `cuda:1`, `mps`)."""
+    """Runs requests in the order they were sent, on one device (`cpu`, `cuda`, `cuda:1`, `mps`).
+
+    threads: intra-op threads; with one, the bits are those of every other engine.
+    """
 
     slots = 1
 
-    def __init__(self, wire: bool = False, device: torch.device | str = "cpu"):
+    def __init__(self, wire: bool = False, device: torch.device | str = "cpu", threads: int = 1):
         self.wire = wire
         self.device = device
+        self.threads = threads
         self._queue: deque[Request] = deque()
 
     def __repr__(self) -> str:

@@ -64,4 +64,6 @@ def keep_freed_memory() -> bool:
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    return bool(libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, sys.maxsize & 0x7FFFFFFF))
+    return bool(libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)) and bool(
+        libc.mallopt(_M_TRIM_THRESHOLD, sys.maxsize & 0x7FFFFFFF)
+    )

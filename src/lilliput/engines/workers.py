@@ -71,7 +71,7 @@ class Workers:
         self._workers = [self._start(device) for device in self._devices]
 
     def _start(self, device: str) -> Worker:
-        context = mp.get_context(self._method)
+        context: Any = mp.get_context(self._method)
         control, theirs = context.Pipe()
         channel, their_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         inherited = [w.control for w in self._workers] + [w.channel for w in self._workers] + [control, channel]
@@ -174,7 +174,7 @@ class Workers:
                 length, grown, number = worker.control.recv()
                 if grown:
                     worker.inbox.map(receive_fd(worker.channel), number)
-                states |= {int(c): body for c, body in worker.inbox.read(length, copy=True).items()}  # type: ignore[misc]
+                states |= {int(c): body for c, body in worker.inbox.read(length, copy=True).items()}
             except (EOFError, OSError):
                 self._bury(worker)
         self._home.clear()

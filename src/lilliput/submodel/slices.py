@@ -30,6 +30,7 @@ class Slice:
 
     axes: dict[str, Tensor] = field(default_factory=dict)
     layout: Layout = field(default_factory=dict)
+    _cuts: dict[str, dict[int, Tensor]] = field(init=False, repr=False)  # parameter -> dimension -> indices
 
     def __post_init__(self) -> None:
         cuts: dict[str, dict[int, Tensor]] = {}
@@ -50,18 +51,18 @@ class Slice:
     def body(self) -> Body:
         """The slice as a message's part; empty for the whole model."""
         layout = {axis: "\n".join(f"{name}:{dim}" for name, dim in self.layout.get(axis, ())) for axis in self.axes}
-        return {"axes": self.axes, "layout": layout} if self.axes else {}  # type: ignore[dict-item]
+        return {"axes": self.axes, "layout": layout} if self.axes else {}
 
     @staticmethod
     def of(body: Body) -> Slice:
         """The slice that `body()` described."""
         if not body:
             return WHOLE
-        layout = {axis: [_parse(line) for line in text.split("\n")] for axis, text in body["layout"].items() if text}  # type: ignore
-        return Slice(body["axes"], layout)  # type: ignore[arg-type]
+        layout = {axis: [_parse(line) for line in text.split("\n")] for axis, text in body["layout"].items() if text}
+        return Slice(body["axes"], layout)
 
     def _cut(self, name: str) -> dict[int, Tensor]:
-        return self._cuts.get(name, {})  # type: ignore[attr-defined]
+        return self._cuts.get(name, {})
 
     def gather(self, tree: Tree) -> Tree:
         """The sub-model's tree.  A tensor that is held whole is passed on, not copied."""
@@ -94,11 +95,11 @@ class Slice:
                 into[name].add_(x, alpha=alpha)
         return into
 
-    def index(self, name: str, full: Tensor) -> tuple[Tensor | slice, ...]:
+    def index(self, name: str, full: Tensor) -> Any:
         """What to index the full tensor with to reach the coordinates held (an open mesh of the cut dimensions)."""
         cut = self._cut(name)
         if not cut:
-            return (Ellipsis,)  # type: ignore[return-value]
+            return Ellipsis
         held = [cut.get(d, torch.arange(full.shape[d])) for d in range(full.dim())]
         return tuple(index.view([-1 if i == d else 1 for i in range(full.dim())]) for d, index in enumerate(held))
 
@@ -123,8 +124,3 @@ class full:
 
 WHOLE = Slice()
 SLICES: dict[str, Callable[..., SliceRule]] = {"full": full}
-
-
-def gather_body(held: Slice, body: Body, *names: str) -> Body:
-    """The named trees of a body, each cut to the slice."""
-    return {name: held.gather(body[name]) for name in names if name in body}  # type: ignore[arg-type]

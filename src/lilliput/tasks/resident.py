@@ -56,7 +56,10 @@ class Residents:
             raise ValueError(f"the model has no parameter {sorted(unknown)[0]!r}")
         if any(named[name].shape != x.shape for name, x in params.items()):
             for prefix, child in module.named_modules():
-                _resize(child, {n: params.get(f"{prefix}.{n}" if prefix else n) for n, _ in child.named_parameters(recurse=False)})
+                _resize(
+                    child,
+                    {n: params.get(f"{prefix}.{n}" if prefix else n) for n, _ in child.named_parameters(recurse=False)},
+                )
         return module
 
 
@@ -93,9 +96,7 @@ def frozen_norms(module: nn.Module) -> Iterator[None]:
 
     For a forward that repeats an earlier one, and for models that have no statistics to use.
     """
-    norms = [
-        (m, m.training, m.momentum, m.num_batches_tracked) for m in module.modules() if isinstance(m, _NORMS)
-    ]
+    norms = [(m, m.training, m.momentum, m.num_batches_tracked) for m in module.modules() if isinstance(m, _NORMS)]
     for m, *_ in norms:
         # Momentum 0 keeps the statistics to the bit, and the graph the same as that of the forward that is repeated.
         m.training, m.momentum, m.num_batches_tracked = True, 0.0, None

@@ -31,7 +31,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class Supervised:
-    """A module, a loss of (outputs, labels) and metrics of the same; a batch is (inputs, labels) or a dict with `labels`.
+    """A module, a loss and metrics.  A batch is (inputs, labels), or a dict with `labels` for a model of keywords.
 
     model:    any `nn.Module`; the weights it has are where training starts.  Its forward gives logits, or a dict of
               named outputs with `logits` (and `features`, `exits`).  Only parameters that require gradients take part.
@@ -97,7 +97,9 @@ class Supervised:
         else:
             linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
             if not linears:
-                raise ValueError(f"{type(model).__name__} has no Linear layer; name the layer whose output is the features")
+                raise ValueError(
+                    f"{type(model).__name__} has no Linear layer; name the layer whose output is the features"
+                )
             hook = linears[-1].register_forward_pre_hook(lambda m, args: seen.append(args[0]))
         with hook:
             out = self.outputs(model, batch)
@@ -116,7 +118,9 @@ class Supervised:
         return self.criterion(outputs["logits"], labels(batch))
 
     @torch.no_grad()
-    def evaluate(self, params: Tree, held: Tree | None, data: Any, device: torch.device | str = "cpu") -> dict[str, float]:
+    def evaluate(
+        self, params: Tree, held: Tree | None, data: Any, device: torch.device | str = "cpu"
+    ) -> dict[str, float]:
         """Mean loss and metrics over all examples of `data`; a model without buffers uses batch statistics."""
         model = self.resident(params, held, "evaluate", device)
         totals: dict[str, Tensor | float] = {}
