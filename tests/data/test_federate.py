@@ -98,7 +98,8 @@ def test_names_and_a_users_own(tmp_path):
         data.load("digits", no_such_option=1)
     file = tmp_path / "mine.py"
     file.write_text("import torch\nfrom lilliput.data import Dataset\n"
-                    "def mine(n=4):\n    xy = torch.zeros(n, 2), torch.zeros(n).long()\n    return Dataset('mine', xy, xy, 2)\n"
+                    "def mine(n=4):\n    xy = torch.zeros(n, 2), torch.zeros(n).long()\n"
+                    "    return Dataset('mine', xy, xy, 2)\n"
                     "HERE = mine(3)\ndef wrong():\n    return 1\n")  # fmt: skip
     assert len(data.load(f"{file}:mine", n=6).train[0]) == 6
     assert len(data.load(f"{file}:HERE").train[0]) == 3 and data.load(f"{file}:HERE").kind == "tabular"

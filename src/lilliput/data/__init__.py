@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from lilliput.data import images, text
 from lilliput.data.batches import ArrayBatches, Batch, Batches, ListBatches, Pooled, as_batches, pooled
 from lilliput.data.datasets import Dataset
 from lilliput.data.embedded import digits, stdlib
@@ -15,7 +16,22 @@ from lilliput.data.federate import Federated, federate
 from lilliput.data.partition import PARTITIONS
 from lilliput.registry import resolve
 
-DATASETS: dict[str, Callable[..., Dataset]] = {"digits": digits, "stdlib": stdlib}
+DATASETS: dict[str, Callable[..., Dataset]] = {
+    "digits": digits,
+    "stdlib": stdlib,
+    "cifar10": images.cifar10,
+    "cifar100": images.cifar100,
+    "cinic10": images.cinic10,
+    "svhn": images.svhn,
+    "mnist": images.mnist,
+    "fashion_mnist": images.fashion_mnist,
+    "femnist": images.femnist,
+    "image_folder": images.image_folder,
+    "hub": images.from_hub,
+    "text": text.text,
+    "tinyshakespeare": text.tinyshakespeare,
+    "shakespeare_roles": text.shakespeare_roles,
+}
 
 __all__ = [
     "DATASETS", "PARTITIONS", "ArrayBatches", "Batch", "Batches", "Dataset", "Federated", "ListBatches", "Pooled",

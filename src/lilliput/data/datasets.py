@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -72,6 +73,14 @@ class Dataset:
     def _fingerprint(self) -> str:
         owners = [x for x in (self.owners, self.test_owners) if x is not None]
         return digest([*self.train, *self.test, *owners], str((self.classes, self.vocabulary)))
+
+
+def existing(folder: str) -> Path:
+    """The folder or file as a path; raises ValueError if there is none."""
+    path = Path(folder).expanduser()
+    if not path.exists():
+        raise ValueError(f"there is no data folder {folder!r}; set dataset.folder to where the files are")
+    return path
 
 
 def digest(tensors: Iterable[Tensor], label: str = "") -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from lilliput.data.datasets import Dataset
-from lilliput.data.text import ASCII, from_texts
+from lilliput.data.text import ASCII, from_texts, parted
 from lilliput.random import generator
 
 # Packages of every Python from 3.10 to 3.13; one that a distribution leaves out is left out here too.
@@ -39,15 +39,10 @@ def stdlib(length: int = 80, test_share: float = 0.1) -> Dataset:
     test_share: the last part of each package, kept for testing
     The text is that of the Python that runs; its fingerprint tells versions apart.
     """
-    if not 0 < test_share < 1:
-        raise ValueError(f"test_share is {test_share}; it must lie between 0 and 1")
-    texts = {package: text for package in PACKAGES if (text := source(package))}
+    texts = {package: parted(text, test_share) for package in PACKAGES if (text := source(package))}
     if not texts:
         raise ValueError("this Python has no source files of its standard library; use one installed as files")
-    cut = {p: round(len(text) * (1 - test_share)) for p, text in texts.items()}
-    return from_texts(
-        "stdlib", {p: (t[: cut[p]], t[cut[p] :]) for p, t in texts.items()}, length=length, vocabulary=ASCII
-    )
+    return from_texts("stdlib", texts, length=length, vocabulary=ASCII)
 
 
 def source(package: str) -> str:

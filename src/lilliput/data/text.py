@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lilliput.data.datasets import Dataset
+from lilliput.data.datasets import Dataset, existing
 
 UNKNOWN = "\ufffd"
 ASCII = "\n" + "".join(map(chr, range(32, 127))) + UNKNOWN
@@ -64,3 +67,81 @@ def from_texts(
         name, train, test, len(vocabulary), (length,), "text", vocabulary=vocabulary,
         owners=owners, test_owners=test_owners, owner_names=tuple(cut),
     )  # fmt: skip
+
+
+def text(folder: str | None = None, length: int = 80, test_share: float = 0.1) -> Dataset:
+    """Any text, character by character: a file, or a folder of .txt files each of which is a client.
+
+    folder: the file or the folder
+    length: characters of a window
+    test_share: the last part of each file, kept for testing
+    """
+    if folder is None:
+        raise ValueError("text needs dataset.folder: a text file, or a folder of .txt files")
+    return _of_files(existing(folder), length, test_share)
+
+
+def tinyshakespeare(folder: str | None = None, length: int = 80, test_share: float = 0.1) -> Dataset:
+    """40,000 lines of Shakespeare in one file (Karpathy's char-rnn), character by character.
+
+    folder: where input.txt is
+    length: characters of a window
+    test_share: the last part, kept for testing
+    """
+    if folder is None:
+        raise ValueError("tinyshakespeare needs dataset.folder with input.txt of github.com/karpathy/char-rnn")
+    path = existing(folder)
+    file = path / "input.txt" if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"there is no input.txt in {folder}; it is in github.com/karpathy/char-rnn")
+    return replace(_of_files(file, length, test_share), name="tinyshakespeare")
+
+
+def shakespeare_roles(folder: str | None = None, length: int = 80, min_chars: int = 1000) -> Dataset:
+    """Texts of clients as JSON lines {client_id, train, test}: plays of Shakespeare, one client per speaking role.
+
+    folder: the .jsonl file or the folder of it
+    length: characters of a window
+    min_chars: characters of training text below which a client is left out
+    """
+    if folder is None:
+        raise ValueError("shakespeare_roles needs dataset.folder: a .jsonl file of {client_id, train, test}")
+    path = existing(folder)
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"there is no .jsonl file in {folder}; it has lines of {{client_id, train, test}}")
+    texts = {owner: pair for file in files for owner, pair in _lines(file) if len(pair[0]) >= min_chars}
+    if not texts:
+        raise ValueError(f"no client of {folder} has min_chars={min_chars} characters; choose a lower min_chars")
+    return from_texts("shakespeare_roles", texts, length=length)
+
+
+def _lines(file: Path) -> Iterator[tuple[str, tuple[str, str]]]:
+    with file.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                row = json.loads(line)
+                yield str(row["client_id"]), (row["train"], row["test"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{file}:{number} is no line of client_id, train and test: {error!r}") from error
+
+
+def _of_files(path: Path, length: int, test_share: float) -> Dataset:
+    files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"there is no .txt file in {path}")
+    texts = {}
+    for file in files:
+        owner = file.relative_to(path).as_posix() if path.is_dir() else file.name
+        texts[owner] = parted(file.read_text(encoding="utf-8", errors="replace"), test_share)
+    made = from_texts(path.stem, texts, length=length)
+    # The text of one file is nobody's in particular.
+    return made if path.is_dir() else replace(made, owners=None, test_owners=None, owner_names=())
+
+
+def parted(text: str, test_share: float) -> tuple[str, str]:
+    """A text's first part, to train on, and its last, to test on."""
+    if not 0 < test_share < 1:
+        raise ValueError(f"test_share is {test_share}; it must lie between 0 and 1")
+    cut = round(len(text) * (1 - test_share))
+    return text[:cut], text[cut:]
