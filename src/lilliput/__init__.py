@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lilliput import algorithms, codecs, data, engines, models, optim, tasks
-    from lilliput.experiment import Experiment, History, Stop
+    from lilliput.experiment import Experiment, History
     from lilliput.fleet import Client, Fleet, Model, Profile, Reply, on_client
+    from lilliput.stop import Stop
     from lilliput.submodel import Slice
     from lilliput.tree import Body, Tree
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Experiment": "experiment", "History": "experiment", "Stop": "experiment",
+    "Experiment": "experiment", "History": "experiment", "Stop": "stop",
     "Client": "fleet", "Fleet": "fleet", "Model": "fleet", "Profile": "fleet", "Reply": "fleet", "on_client": "fleet",
     "Slice": "submodel", "Body": "tree", "Tree": "tree",
 }  # fmt: skip

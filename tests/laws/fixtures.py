@@ -39,7 +39,7 @@ class Rolling:
 
 @dataclass(frozen=True)
 class TwoCalls:
-    """Two calls per round and state on both sides: clients send gradients, the server keeps and returns momentum for each.
+    """Two calls per round and state on both sides: clients send gradients and the server returns momentum.
 
     The first call stages a draw on the device that the second must find; the server keeps a buffer per client.
     """

@@ -38,6 +38,7 @@ class Supervised:
     loss:     (logits, labels) -> scalar mean over the batch.
     metrics:  name -> (logits, labels) -> scalar mean over the batch.
     features: the submodule whose output counts as the features; the input of the last Linear by default.
+    tokens_per_example: how many tokens an example of text has, for reports of tokens per second.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class Supervised:
         loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
         metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]] | None = None,
         features: str | None = None,
+        tokens_per_example: int | None = None,
     ):
         self.model = model
         self.criterion = loss
         self.metrics = dict(metrics if metrics is not None else {"accuracy": accuracy} if loss is cross_entropy else {})
         self.features = features
+        self.tokens_per_example = tokens_per_example
         self._residents = Residents(model)
         if features is not None and features not in dict(model.named_modules()):
             raise ValueError(f"features={features!r} names no submodule of {type(model).__name__}")

@@ -1,0 +1,179 @@
+"""The loop over rounds: one execution of an experiment, from its start or its checkpoint to its end."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lilliput import checkpoint, evaluation
+from lilliput.engines import Engine, Round
+from lilliput.fleet import Job, Model, Profile
+from lilliput.stop import Row, stale
+from lilliput.store import Store, write
+
+if TYPE_CHECKING:
+    from lilliput.experiment import Experiment
+
+
+class Run:
+    """One execution of an experiment: what changes while it goes."""
+
+    def __init__(self, experiment: Experiment, engine: Engine, resume: bool):
+        self.e = e = experiment
+        self.engine = engine
+        self.folder = Path(e.folder) if e.folder is not None else None
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        saved = self._find(resume)
+        run = saved.run if saved else uuid.uuid4().hex[:12]
+        profiles = e.profiles if isinstance(e.profiles, Mapping) else {c: e.profiles or Profile() for c in e.data}
+        profiles = {c: profiles[c] if c in profiles else Profile() for c in e.data}
+        handlers = {"evaluate": evaluation.evaluate}
+        self.job = Job(
+            run, e.algorithm, e.task, e.data, profiles, e.seed, e.rounds, e.codec, e.client_test or {}, handlers
+        )
+        self.store = Store(self.folder / "checkpoint" if self.folder else None, e.store_bytes)
+        self.rows: list[Row] = []
+        self.done, self.attempt, self.stopped = 0, 0, ""
+        self.models: dict[Any, Model] = {}
+        self._saved, self._cost = time.perf_counter(), 0.0
+        self._sound = True  # state, store and rows speak of the same round
+        if saved and self.folder:
+            self.state = saved.read_server(self.folder / "checkpoint")
+            self.store.restore(saved.states)
+            self.done, self.attempt = saved.round, saved.attempt + 1
+        else:
+            self.state = e._start()
+        if self.folder:
+            self.rows = checkpoint.cut_lines(self.folder / "metrics.jsonl", self.done)
+            checkpoint.cut_lines(self.folder / "ledger.jsonl", self.done)
+            if len(self.rows) < self.done:
+                raise checkpoint.CheckpointError(
+                    f"{self.folder / 'metrics.jsonl'} lacks rounds that the checkpoint has done"
+                )
+        self.engine.open(self.job)
+
+    def _find(self, resume: bool) -> checkpoint.Saved | None:
+        if self.folder is None:
+            if resume:
+                raise ValueError("there is nothing to resume without a folder")
+            return None
+        saved = checkpoint.load(self.folder / "checkpoint")
+        if saved is None:
+            return None
+        if not resume:
+            raise checkpoint.CheckpointError(f"{self.folder} holds a run already; resume it, or choose another folder")
+        saved.check(self.e.identity(), self.folder)
+        return saved
+
+    def to_the_end(self) -> None:
+        """Run all rounds that are left, or until a stop rule holds."""
+        e = self.e
+        for reporter in e.reporters:
+            reporter.start(e, self.rows)
+        try:
+            self.stopped = (e.stop.reason(self.rows) if self.rows else None) or ""
+            while self.done < e.rounds and not self.stopped:
+                self._round()
+                self.stopped = e.stop.reason(self.rows) or ""
+                self._checkpoint(due=bool(self.stopped) or self.done == e.rounds)
+            if not self.models:
+                self.models = e.algorithm.models(self.state, self._fleet(self.done, evaluating=True))
+        except (KeyboardInterrupt, RuntimeError):
+            if self._sound and self.done:  # rounds since the last checkpoint need not be lost
+                self._checkpoint(due=True)
+            raise
+        finally:  # a live table gives the terminal back, whatever happened
+            for reporter in e.reporters:
+                reporter.end(self.rows)
+
+    def _fleet(self, number: int, evaluating: bool = False) -> Round:
+        e = self.e
+        fleet = Round(
+            self.engine, self.job, self.store, number, attempt=self.attempt, quorum=e.quorum, timeout=e.timeout,
+            cohort=e.cohorts[number - 1] if e.cohorts and number else None, reply_limit=e.reply_limit,
+            progress=self._progress(number),
+        )  # fmt: skip
+        fleet.evaluating = evaluating
+        return fleet
+
+    def _progress(self, number: int) -> Callable[[int, int], None]:
+        def tell(done: int, total: int) -> None:
+            for reporter in self.e.reporters:
+                reporter.progress(number, done, total)
+
+        return tell
+
+    def _round(self) -> None:
+        e, number, started = self.e, self.done + 1, time.perf_counter()
+        fleet = self._fleet(number)
+        state = e.algorithm.round(self.state, fleet)
+        self._sound = False
+        fleet.commit()
+        self.state, self.done = state, number
+        seconds = time.perf_counter() - started
+        metrics: dict[str, float] = {}
+        if number == e.rounds or (number % e.evaluate_every == 0 and e.evaluate != "none"):
+            after = self._fleet(number, evaluating=True)
+            self.models, metrics = evaluation.run(e, self.state, after)
+            fleet.ledger.entries.extend(after.ledger.entries)
+        self.engine = _grown(self.engine, seconds)
+        self._write({"round": number, **metrics, **self._measured(fleet, seconds)}, fleet)
+        self._sound = True
+        if metrics and self.folder and stale(self.rows, e.stop.bound()) == 0:
+            write(self.folder, "best.safetensors", {"round": number, "models": evaluation.saved(self.models)})
+
+    def _measured(self, fleet: Round, seconds: float) -> Row:
+        trained = sum(m.get("examples", n) for n, m in fleet.metrics)
+        row: Row = {}
+        for name in ("loss", "contrast"):
+            seen = [(n, m[name]) for n, m in fleet.metrics if name in m]
+            if seen:
+                row[f"train_{name}"] = sum(n * x for n, x in seen) / sum(n for n, _ in seen)
+        row |= {
+            "seconds": seconds,
+            "examples": int(trained),
+            "examples_per_second": trained / seconds if seconds else math.inf,
+        }
+        tokens = getattr(self.e.task, "tokens_per_example", None)
+        if tokens:
+            row["tokens_per_second"] = tokens * row["examples_per_second"]
+        row |= {**fleet.ledger.totals(), "clients": len(fleet.called) - len(fleet.out)}
+        if hasattr(self.e.algorithm, "lr_at"):
+            row["lr"] = self.e.algorithm.lr_at(fleet.round, self.e.rounds)
+        kinds = {"comm": ("encode", "transfer", "decode"), "all": None}.get(self.e.profile or "", ())
+        split = fleet.ledger.seconds()
+        return row | {f"seconds/{k}": v for k, v in split.items() if kinds is None or k in kinds}
+
+    def _write(self, row: Row, fleet: Round) -> None:
+        self.rows.append(row)
+        if self.folder:
+            for name, line in (("metrics.jsonl", json.dumps(row)), ("ledger.jsonl", fleet.ledger.line())):
+                with open(self.folder / name, "a") as out:
+                    out.write(line + "\n")
+                    out.flush()
+                    os.fsync(out.fileno())
+        for reporter in self.e.reporters:
+            reporter.row(row)
+
+    def _checkpoint(self, due: bool) -> None:
+        """Save, if it is due anyway, or by the experiment's interval, or because it has become cheap."""
+        if self.folder is None:
+            return
+        every = self.e.checkpoint_every
+        if due or (self.done % every == 0 if every else time.perf_counter() - self._saved >= 20 * self._cost):
+            fields = {"run": self.job.run, "identity": self.e.identity(), "round": self.done, "attempt": self.attempt}
+            self._cost = checkpoint.save(self.folder / "checkpoint", fields, self.state, self.store)
+            self._saved = time.perf_counter()
+
+
+def _grown(engine: Engine, seconds: float) -> Engine:
+    """What the engine wants to be replaced by for the next round, once it has seen how long one takes."""
+    grow = getattr(engine, "grow", None)
+    return grow(seconds) if grow else engine
