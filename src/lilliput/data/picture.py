@@ -76,7 +76,7 @@ def picture(dataset: Dataset, partition: Mapping[int, Tensor], path: str | Path 
 
 
 def _inches(counts: Tensor, title: str) -> tuple[float, float]:
-    """How far the dots of (clients, classes) span across, at least their title, and down; nothing down for one class."""
+    """How far the dots of (clients, classes) span across, no less than their title, and down; 0 for one class."""
     clients, classes = counts.shape
     across = max(WIDTH[0], min(0.26 * clients, WIDTH[1]), 0.054 * len(title) - 0.15)
     return across, min(ROW * classes, HEIGHT) if classes > 1 else 0.0
