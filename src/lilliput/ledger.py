@@ -162,6 +162,7 @@ class Entry:
     flops: float = 0.0
     simulated_seconds: float = 0.0
     error: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
     evaluation: bool = False
 
 

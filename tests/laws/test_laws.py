@@ -14,6 +14,7 @@ from fixtures import METHODS, assert_same_history, assert_same_state, batches, e
 
 import lilliput
 from lilliput import tree, wire
+from lilliput.codecs import bf16
 from lilliput.engines import Auto, Sequential, Workers
 from lilliput.engines.base import QuorumError
 
@@ -143,6 +144,18 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(name: str) ->
     assert_same_history(a, b)
 
 
+@every_method
+def test_a_codec_halves_the_floats_and_gives_the_same_bits_on_every_engine(name: str) -> None:
+    plain = experiment(name, evaluate="none", rounds=2).run(Sequential())
+    coded = [experiment(name, evaluate="none", rounds=2, codec=bf16()).run(make()) for make in ENGINES.values()]
+    for other in coded[1:]:
+        assert_same_history(other, coded[0])
+    counters = 8 * 3 if name in ("fedavg", "fedprox", "fednova", "moon", "scaffold", "rolling_slices") else 0
+    for a, b in zip(plain.rows, coded[0].rows, strict=True):
+        if counters:  # 8 bytes of batch counter each for three clients stay as they are
+            assert b["up_bytes"] - counters == (a["up_bytes"] - counters) / 2
+
+
 def test_auto_moves_to_workers_without_changing_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lilliput.engines.auto.WORTHWHILE_SECONDS", 0.0)
     assert_same_history(experiment("scaffold").run(Auto()), experiment("scaffold").run(Sequential()))
@@ -156,6 +169,16 @@ def test_evaluation_at_clients_is_the_same_on_every_engine(engine: str) -> None:
     assert_same_history(a, experiment("fedavg", **options).run(Sequential()))
     assert a.rows[-1]["clients/accuracy"] == pytest.approx(a.rows[-1]["accuracy"])  # the same examples, pooled or not
     assert a.rows[-1]["clients/accuracy/worst_decile"] <= a.rows[-1]["clients/accuracy"]
+
+
+def test_each_clients_metrics_are_in_the_ledger(tmp_path: Path) -> None:
+    data = batches()
+    row = experiment("fedavg", rounds=1, client_test=data, evaluate="clients", folder=tmp_path).run("sequential").rows[0]
+    calls = json.loads((tmp_path / "ledger.jsonl").read_text())["calls"]
+    own = {c["client"]: c["metrics"]["accuracy"] for c in calls if c["evaluation"]}
+    sizes = {c: sum(len(y) for _, y in data[c]) for c in data}
+    mean = sum(sizes[c] * own[c] for c in own) / sum(sizes.values())
+    assert own.keys() == data.keys() and mean == pytest.approx(row["clients/accuracy"])
 
 
 def test_lilliput_exports_what_it_promises() -> None:

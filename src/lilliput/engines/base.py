@@ -283,6 +283,7 @@ class Stream(Iterator[Reply]):
             body = response.body if fleet.job.codec is None else fleet.job.codec.decode(response.body)
             why = refusal(body, schema, size.payload, fleet.reply_limit)
             metrics = {name: float(x) for name, x in (body.get("metrics") or {}).items()}
+            entry.metrics = metrics
             reply = Reply(c, body, fleet.examples[c], metrics)
         down = sum(entry.down.values()) + entry.down_overhead
         entry.simulated_seconds = profile.seconds(down, entry.flops, sum(entry.up.values()) + entry.up_overhead)
