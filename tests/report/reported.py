@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from lilliput.experiment import Stop
+from lilliput.stop import Stop
 
 Row = dict[str, Any]
 

@@ -32,7 +32,7 @@ def megabytes(count: float) -> str:
 def duration(seconds: float) -> str:
     """Seconds as 0.52 s, 7.3 s, 3:05 or 2:03:05."""
     if seconds < 59.95:
-        return f"{seconds:.2g} s" if seconds < 1 else f"{seconds:.1f} s"
+        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
