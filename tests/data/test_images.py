@@ -95,6 +95,27 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, nasty):
     assert not target.exists()
 
 
+class Pointers:
+    """An array whose dtype claims, by its flags, that objects are plain bytes: NumPy would follow them as pointers."""
+
+    class Dtype:
+        def __reduce__(self):
+            return np.dtype, ("O8", False, True), (3, "|", None, None, None, -1, -1, 0)
+
+    def __reduce__(self):
+        make = np.empty(0).__reduce__()[0]
+        return make, (np.ndarray, (0,), b"b"), (1, (2, 3072), Pointers.Dtype(), False, b"A" * (8 * 2 * 3072))
+
+
+@pytest.mark.parametrize("data", [Pointers(), np.zeros((2, 3072), "f8"), np.array([{}]), np.zeros((2, 3072), "i1,i1")])
+def test_arrays_of_anything_but_bytes_are_refused(tmp_path, data):
+    x = pixels(10)
+    write_cifar(tmp_path / "c", x, np.arange(10), x[:2], np.arange(2))
+    (tmp_path / "c" / "test_batch").write_bytes(pickle.dumps({"data": data, "labels": [0, 1]}, 2))
+    with pytest.raises(ValueError, match="test_batch is no CIFAR batch: it has arrays of other things than bytes"):
+        load("cifar10", tmp_path / "c")
+
+
 @pytest.mark.parametrize("content", [b"", b"not a pickle", pickle.dumps([1, 2]), pickle.dumps({"labels": []}, 2)])
 def test_a_damaged_batch_is_named(tmp_path, content):
     x = pixels(10)

@@ -44,27 +44,49 @@ def _batch(file: Path) -> tuple[np.ndarray, np.ndarray]:
         with file.open("rb") as stream:
             content = _ArraysOnly(stream, encoding="latin1").load()
         labels = content["labels"] if "labels" in content else content["fine_labels"]
-        return content["data"].reshape(-1, 3, 32, 32), np.array(labels, dtype=np.int64)
+        return content["data"].values.reshape(-1, 3, 32, 32), np.array(labels, dtype=np.int64)
     except FileNotFoundError as error:
         raise ValueError(f"there is no {file.name} in {file.parent}; unpack the whole archive there") from error
     except Exception as error:  # whatever a damaged or foreign pickle stumbles over
         raise ValueError(f"{file} is no CIFAR batch: {error}; unpack the archive anew") from error
 
 
-# What an array in a pickle is made with.  Where numpy's function lives differs between its versions; Python 3 writes
-# bytes for Python 2 as encoded text.
-_MAKE = np.empty(0).__reduce__()[0]
+class _Array:
+    """An array as a pickle describes it.  NumPy's own reading trusts the dtype, which can turn bytes into pointers."""
+
+    def __init__(self, *_: object) -> None:
+        self.values = np.empty(0, np.uint8)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, fortran, raw = state
+        if not isinstance(dtype, _Dtype) or dtype.code != "u1":
+            raise pickle.UnpicklingError("it has arrays of other things than bytes")
+        raw = raw.encode("latin1") if isinstance(raw, str) else raw  # Python 2 wrote bytes as text
+        self.values = np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")
+
+
+class _Dtype:
+    """The type of number of an array: its code, such as u1; a byte has no order, so that the rest says nothing."""
+
+    def __init__(self, code: object, *_: object) -> None:
+        self.code = code
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+# Where numpy's function lives differs between its versions; Python 3 writes bytes for Python 2 as encoded text.
 _HARMLESS: dict[str, Any] = {
-    "numpy.ndarray": np.ndarray,
-    "numpy.dtype": np.dtype,
-    "numpy.core.multiarray._reconstruct": _MAKE,
-    "numpy._core.multiarray._reconstruct": _MAKE,
+    "numpy.ndarray": _Array,
+    "numpy.dtype": _Dtype,
+    "numpy.core.multiarray._reconstruct": _Array,
+    "numpy._core.multiarray._reconstruct": _Array,
     "_codecs.encode": lambda text, encoding: text.encode("latin1"),
 }
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads dicts, lists, strings, numbers and numpy arrays of numbers; a pickle can name nothing else."""
+    """Reads dicts, lists, strings, numbers and numpy arrays of bytes; a pickle can name nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" in _HARMLESS:
