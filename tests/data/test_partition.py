@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lilliput.data import PARTITIONS, Dataset
 from lilliput.data.partition import split
 
-LABELLED = sorted(set(PARTITIONS) - {"fixed", "natural"})
+LABELLED = sorted(set(PARTITIONS) - {"fixed", "flwr", "natural"})
 
 
 def table(labels, owners=None, classes=None):
@@ -181,3 +181,20 @@ def test_a_partition_of_a_users_own(tmp_path):
                     "    return [range(first), range(first, n)]\n")  # fmt: skip
     parts = split(table(torch.zeros(5)), f"{file}:halves", 2, first=2)
     assert [p.tolist() for p in parts.values()] == [[0, 1], [2, 3, 4]]
+
+
+def test_partitioners_of_flwr_datasets():
+    pytest.importorskip("flwr_datasets")
+    dataset = table(np.arange(550) % 10, torch.arange(550) % 7)
+    sizes = [len(p) for p in split(dataset, "flwr", 10).values()]
+    assert max(abs(size - 10 * i) for i, size in enumerate(sizes, 1)) <= 5  # they rise by steps
+    chosen = {"partitioner": "DirichletPartitioner", "options": {"alpha": 0.5}}
+    first, again = (split(dataset, "flwr", 5, 3, **chosen) for _ in range(2))
+    assert all(torch.equal(first[c], again[c]) for c in range(5))
+    owners = {"partitioner": "NaturalIdPartitioner", "options": {"partition_by": "owner"}}
+    ours = split(dataset, "natural", 7)
+    assert all(torch.equal(part, ours[c]) for c, part in split(dataset, "flwr", 7, **owners).items())
+    with pytest.raises(ValueError, match="did you mean 'SquarePartitioner'"):
+        split(dataset, "flwr", 5, partitioner="SquarPartitioner")
+    with pytest.raises(ValueError, match=r"DirichletPartitioner: .*alpha"):
+        split(dataset, "flwr", 5, partitioner="DirichletPartitioner")

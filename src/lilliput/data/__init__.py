@@ -14,6 +14,7 @@ from lilliput.data.datasets import Dataset
 from lilliput.data.embedded import digits, stdlib
 from lilliput.data.federate import Federated, federate
 from lilliput.data.partition import PARTITIONS
+from lilliput.data.picture import class_counts, picture
 from lilliput.registry import resolve
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
@@ -35,7 +36,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
 
 __all__ = [
     "DATASETS", "PARTITIONS", "ArrayBatches", "Batch", "Batches", "Dataset", "Federated", "ListBatches", "Pooled",
-    "as_batches", "digits", "federate", "load", "names", "pooled", "stdlib",
+    "as_batches", "class_counts", "digits", "federate", "load", "names", "picture", "pooled", "stdlib",
 ]  # fmt: skip
 
 
