@@ -70,6 +70,23 @@ def test_groups_are_named_by_what_differs(tmp_path):
     assert [group.label for group in compare([tmp_path]).groups] == ["mu 0.1", "mu 1.0"]
 
 
+def test_a_setting_of_one_method_alone_is_not_in_its_name(tmp_path):
+    """And the engine, with settings of its own, makes no group."""
+    own = {"a": {"algorithm": "fedavg"}, "b": {"algorithm": "fedprox", "fedprox": {"mu": 0.1}}}
+    own["c"] = {"algorithm": "fedprox", "fedprox": {"mu": 1.0}}
+    own["d"] = own["a"] | {"engine": "workers", "workers": {"workers": 2}, "seed": 1}
+    for name, config in own.items():
+        write(tmp_path / name, rows([0.5]), {"engine": "sequential", "seed": 0, **config})
+    assert [g.label for g in compare([tmp_path]).groups] == ["fedavg", "fedprox, mu 0.1", "fedprox, mu 1.0"]
+    assert [g.label for g in compare([tmp_path / "a", tmp_path / "b"]).groups] == ["fedavg", "fedprox"]
+
+
+def test_groups_that_would_have_one_name_get_all_that_differs(tmp_path):
+    for name, config in (("a", {"lr": 0.1}), ("b", {"lr": 0.1, "server_lr": 1.0})):
+        write(tmp_path / name, rows([0.5]), config)
+    assert [g.label for g in compare([tmp_path]).groups] == ["all runs", "server_lr 1.0"]
+
+
 def test_groups_by_named_settings_say_what_else_they_mix(runs):
     comparison = compare([runs], by=["lr"])
     (group,) = comparison.groups
@@ -135,6 +152,12 @@ def test_csv_holds_every_number_in_full(runs):
     ) == pytest.approx(0.01)
     assert (first["rounds_to"], first["rounds_to_runs"]) == ("2.0", "2")
     assert float(second["up_bytes"]) == 6_000_000
+
+
+def test_a_single_run_gets_one_figure(runs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("figures")
+    compare([runs / "fedavg" / "0"]).figures(folder)
+    assert {path.name for path in folder.iterdir()} == {"accuracy.pdf", "accuracy.png"}
 
 
 def test_figures_are_written_as_vectors_and_pixels(runs, tmp_path_factory):

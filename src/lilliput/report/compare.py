@@ -14,7 +14,8 @@ from lilliput.report.text import is_share, lower_is_better
 from lilliput.stop import headline
 
 # What two runs of one setting may differ in: the seed, and what only says where and how they ran.
-INCIDENTAL = {"seed", "name", "folder", "engine", "device", "threads", "workers", "tensorboard", "wandb", "profile"}
+INCIDENTAL = {"seed", "name", "folder", "recipe", "scale", "case", "checkpoint_every", "engine", "device"}
+INCIDENTAL |= {"profile", "plots", "tensorboard", "wandb"}
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ class Comparison:
     def figures(self, folder: str | Path) -> list[Path]:
         """Draws the metric against rounds, MB and simulated seconds, apart and together, and against memory.
 
-        Each as PDF and PNG; what the runs have no numbers for is left out.  Returns the files written.
+        Each as PDF and PNG; what the runs have no numbers for is left out, and a single group is drawn together
+        alone.  Returns the files written.
         """
         from lilliput.report import plots
 
@@ -131,13 +133,14 @@ class Comparison:
         costs = {"mb": "up_bytes", "seconds": "simulated_seconds"}
         axes = ["rounds", *(axis for axis, column in costs.items() if total(rows, column))]
         name = self.metric.replace("/", "_")
-        for axis in axes:
-            figure = plots.curves(groups, self.metric, [axis], self.target)
-            written += plots.save(figure, Path(folder) / f"{name}_{axis}")
+        if len(groups) > 1 or len(axes) == 1:
+            for axis in axes:
+                figure = plots.curves(groups, self.metric, [axis], self.target)
+                written += plots.save(figure, Path(folder) / f"{name}_{axis}")
         if len(axes) > 1:
             figure = plots.curves(groups, self.metric, axes, self.target, width="double")
             written += plots.save(figure, Path(folder) / name)
-        if largest(rows, "peak_memory_bytes"):
+        if len(groups) > 1 and largest(rows, "peak_memory_bytes"):
             written += plots.save(plots.against_memory(groups, self.metric), Path(folder) / f"{name}_memory")
         return written
 
@@ -187,26 +190,37 @@ def _groups(runs: Sequence[Run], by: Sequence[str] | None, notes: list[str]) -> 
         if key not in keys:
             raise ValueError(f"no run has a setting {key!r} to group by; choose from {', '.join(keys) or 'none'}")
     differ = [key for key in keys if len({repr(setting.get(key)) for setting in settings}) > 1]
-    shown = list(by) if by else differ
+    # A setting that only some methods have says nothing until two of those that have it differ.
+    shown = by or [key for key in differ if len({repr(s[key]) for s in settings if key in s}) > 1]
     found: dict[tuple[str, ...], list[Run]] = {}
     for run, setting in zip(runs, settings, strict=True):
         found.setdefault(tuple(repr(setting.get(key)) for key in (by or keys)), []).append(run)
     groups = []
-    for members in found.values():
-        setting = _setting(members[0])
-        label = _label(setting, shown) or _label(setting, ["algorithm"]) or members[0].folder.name
+    for label, members in zip(_labels(list(found.values()), shown, differ), found.values(), strict=True):
         inner = [key for key in differ if len({repr(_setting(run).get(key)) for run in members}) > 1]
         if inner:
             notes.append(f"the runs of {label!r} differ in {', '.join(inner)}: their spread is not over seeds alone")
-        groups.append(Group(label, tuple(members) if inner else _one_a_seed(members, label, notes), setting))
+        chosen = tuple(members) if inner else _one_a_seed(members, label, notes)
+        groups.append(Group(label, chosen, _setting(members[0])))
     return tuple(groups)
+
+
+def _labels(found: Sequence[Sequence[Run]], shown: Sequence[str], differ: Sequence[str]) -> list[str]:
+    """A name for each group: the settings to show, or all that differ where those are the same for two."""
+    settings = [_setting(members[0]) for members in found]
+    for keys in (shown, differ):
+        labels = [_label(s, keys) or _label(s, ["algorithm"]) or "all runs" for s in settings]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [str(members[0].folder) for members in found]
 
 
 def _setting(run: Run) -> dict[str, Any]:
     """A run's configuration without what does not tell two settings apart; its folder if it has none."""
     if not run.config:
         return {"folder": str(run.folder)}
-    return {key: value for key, value in run.config.items() if key.split(".")[0] not in INCIDENTAL}
+    without = {*INCIDENTAL, run.config.get("engine")}  # an engine's own settings stand under its name
+    return {key: value for key, value in run.config.items() if key.split(".")[0] not in without}
 
 
 def _label(setting: Mapping[str, Any], keys: Sequence[str]) -> str:
