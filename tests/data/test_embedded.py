@@ -1,6 +1,7 @@
 """The data that come along."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,3 +74,15 @@ def test_owners_without_a_window_are_left_out():
 def test_bad_settings_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         load("stdlib", **options)
+
+
+def test_digits_without_scikit_learn_name_the_line_that_installs_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"digits needs scikit-learn; pip install 'lilliput\[run\]'"):
+        load("digits")
+
+
+def test_digits_are_the_same_where_their_file_lies_elsewhere(monkeypatch):
+    expected = load("digits").fingerprint()
+    monkeypatch.setattr(embedded, "Path", lambda *parts: Path(*parts[:-1], "moved.gz"))
+    assert load("digits").fingerprint() == expected

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from lilliput.data.datasets import Dataset
 from lilliput.data.text import ASCII, from_texts, parted
@@ -20,16 +23,27 @@ PACKAGES = (
 
 def digits() -> Dataset:
     """1,797 handwritten digits of 8 x 8 pixels from scikit-learn, scaled to [0, 1]; a fixed fifth is the test."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ValueError("the data set digits needs scikit-learn; pip install 'lilliput[run]'") from error
-    bunch = load_digits()
-    images = torch.from_numpy(bunch.images).float().div_(16).unsqueeze(1)
-    labels = torch.from_numpy(bunch.target).long()
+    table = _digits()
+    images, labels = table[:, :64].float().div_(16).view(-1, 1, 8, 8), table[:, 64].long()
     order = torch.randperm(len(labels), generator=generator("digits", "split"))
     test, train = order[: len(order) // 5], order[len(order) // 5 :]
     return Dataset("digits", (images[train], labels[train]), (images[test], labels[test]), 10, (1, 8, 8), "image")
+
+
+def _digits() -> Tensor:
+    """scikit-learn's table (1797, 65): 64 pixels from 0 to 16, then the digit."""
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError("the data set digits needs scikit-learn; pip install 'lilliput[run]'")
+    # Its file is read without it: importing scikit-learn takes a second, most of a first run.
+    file = Path(next(iter(spec.submodule_search_locations)), "datasets", "data", "digits.csv.gz")
+    if not file.is_file():
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        return torch.from_numpy(np.column_stack([bunch.data, bunch.target]))
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        return torch.from_numpy(np.loadtxt(lines, delimiter=","))
 
 
 def stdlib(length: int = 80, test_share: float = 0.1) -> Dataset:
