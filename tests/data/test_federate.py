@@ -90,6 +90,30 @@ def test_a_data_set_says_what_is_wrong_with_it():
         Dataset("d", (x, torch.zeros(4)), (x, torch.zeros(4)), 2, kind="sound")
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "words"),
+    [
+        (
+            (torch.zeros(2, 3), torch.tensor([0, 2])),
+            (torch.zeros(1, 3), torch.tensor([0])),
+            "labels go from 0 to 2; 2 classes",
+        ),
+        ((torch.zeros(2, 3), torch.tensor([0, 1])), (torch.zeros(1, 3), torch.tensor([-1])), "labels go from -1 to -1"),
+        ((torch.zeros(2, 3), torch.tensor([0, 1])), (), "train has 2 columns and test 0"),
+        ((torch.zeros(2, 1, 3, 3), torch.tensor([0, 1])), (torch.zeros(1, 1, 3, 3),), "train has 2 columns and test 1"),
+    ],
+)
+def test_labels_and_columns_that_do_not_fit_are_refused(train, test, words):
+    with pytest.raises(ValueError, match=words):
+        Dataset("d", train, test, 2)
+
+
+def test_images_have_channels_rows_and_columns():
+    x, y = torch.zeros(2, 5, 5, dtype=torch.uint8), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match=r"images are \(N, C, H, W\), not \(2, 5, 5\)"):
+        Dataset("d", (x, y), (x, y), 2, kind="image")
+
+
 def test_names_and_a_users_own(tmp_path):
     assert {"digits", "stdlib"} <= set(data.names())
     with pytest.raises(ValueError, match="did you mean 'digits'"):

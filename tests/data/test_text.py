@@ -30,8 +30,15 @@ def test_clients_of_json_lines_keep_their_own_test_text(tmp_path):
     f = federate(d, "auto")
     for client, name in enumerate("xyz"):
         assert {decode(x, d.vocabulary) for x in next(f.client_test[client].epoch(None))[0]} == {name * 9}
-    (tmp_path / "roles.jsonl").write_text('{"client_id": "x", "train": "abc"}\n')
-    with pytest.raises(ValueError, match=r"roles\.jsonl:1 is no line of client_id, train and test"):
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"client_id": "x", "train": "abc"}', b'{"client_id": "x", "train": 3, "test": "a"}', b"\xff\xfe", b"3", b"{"],
+)
+def test_a_line_that_is_no_client_is_named(line, tmp_path):
+    (tmp_path / "roles.jsonl").write_bytes(b'{"client_id": "w", "train": "abcd", "test": ""}\n' + line)
+    with pytest.raises(ValueError, match=r"roles\.jsonl:2 is no line of client_id, train and test"):
         load("shakespeare_roles", tmp_path)
 
 

@@ -52,6 +52,12 @@ class Dataset:
     def _check(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"{self.name}: kind {self.kind!r} is none of {', '.join(KINDS)}")
+        if len(self.train) != len(self.test):
+            raise ValueError(
+                f"{self.name}: train has {len(self.train)} columns and test {len(self.test)}; both need input and label"
+            )
+        if self.kind == "image" and len(self.shape) != 3:
+            raise ValueError(f"{self.name}: images are (N, C, H, W), not {tuple(self.train[0].shape)}")
         for part, columns in (("train", self.train), ("test", self.test)):
             if len({len(column) for column in columns}) > 1:
                 sizes = ", ".join(str(len(column)) for column in columns)
@@ -59,6 +65,16 @@ class Dataset:
         for owners, columns in ((self.owners, self.train), (self.test_owners, self.test)):
             if owners is not None and len(owners) != len(columns[0]):
                 raise ValueError(f"{self.name}: there are {len(owners)} owners for {len(columns[0])} examples")
+
+        for column in (*self.train[1:2], *self.test[1:2]):
+            if column.dim() == 1 and not column.is_floating_point() and len(column):
+                self._check_labels(int(column.min()), int(column.max()))
+
+    def _check_labels(self, low: int, high: int) -> None:
+        if low < 0 or high >= self.classes:
+            raise ValueError(
+                f"{self.name}: labels go from {low} to {high}; {self.classes} classes are 0 to {self.classes - 1}"
+            )
 
     @property
     def tokens_per_example(self) -> int | None:

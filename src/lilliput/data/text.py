@@ -117,11 +117,14 @@ def shakespeare_roles(folder: str | None = None, length: int = 80, min_chars: in
 
 
 def _lines(file: Path) -> Iterator[tuple[str, tuple[str, str]]]:
-    with file.open(encoding="utf-8") as stream:
+    with file.open("rb") as stream:  # so that a line that is no text is known by its number
         for number, line in enumerate(stream, 1):
             try:
                 row = json.loads(line)
-                yield str(row["client_id"]), (row["train"], row["test"])
+                train, test = row["train"], row["test"]
+                if not isinstance(train, str) or not isinstance(test, str):
+                    raise TypeError("train and test are to be text")
+                yield str(row["client_id"]), (train, test)
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{file}:{number} is no line of client_id, train and test: {error!r}") from error
 
