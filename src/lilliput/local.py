@@ -201,8 +201,9 @@ def step(
 
 
 def _forward(opt: Trainer, model: nn.Module, loss: Loss, batch: Any, context: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(opt.config.precision)
-    with torch.autocast(opt.device.type, dtype) if dtype else nullcontext():
+    if opt.config.precision == "float32":
+        return loss(model, batch, context)
+    with torch.autocast(opt.device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[opt.config.precision]):
         return loss(model, batch, context)
 
 

@@ -7,6 +7,7 @@ one gather by a permutation and its batches are views of the result.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -67,8 +68,7 @@ class ArrayBatches:
         if generator is not None:
             order = torch.randperm(self.examples, generator=generator)
             columns = tuple(x.index_select(0, order) for x in columns)
-        for cut in range(len(self)):
-            batch = tuple(x[cut * self._size : (cut + 1) * self._size] for x in columns)
+        for batch in islice(zip(*(x.split(self._size) for x in columns), strict=True), len(self)):
             if self._transform is not None:
                 batch = (self._transform(batch[0], generator), *batch[1:])
             yield batch

@@ -85,11 +85,11 @@ class Supervised:
 
     def outputs(self, model: nn.Module, batch: Any) -> Outputs:
         """Named outputs of a forward; `features` is filled in on demand by `with_features`."""
-        if isinstance(batch, Mapping):
+        if isinstance(batch, dict):
             out = model(**{k: v for k, v in batch.items() if k != "labels"})
         else:
             out = model(batch[0])
-        return dict(out) if isinstance(out, Mapping) else {"logits": out}
+        return dict(out) if isinstance(out, dict) else {"logits": out}
 
     def with_features(self, model: nn.Module, batch: Any) -> Outputs:
         """Outputs that have `features` [examples, width] whatever the module returns."""
@@ -150,12 +150,12 @@ def _plain(params: Mapping[str, Tensor]) -> Tree:
 
 def labels(batch: Any) -> Tensor:
     """The labels of a batch."""
-    return batch["labels"] if isinstance(batch, Mapping) else batch[1]
+    return batch["labels"] if isinstance(batch, dict) else batch[1]
 
 
 def columns(batch: Any) -> Iterator[Tensor]:
     """The tensors of a batch."""
-    return iter(batch.values() if isinstance(batch, Mapping) else batch)
+    return iter(batch.values() if isinstance(batch, dict) else batch)
 
 
 def count(batch: Any) -> int:
@@ -170,6 +170,6 @@ def to_device(batch: Any, device: torch.device | str, model: nn.Module) -> Any:
         x = x.to(device, non_blocking=True)
         return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
-    if isinstance(batch, Mapping):
+    if isinstance(batch, dict):
         return {name: move(x) for name, x in batch.items()}
     return tuple(move(x) for x in batch)
