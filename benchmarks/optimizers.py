@@ -2,9 +2,9 @@
 
     python benchmarks/optimizers.py [--quick] [--device cuda] [--as-shipped] [--only step,refresh,pca]
 
-58.1 M parameters, of which 25.3 M in 56 attention and MLP matrices that are projected to rank 128; random gradients whose
-spectrum decays, one thread.  Printed as JSON: CPU milliseconds per step (medians of turns), bytes of state, ratios and
-whether the goals hold.  On a GPU the times are the device's.  A peer that is not installed is left out.
+58.1 M parameters, of which 25.3 M in 56 attention and MLP matrices that are projected to rank 128; random gradients
+whose spectrum decays, one thread.  Printed as JSON: CPU milliseconds per step (medians of turns), bytes of state,
+ratios and whether the goals hold.  On a GPU the times are the device's.  A peer that is not installed is left out.
 """
 
 from __future__ import annotations

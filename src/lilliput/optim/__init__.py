@@ -3,6 +3,7 @@
 from lilliput.optim.footprint import Memory, memory
 from lilliput.optim.galore import GaLoreAdafactor, GaLoreAdamW, GaLoreAdamW8bit, GaLoreLion, Lion
 from lilliput.optim.groups import param_groups
+from lilliput.optim.layerwise import PerLayer, per_layer
 
 __all__ = [
     "GaLoreAdafactor",
@@ -11,6 +12,8 @@ __all__ = [
     "GaLoreLion",
     "Lion",
     "Memory",
+    "PerLayer",
     "memory",
     "param_groups",
+    "per_layer",
 ]

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from lilliput.optim.driver import SubspaceOptimizer
 
 
-def matched(optimizer: SubspaceOptimizer, state_dict: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
-    """Each parameter with its saved state.  Raises ValueError, naming the first difference."""
+def matched(
+    optimizer: SubspaceOptimizer, state_dict: dict[str, Any]
+) -> list[tuple[Tensor, dict[str, Any], dict[str, Any]]]:
+    """Each parameter with its saved state and its group.  Raises ValueError, naming the first difference."""
     ours, saved = optimizer.param_groups, state_dict["param_groups"]
     sizes = [[len(group["params"]) for group in groups] for groups in (ours, saved)]
     if sizes[0] != sizes[1]:
@@ -26,7 +28,7 @@ def matched(optimizer: SubspaceOptimizer, state_dict: dict[str, Any]) -> list[tu
             if key in state_dict["state"]:
                 held = state_dict["state"][key]
                 _fits(p, held, optimizer.layout(p, {**mine, **theirs}), key)
-                pairs.append((p, held))
+                pairs.append((p, held, mine))
     return pairs
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lilliput.optim import checkpoint, dense, options, subspace
+from lilliput.optim import checkpoint, dense, options, sharded, subspace
 from lilliput.optim.matmul import fast
 from lilliput.optim.project import Basis, project
 from lilliput.optim.rules import Rule
@@ -30,6 +30,7 @@ class Work:
     """One projected parameter in the middle of a step; G is missing where only R was accumulated."""
 
     p: Tensor
+    whole: Tensor  # the weight to change: p itself, or what was gathered of a sharded one
     G: Tensor | None
     R: Tensor
     basis: Basis
@@ -84,7 +85,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         low: list[Any] = []
         for entry in params:
             p = entry[1] if isinstance(entry, tuple) else entry
-            (high if p.dim() >= 2 and min(p.shape[0], p[0].numel()) > self._rank else low).append(entry)
+            (high if p.dim() >= 2 and min(options.matrix_shape(p)) > self._rank else low).append(entry)
         if high:
             yield {**rest, "params": high, "rank": self._rank}
         if low or not high:
@@ -131,22 +132,24 @@ class SubspaceOptimizer(torch.optim.Optimizer):
                                  f"{grad.device}; use dense gradients on the weight's device")  # fmt: skip
         if not params:
             return
+        if sharded.is_sharded(params[0]):
+            sharded.update(self, params, grads, group)
+            return
         with fast(params[0].device):
             if options.ranked(group):
                 self.finish([self.prepare(p, grad, group) for p, grad in zip(params, grads, strict=True)], group)
             else:
                 self._ordinary(params, grads, group)
 
-    def prepare(self, p: Tensor, grad: Tensor, group: Group) -> Work:
-        """See a gradient in the subspace, after a refresh of that where it is due."""
+    def prepare(self, p: Tensor, grad: Tensor, group: Group, whole: Tensor | None = None) -> Work:
+        """See a gradient in the subspace, after a refresh of that where it is due; `whole` stands for a sharded p."""
         G = matrix(grad)
         state = self.ready(p, group)
         basis = subspace.current(G, state, group, self.rule, self._assigned(p))
         self._remember(p)
         R = project(G, basis, product_dtype(group))
-        return Work(
-            p, G, R, basis, torch.linalg.vector_norm(G, dtype=R.dtype).square() if subspace.learns(group) else R.sum()
-        )
+        probe = torch.linalg.vector_norm(G, dtype=R.dtype).square() if subspace.learns(group) else R.sum()
+        return Work(p, p if whole is None else whole, G, R, basis, probe)
 
     def finish(self, works: list[Work], group: Group) -> None:
         """Move weights, moments and learning projections, except where a gradient was not finite."""
@@ -160,15 +163,15 @@ class SubspaceOptimizer(torch.optim.Optimizer):
                 group["skipped"] += 1
 
     def _apply(self, work: Work, group: Group) -> None:
-        state, W = self.state[work.p], matrix(work.p)
+        state, W = self.state[work.p], matrix(work.whole)
         state["step"] += 1
         step = state["step"]
         lr = self.rule.rate(W, step, float(group["lr"]), group)
         with opened(state, self.rule.moments(tuple(work.R.shape), group), step) as moments:
             U = self.rule.direction(work.R, moments, step, lr, group)
         apply_(W, work.G, work.R, U, work.basis, lr, state.get("norm"), self.rule.sign, group)
-        if W.data_ptr() != work.p.data_ptr():  # a weight whose memory order has no matrix view
-            work.p.copy_(W.view(work.p.shape))
+        if W.data_ptr() != work.whole.data_ptr():  # a weight whose memory order has no matrix view
+            work.whole.copy_(W.view(work.whole.shape))
 
     def _ordinary(self, params: Sequence[Tensor], grads: Sequence[Tensor], group: Group) -> None:
         states = [self.ready(p, group) for p in params]
@@ -186,7 +189,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         dtype = working_dtype(p.dtype)
         if not options.ranked(group):
             return layout(self.rule.moments(tuple(p.shape), group), group["states"], dtype)
-        return subspace.state_layout((p.shape[0], p[0].numel()), group, self.rule, dtype)
+        return subspace.state_layout(options.matrix_shape(p), group, self.rule, dtype)
 
     def ready(self, p: Tensor, group: Group) -> dict[str, Any]:
         """The state of a parameter, made at its first step; a P assigned before that stays."""
@@ -195,10 +198,11 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             held = {name: what for name, what in self.layout(p, group).items() if name not in ("P", "P2")}
             state.update(allocate(held, p.device), step=0)
             if options.ranked(group):
-                state.update(due=0, gap=group["update_proj_gap"], index=self._index(p))
+                state.update(due=subspace.NOT_YET, gap=group["update_proj_gap"], index=self.index(p))
         return state
 
-    def _index(self, p: Tensor) -> int:
+    def index(self, p: Tensor) -> int:
+        """The position of a parameter among all of them."""
         return next(i for i, q in enumerate(q for group in self.param_groups for q in group["params"]) if q is p)
 
     def _assigned(self, p: Tensor) -> bool:
@@ -222,6 +226,16 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         for p in self.state:
             self._remember(p)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors and numbers, as of any torch optimizer; of sharded weights whole ones, by a collective call."""
+        packed = super().state_dict()
+        numbered = enumerate((p, group) for group in self.param_groups for p in group["params"])
+        for i, (p, group) in numbered:
+            if sharded.is_sharded(p):
+                state = sharded.gathered(self, p, group)
+                packed["state"].update({i: state} if state else {})
+        return packed
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a checkpoint of the same optimizer and model, on this model's devices, dtypes kept.
 
@@ -230,6 +244,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         pairs = checkpoint.matched(self, state_dict)
         super().load_state_dict(state_dict)
         # The base class would turn every state into its weight's dtype: P into bfloat16, 8-bit codes into floats.
-        for p, saved in pairs:
-            self.state[p] = checkpoint.moved(saved, p.device)
+        for p, saved, group in pairs:
+            shard = sharded.is_sharded(p)
+            self.state[p] = sharded.kept(self, p, saved, group) if shard else checkpoint.moved(saved, p.device)
         self.__setstate__({})

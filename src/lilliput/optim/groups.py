@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lilliput.optim.options import matrix_shape
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -45,7 +47,7 @@ def _chosen(model: nn.Module, rank: int, targets: str | Sequence[str]) -> Iterat
             continue
         wanted = linear if targets == "all-linear" else targets == "all" or any(part in name for part in parts)
         weight = module.weight
-        if wanted and weight is not head and min(weight.shape[0], weight[0].numel()) > rank:
+        if wanted and weight is not head and min(matrix_shape(weight)) > rank:
             yield id(weight), name
 
 

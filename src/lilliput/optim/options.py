@@ -64,12 +64,17 @@ def check(group: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} {group[name]!r} is unknown; choose from {', '.join(map(str, allowed))}{hint}")
 
 
+def matrix_shape(p: Tensor) -> tuple[int, int]:
+    """A weight as a matrix: (out, in), convolutions (out, in k k)."""
+    return p.shape[0], p.shape[1:].numel()
+
+
 def check_matrix(p: Tensor, name: str, rank: int, official: bool) -> None:
     """Raise ValueError if a parameter of a projected group has no such subspace; `official` clamps the rank instead."""
     if p.dim() < 2:
         raise ValueError(f"{name} has shape {tuple(p.shape)}, but a group with a rank projects matrices; "
                          "put vectors into a group without rank, or use optim.param_groups(model)")  # fmt: skip
-    m, n = p.shape[0], p[0].numel()
+    m, n = matrix_shape(p)
     if rank > min(m, n) and not official:
         raise ValueError(f"rank {rank} exceeds min(m, n) = {min(m, n)} of {name} ({m} x {n}); "
                          f"choose rank <= {min(m, n)} or put it into a group without rank")  # fmt: skip

@@ -18,7 +18,7 @@ from lilliput.optim.rules import Options, Rule
 from lilliput.optim.states import Layout, layout, opened, working_dtype
 
 State = dict[str, Any]
-NEVER = 2**62
+NOT_YET, NEVER = -1, 2**62  # values of `due`
 
 
 def learns(options: Options) -> bool:
@@ -52,6 +52,7 @@ def current(G_mn: Tensor, state: State, options: Options, rule: Rule, assigned: 
     old = stored(G_mn, state, options)
     if old is not None and assigned:
         _check(G_mn, state, options)
+        state["made"] = state["step"] if state["due"] == NOT_YET else state["made"]
         state["due"] = NEVER if learns(options) else state["step"] + state["gap"]
         return old
     if old is not None and state["step"] < state["due"]:
@@ -60,10 +61,21 @@ def current(G_mn: Tensor, state: State, options: Options, rule: Rule, assigned: 
         return _reseed(G_mn, old, state, options, rule)
     size = float(torch.linalg.vector_norm(G_mn))
     if size == 0 or not math.isfinite(size):  # nothing to see here: ask again at the next step
-        return old or _draw(G_mn, state, options, -1)
+        if old is None:
+            old = _draw(G_mn, state, options, -1)
+            state.update(factors(old))
+        return old
+    old = None if state["due"] == NOT_YET else old  # never seen a gradient
     new = _fresh(G_mn, old, state, options)
     _replace(G_mn, new, old, state, options, rule)
     return new
+
+
+def due(state: State, options: Options) -> bool:
+    """Whether this step's gradient may change the basis, so that its projection by the old one would not do."""
+    if options["proj_type"] == "seeded":
+        return "P" in state or (options["rotate"] and state["step"] % options["update_proj_gap"] == 0)
+    return "P" not in state or state["step"] >= state["due"]
 
 
 def stored(G_mn: Tensor, state: State, options: Options) -> Basis | None:
@@ -72,8 +84,8 @@ def stored(G_mn: Tensor, state: State, options: Options) -> Basis | None:
 
 
 def learn_(G_mn: Tensor, R: Tensor, norm2: Tensor, state: State, options: Options, rule: Rule) -> None:
-    """One step of online PCA on P, in place.  The very first gradient only chooses where P starts."""
-    if state["step"] == 1 or "P" not in state:
+    """One step of online PCA on P, in place.  The gradient that P was made from does not also train it."""
+    if state["due"] == NOT_YET or state["made"] == state["step"] - 1:
         return
     basis = as_basis(state["P"], None, side(options["proj_type"], *G_mn.shape))
     own, constants = pca.OPTIMIZERS[options["proj_type"]]
@@ -104,6 +116,7 @@ def _replace(G_mn: Tensor, new: Basis, old: Basis | None, state: State, options:
             state["gap"] *= 2
     state.update(factors(new))
     state["due"] = NEVER if learns(options) else state["step"] + state["gap"]
+    state["made"] = state["step"]
 
 
 def _reseed(G_mn: Tensor, old: Basis | None, state: State, options: Options, rule: Rule) -> Basis:
