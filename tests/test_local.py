@@ -49,6 +49,8 @@ OPTIONS = {
     "adamw": {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.1},
     "accumulate": {"accumulate": 3, "momentum": 0.5},
     "own": {"optimizer": torch.optim.RMSprop, "lr": 0.01},
+    "galore": {"optimizer": "galore_adamw", "lr": 0.01, "optimizer_options": {"rank": 2, "update_proj_gap": 2}},
+    "online": {"optimizer": "online_subspace_lion", "lr": 0.01, "optimizer_options": {"rank": 2, "update_proj_gap": 5}},
 }
 
 

@@ -8,11 +8,13 @@ optimizer asks for it, because its first use costs a second of imports.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from lilliput import optim
 from lilliput.tree import Body
 
 
@@ -67,7 +69,9 @@ class Sgd:
 
 
 class Adam:
-    """Adam with coupled (adam) or decoupled (adamw) weight decay, by torch's fused kernel."""
+    """Adam with coupled weight decay, by torch's fused kernel."""
+
+    kernel: Callable = staticmethod(torch._fused_adam_)
 
     def __init__(
         self,
@@ -76,10 +80,8 @@ class Adam:
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        decoupled: bool = False,
     ):
         self.params, self.lr, self.betas, self.eps, self.weight_decay = params, lr, betas, eps, weight_decay
-        self._kernel: Callable = torch._fused_adamw_ if decoupled else torch._fused_adam_
         self._m = [torch.zeros_like(p) for p in params]
         self._v = [torch.zeros_like(p) for p in params]
         self._steps = [torch.zeros((), dtype=torch.float32, device=p.device) for p in params]
@@ -88,7 +90,7 @@ class Adam:
         steps = [self._steps[i] for i in indices]
         torch._foreach_add_(steps, 1)
         m, v = [self._m[i] for i in indices], [self._v[i] for i in indices]
-        self._kernel(
+        self.kernel(
             [self.params[i] for i in indices], grads, m, v, [], steps, lr=self.lr, beta1=self.betas[0],
             beta2=self.betas[1], weight_decay=self.weight_decay, eps=self.eps, amsgrad=False, maximize=False,
         )  # fmt: skip
@@ -101,6 +103,12 @@ class Adam:
         for kind, xs in (("m", self._m), ("v", self._v), ("step", self._steps)):
             for i, x in enumerate(xs):
                 x.copy_(state[kind][str(i)])
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay."""
+
+    kernel = staticmethod(torch._fused_adamw_)
 
 
 class Wrapped:
@@ -149,20 +157,50 @@ def _from_body(value: Any) -> Any:
     return {k: _from_body(v) for k, v in value.items()}
 
 
+def _subspace(
+    optimizer: Callable[..., Any], params: list[Tensor], lr: float, *, rank: int = 128, proj_type: str = "std",
+    update_proj_gap: int = 200, scale: float = 0.25, **options: Any,
+) -> Any:  # fmt: skip
+    """A subspace optimizer; matrices whose both sides exceed the rank are projected.
+
+    rank: of the subspace; proj_type: how it is found; update_proj_gap: steps between refreshes; scale: of the update
+    """
+    subspace = {"rank": rank, "proj_type": proj_type, "update_proj_gap": update_proj_gap, "scale": scale}
+    return optimizer(params, lr=lr, **subspace, **options)
+
+
+OPTIMIZERS: dict[str, Callable[..., Any]] = {
+    "sgd": Sgd,
+    "adam": Adam,
+    "adamw": AdamW,
+    "lion": optim.Lion,
+    "galore_adamw": partial(_subspace, optim.GaLoreAdamW),
+    "galore_adamw8bit": partial(_subspace, optim.GaLoreAdamW8bit),
+    "galore_adafactor": partial(_subspace, optim.GaLoreAdafactor),
+    "galore_lion": partial(_subspace, optim.GaLoreLion),
+    "online_subspace_adamw": partial(_subspace, optim.GaLoreAdamW, proj_type="continuous"),
+    "online_subspace_adafactor": partial(_subspace, optim.GaLoreAdafactor, proj_type="continuous"),
+    "online_subspace_lion": partial(_subspace, optim.GaLoreLion, proj_type="continuous"),
+}
+
+
 def make(
-    name: str | Callable[..., Any], params: list[Tensor], lr: float, *, momentum: float, weight_decay: float,
+    optimizer: str | Callable[..., Any], params: list[Tensor], lr: float, *, momentum: float, weight_decay: float,
     nesterov: bool, options: dict[str, Any],
 ) -> Update:  # fmt: skip
-    """The update of this name (sgd, adam, adamw) or of a user's own optimizer class.
+    """The update of this name, or of a user's own optimizer class.
 
-    Raises ValueError for momentum given to an optimizer that takes its own through `options`.
+    Raises ValueError for an unknown name, and for momentum given to an optimizer that takes its own through `options`.
     """
-    if name == "sgd":
+    if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
+        known = ", ".join(OPTIMIZERS)
+        raise ValueError(
+            f"unknown optimizer {optimizer!r}; choose one of {known}, or give a torch.optim.Optimizer class"
+        )
+    target = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
+    if target is Sgd:
         return Sgd(params, lr, momentum, weight_decay, nesterov, **options)
     if momentum or nesterov:
-        raise ValueError(f"momentum is SGD's; pass what {name} takes through optimizer_options")
-    if name in ("adam", "adamw"):
-        return Adam(params, lr, weight_decay=weight_decay, decoupled=name == "adamw", **options)
-    if not callable(name):
-        raise ValueError(f"unknown optimizer {name!r}; choose sgd, adam, adamw or give a torch.optim.Optimizer class")
-    return Wrapped(name, params, lr, {**({"weight_decay": weight_decay} if weight_decay else {}), **options})
+        raise ValueError(f"momentum is SGD's; pass what {optimizer} takes through optimizer_options")
+    given = {**({"weight_decay": weight_decay} if weight_decay else {}), **options}
+    return target(params, lr, **given) if target in (Adam, AdamW) else Wrapped(target, params, lr, given)
