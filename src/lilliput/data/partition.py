@@ -51,7 +51,7 @@ def dirichlet(dataset: Dataset, clients: int, seed: int, alpha: float = 0.5, min
     return _deal(rng, dataset, best)
 
 
-def _skewed(rng: np.random.Generator, counts: np.ndarray, clients: int, alpha: float) -> np.ndarray:
+def _skewed(rng: np.random.RandomState, counts: np.ndarray, clients: int, alpha: float) -> np.ndarray:
     """Examples (clients, classes) by one draw of proportions per class among the clients below their even share."""
     shares = np.zeros((clients, len(counts)), dtype=np.int64)
     for k in np.flatnonzero(counts):
@@ -88,7 +88,7 @@ def dirichlet_equal(dataset: Dataset, clients: int, seed: int, alpha: float = 0.
     return _deal(rng, dataset, _filled(rng, shares, sizes, counts))
 
 
-def _filled(rng: np.random.Generator, shares: np.ndarray, sizes: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _filled(rng: np.random.RandomState, shares: np.ndarray, sizes: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Shares that add up to `sizes` by client and `counts` by class, from shares that do not exceed them."""
     clients = np.repeat(np.arange(len(sizes)), sizes - shares.sum(1))
     classes = rng.permutation(np.repeat(np.arange(len(counts)), counts - shares.sum(0)))
@@ -268,8 +268,9 @@ def checked(parts: Parts, total: int) -> dict[int, Tensor]:
     return tidy
 
 
-def _rng(seed: int, name: str) -> np.random.Generator:
-    return np.random.default_rng(key("partition", name, seed))
+def _rng(seed: int, name: str) -> np.random.RandomState:
+    # RandomState, because NumPy promises that its streams never change: a seed names the same partition for ever.
+    return np.random.RandomState(np.random.MT19937(key("partition", name, seed)))
 
 
 def _labels(dataset: Dataset, name: str) -> np.ndarray:
@@ -282,7 +283,7 @@ def _counts(dataset: Dataset, name: str) -> np.ndarray:
     return np.bincount(_labels(dataset, name), minlength=dataset.classes)
 
 
-def _deal(rng: np.random.Generator, dataset: Dataset, shares: np.ndarray) -> Parts:
+def _deal(rng: np.random.RandomState, dataset: Dataset, shares: np.ndarray) -> Parts:
     """Indices by client: of each class as many as `shares` (clients, classes) says, drawn at random."""
     labels = dataset.train[1].numpy()
     client_of = np.empty(len(labels), dtype=np.int64)
