@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lilliput.data import PARTITIONS, Dataset
-from lilliput.data.partition import split
+from lilliput.data.partition import _proportions, split
 
 LABELLED = sorted(set(PARTITIONS) - {"fixed", "flwr", "natural"})
 
@@ -198,3 +198,12 @@ def test_partitioners_of_flwr_datasets():
         split(dataset, "flwr", 5, partitioner="SquarPartitioner")
     with pytest.raises(ValueError, match=r"DirichletPartitioner: .*alpha"):
         split(dataset, "flwr", 5, partitioner="DirichletPartitioner")
+
+
+def test_proportions_have_the_moments_of_a_dirichlet_draw() -> None:
+    """Mean a / A and variance a (A - a) / (A^2 (A + 1)), A the sum; no alpha is too small."""
+    a, rng = np.array([0.5, 1.0, 3.0]), np.random.RandomState(0)
+    x, total = np.stack([_proportions(rng, a) for _ in range(20_000)]), a.sum()
+    np.testing.assert_allclose(x.mean(0), a / total, atol=0.004)
+    np.testing.assert_allclose(x.var(0), a * (total - a) / (total**2 * (total + 1)), atol=0.001)
+    assert _proportions(rng, np.full(4, 1e-12)).sum() == 1

@@ -57,7 +57,7 @@ def _skewed(rng: np.random.RandomState, counts: np.ndarray, clients: int, alpha:
     for k in np.flatnonzero(counts):
         count = counts[k]
         below = shares.sum(1) < counts.sum() / clients
-        p = rng.dirichlet(np.full(clients, alpha)) * below
+        p = _proportions(rng, np.full(clients, alpha)) * below
         p = p / p.sum() if p.sum() > 0 else below / below.sum()
         shares[:, k] = np.diff((np.cumsum(p) * count).astype(np.int64), prepend=0)
         shares[np.flatnonzero(below)[-1], k] += count - shares[:, k].sum()
@@ -76,7 +76,7 @@ def dirichlet_equal(dataset: Dataset, clients: int, seed: int, alpha: float = 0.
     sizes = np.array([len(part) for part in np.array_split(np.arange(counts.sum()), clients)])
     prior = counts / counts.sum()
     # Unfittable patterns of zeros are ruled out by a share of the data set's own mix, far below one example.
-    mix = np.stack([rng.dirichlet(alpha * len(prior) * prior + 1e-12) for _ in range(clients)]) + 1e-9 * prior
+    mix = np.stack([_proportions(rng, alpha * len(prior) * prior + 1e-12) for _ in range(clients)]) + 1e-9 * prior
     for _ in range(TRIES):
         mix *= (sizes / mix.sum(1))[:, None]
         scale = counts / np.maximum(mix.sum(0), 1e-300)
@@ -145,7 +145,7 @@ def quantity(dataset: Dataset, clients: int, seed: int, alpha: float = 0.5, min_
     rng, total = _rng(seed, "quantity"), len(dataset.train[0])
     least = min(min_size, total // clients)
     spare = total - least * clients
-    ends = np.cumsum(rng.dirichlet(np.full(clients, alpha)) * spare).round().astype(np.int64)
+    ends = np.cumsum(_proportions(rng, np.full(clients, alpha)) * spare).round().astype(np.int64)
     sizes = least + np.diff(np.append(ends[:-1], spare), prepend=0)
     return np.split(rng.permutation(total), np.cumsum(sizes)[:-1])
 
@@ -271,6 +271,16 @@ def checked(parts: Parts, total: int) -> dict[int, Tensor]:
 def _rng(seed: int, name: str) -> np.random.RandomState:
     # RandomState, because NumPy promises that its streams never change: a seed names the same partition for ever.
     return np.random.RandomState(np.random.MT19937(key("partition", name, seed)))
+
+
+def _proportions(rng: np.random.RandomState, alpha: np.ndarray) -> np.ndarray:
+    """A draw from Dirichlet(alpha), for alpha however small.
+
+    Gamma(a) is Gamma(a + 1) U^(1/a); in logarithms it does not underflow, as NumPy's stable stream of draws does.
+    """
+    logs = np.log(rng.standard_gamma(alpha + 1)) + np.log(rng.random_sample(len(alpha))) / alpha
+    shares = np.exp(logs - logs.max())
+    return shares / shares.sum()
 
 
 def _labels(dataset: Dataset, name: str) -> np.ndarray:
