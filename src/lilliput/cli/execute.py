@@ -1,0 +1,172 @@
+"""Settings become a run in a folder: a new one, one that goes on, or one that is found finished."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lilliput.cli import folder as folders
+from lilliput.cli.machine import environment
+from lilliput.config import Settings, changed
+from lilliput.config.build import Built, build
+from lilliput.config.checks import check
+from lilliput.stop import headline
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one run.  As a number, for sweepers that optimise, it is the last value of its headline metric."""
+
+    folder: Path
+    how: Literal["ran", "resumed", "found", "twice", "failed"]
+    rows: Sequence[dict[str, Any]] = ()
+    error: str = ""
+    status: int = 0
+    what: str = ""
+    seconds: float = 0.0
+    case: str | None = None
+
+    def __float__(self) -> float:
+        found = last(self.rows)
+        if found is None:
+            raise ValueError(f"{self.folder} evaluated no metric")
+        return found[1]
+
+
+def last(rows: Sequence[dict[str, Any]]) -> tuple[str, float] | None:
+    """The metric that says how good the model is, and its last value; None if nothing was evaluated."""
+    metric = headline(rows)
+    return (metric[0], float([row for row in rows if metric[0] in row][-1][metric[0]])) if metric else None
+
+
+def start(s: Settings, plain: bool = False, quiet: bool = False, plots: bool = True) -> Outcome:
+    """Run in a new folder."""
+    check(s)
+    folders.refuse_taken(s)
+    built = build(s)
+    path = folders.make(built.settings)
+    folders.write_config(path, built.settings)
+    facts = {"fingerprint": s.fingerprint(), "started": _now(), "command": sys.argv, **environment()}
+    folders.note(path, {**facts, **_data(built), "sources": s.sources()})
+    return _run(built, path, "ran", plain, quiet, plots)
+
+
+def go_on(
+    path: Path, changes: Mapping[str, Any] | None = None, plain: bool = False, quiet: bool = False, plots: bool = True
+) -> Outcome:
+    """Continue the run in a folder where it stopped, with some settings changed.
+
+    Raises ValueError if the data are not those that it began with.
+    """
+    s = folders.read_config(path)
+    facts = folders.facts_of(path)
+    if changes:
+        s = changed(s, changes)
+    check(s)
+    built = build(s)
+    for what, now in _data(built).items():
+        if facts.get(what, now) != now:
+            raise ValueError(f"the {what} of {path} is not what it was; restore it, or start anew with `lilliput run`")
+    if changes:
+        folders.write_config(path, built.settings)
+        folders.note(path, {"fingerprint": s.fingerprint(), "finished": None})
+    return _run(built, path, "resumed", plain, quiet, plots)
+
+
+def ensure(s: Settings, plain: bool = False, quiet: bool = False, plots: bool = True) -> Outcome:
+    """The finished run of these settings: found, resumed or run now."""
+    check(s)
+    for path in folders.same(Path(s["folder"]), s.fingerprint()):
+        if folders.facts_of(path).get("finished"):
+            return Outcome(path, "found", rows_of(path), case=s["case"])
+        return go_on(path, None, plain, quiet, plots)
+    return start(s, plain, quiet, plots)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rounds of a finished run."""
+    from lilliput.report.runs import read
+
+    return read(path).rows
+
+
+def _run(built: Built, path: Path, how: Literal["ran", "resumed"], plain: bool, quiet: bool, plots: bool) -> Outcome:
+    experiment, began = built.experiment, time.perf_counter()
+    experiment.folder = path
+    try:
+        experiment.reporters = _reporters(built.settings, path, plain, quiet)
+        with folders.held(path):
+            history = experiment.run(built.engine, resume=how == "resumed")
+            ended = {"finished": _now(), "stopped": history.stopped, "tuning": history.tuning}
+            folders.note(path, ended)
+    except BaseException as error:
+        if not _tidy(path, Path(built.settings["folder"])):
+            error.lilliput_folder = path  # type: ignore[attr-defined]
+        raise
+    if plots and built.settings["plots"]:
+        _plots(path, history.rows)
+    return Outcome(path, how, history.rows, seconds=time.perf_counter() - began, case=built.settings["case"])
+
+
+def _tidy(path: Path, root: Path) -> bool:
+    """Remove the folder of a run that did not get through a round: there is nothing to go on with."""
+    metrics = path / "metrics.jsonl"
+    if (path / "checkpoint").exists() or (metrics.exists() and metrics.stat().st_size):
+        return False
+    shutil.rmtree(path, ignore_errors=True)
+    for parent in path.parents:
+        if parent == root or not parent.is_relative_to(root) or any(parent.iterdir()):
+            break
+        parent.rmdir()
+    return True
+
+
+def _reporters(s: Settings, path: Path, plain: bool, quiet: bool) -> list[Any]:
+    from lilliput.report import TensorBoard, WandB, live
+
+    found: list[Any] = [] if quiet else [live(plain=plain)]
+    if s["tensorboard"] and importlib.util.find_spec("tensorboard") is not None:
+        found.append(TensorBoard(path / "tb"))
+    if s["wandb"]:
+        found.append(WandB(path, config=s.as_dict()))
+    return found
+
+
+def _plots(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Figures of the run, where matplotlib is installed and there are at least two points to draw a line through."""
+    metric = headline(rows)
+    if metric is None or sum(metric[0] in row for row in rows) < 2 or importlib.util.find_spec("matplotlib") is None:
+        return
+    from lilliput.report import compare
+
+    compare([path]).figures(path / "plots")
+
+
+def _data(built: Built) -> dict[str, str]:
+    return {"data": built.data, "partition": built.partition}
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def describe(outcome: Outcome) -> str:
+    """An outcome in one line."""
+    from lilliput.report.text import duration, number
+
+    if outcome.how == "failed":
+        return f"failed: {outcome.error}"
+    if outcome.how == "twice":
+        return "the same run as another of this sweep"
+    found = last(outcome.rows)
+    parts = [f"{found[0]} {number(*found)}"] if found else []
+    parts += [f"{outcome.rows[-1]['round']} rounds"] if outcome.rows else []
+    parts += [duration(outcome.seconds)] if outcome.seconds else []
+    how = {"ran": "", "resumed": "resumed, ", "found": "finished before, "}[outcome.how]
+    return f"{how}{', '.join(parts)}  {outcome.folder}"

@@ -1,0 +1,118 @@
+"""A run's folder: where it lies, what it holds from the start, and which run of the same experiment there is already.
+
+`config.yaml` is held locked while a run writes to its folder, so that no two processes do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lilliput.config import Settings, from_file, settings
+from lilliput.store import replace
+
+CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
+
+
+def place(s: Settings) -> Path:
+    """Where a new run of these settings goes: its name, or <algorithm>/<model>/<dataset>-<partition>/<time>."""
+    root = Path(s["folder"])
+    if s["name"] is not None:
+        return root / str(s["name"])
+    words = [_word(s, key) for key in ("algorithm", "model", "dataset", "partition")]
+    return root / words[0] / words[1] / f"{words[2]}-{words[3]}" / time.strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def _word(s: Settings, axis: str) -> str:
+    choice = s.choices.get(axis)
+    return choice.name if choice else str(s[axis])
+
+
+def refuse_taken(s: Settings) -> None:
+    """Raise ValueError if the run was given a name that another has."""
+    if s["name"] is not None and (path := place(s)).exists():
+        raise ValueError(f"{path} exists; go on with `lilliput resume {path}`, remove it, or choose another name=")
+
+
+def make(s: Settings) -> Path:
+    """Make the folder of a new run; a number sets those apart that start in the same second."""
+    refuse_taken(s)
+    folder = place(s)
+    for number in range(1, 1000):
+        path = folder if number == 1 else folder.with_name(f"{folder.name}_{number}")
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+    raise ValueError(f"{folder} is taken a thousand times over; choose a name=")
+
+
+def write_config(folder: Path, s: Settings) -> None:
+    """Write config.yaml, from which the run can be started again to the same bits."""
+    replace(folder / CONFIG, as_yaml(s).encode())
+
+
+def as_yaml(s: Settings) -> str:
+    """The settings as text that `--config` reads."""
+    import yaml
+
+    return yaml.safe_dump(s.as_dict(), sort_keys=False, default_flow_style=None, allow_unicode=True)
+
+
+def read_config(folder: Path) -> Settings:
+    """The settings of the run in a folder.  Raises ValueError if there is none, or it is damaged."""
+    if not (folder / CONFIG).is_file():
+        why = "is no run's folder: it has no config.yaml" if folder.is_dir() else "does not exist"
+        raise ValueError(f"{folder} {why}; `lilliput run` starts a new run")
+    return settings(from_file(folder / CONFIG))
+
+
+def note(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Add facts to environment.json."""
+    replace(folder / ENVIRONMENT, (json.dumps({**facts_of(folder), **facts}, indent=2) + "\n").encode())
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    """What environment.json says; nothing for one that is missing or damaged."""
+    try:
+        facts = json.loads((folder / ENVIRONMENT).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def runs(root: Path) -> Iterator[Path]:
+    """Every run's folder at or below a folder, in order of path."""
+    for path, folders, files in os.walk(root):
+        folders.sort()
+        if CONFIG in files:
+            folders.clear()  # checkpoints may hold thousands of files
+            yield Path(path)
+
+
+def same(root: Path, fingerprint: str) -> list[Path]:
+    """The runs of the same experiment, finished ones first, else the last started first."""
+    facts = {run: facts_of(run) for run in runs(root)}
+    mine = [run for run in facts if facts[run].get("fingerprint") == fingerprint]
+    return sorted(mine, key=lambda r: (bool(facts[r].get("finished")), facts[r].get("started", "")), reverse=True)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing to a run's folder.  Raises ValueError if one does already."""
+    with open(folder / CONFIG, "rb") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder} is being written by another process; wait for it, or stop it") from None
+        except (ImportError, OSError):
+            pass  # no locks on this system: the user is trusted not to start a run twice
+        yield

@@ -1,0 +1,96 @@
+"""What a recipe is: a published experiment as settings, what its source reports, and what we expect of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any, Literal
+
+Verdict = Literal["reproduced", "same ordering", "not reproduced", "not run"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of a table: the settings that are its own, and numbers in the unit of the recipe's metric.
+
+    published: what the source reports, None if this version of the recipe has no counterpart there.
+    expected:  what a run is held against, and how far from it counts as reproduced.
+    measured:  what we measured when the recipe was last run in full; None if it never was.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    expected: float
+    tolerance: float
+    published: float | None = None
+    measured: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.tolerance < 0:
+            raise ValueError(f"the tolerance of {self.name!r} is {self.tolerance}; it must not be negative")
+
+
+@dataclass(frozen=True)
+class Version:
+    """One size of a recipe.  With `floor`, a run must reach expected - tolerance and may exceed it."""
+
+    cases: Sequence[Case]
+    hardware: str
+    hours: float
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    floor: bool = False
+
+    def verdict(self, measured: Mapping[str, float | None]) -> Verdict:
+        """What the cases' measured numbers say of this version."""
+        values = [measured.get(case.name) for case in self.cases]
+        if any(value is None for value in values):
+            return "not run"
+        if all(self._holds(case, value) for case, value in zip(self.cases, values, strict=True)):  # type: ignore[arg-type]
+            return "reproduced"
+        return "same ordering" if self._same_order(values) else "not reproduced"  # type: ignore[arg-type]
+
+    def _holds(self, case: Case, value: float) -> bool:
+        distance = value - case.expected
+        return -distance <= case.tolerance if self.floor else abs(distance) <= case.tolerance
+
+    def _same_order(self, values: Sequence[float]) -> bool:
+        """Whether every two rows stand as in the source; a table of one row has no order to keep."""
+        source = [case.expected if case.published is None else case.published for case in self.cases]
+        pairs = [(a, b) for a, b in combinations(zip(source, values, strict=True), 2) if a[0] != b[0]]
+        return bool(pairs) and all((a[0] < b[0]) == (a[1] < b[1]) for a, b in pairs)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A published table or figure.  Its settings spell out every number that it needs, defaults included.
+
+    metric: the column of metrics.jsonl that is compared, at its `best` round or in the `final` one.
+    """
+
+    name: str
+    title: str
+    source: str
+    settings: Mapping[str, Any]
+    versions: Mapping[str, Version]
+    metric: str = "accuracy"
+    at: Literal["best", "final"] = "final"
+    note: str = ""
+
+    def version(self, scale: str) -> Version:
+        """The version of a scale.  Raises ValueError for one that the recipe has not."""
+        if scale not in self.versions:
+            raise ValueError(f"recipe {self.name} has no scale {scale!r}; choose {' or '.join(self.versions)}")
+        return self.versions[scale]
+
+    def layers(self, scale: str) -> dict[str, dict[str, Any]]:
+        """The settings of each case, by the case's name."""
+        version = self.version(scale)
+        return {case.name: {**self.settings, **version.settings, **case.settings} for case in version.cases}
+
+    def value(self, rows: Sequence[Mapping[str, Any]]) -> float | None:
+        """What a run's rows give for the metric; None if they have none."""
+        values = [row[self.metric] for row in rows if row.get(self.metric) is not None]
+        if not values:
+            return None
+        return values[-1] if self.at == "final" else (min if "loss" in self.metric else max)(values)
