@@ -12,8 +12,9 @@ from torch import nn
 from lilliput import tree
 from lilliput.data.batches import as_batches
 from lilliput.fleet import Client, Profile
-from lilliput.local import Training, factor, fit, pull_to, shift
+from lilliput.local import fit, pull_to, shift
 from lilliput.tasks import Supervised
+from lilliput.training import Training, factor
 
 
 def model(bn: bool = False) -> nn.Module:

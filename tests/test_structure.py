@@ -16,7 +16,7 @@ LAYERS = {
     1: "wire header",
     2: "codecs store fleet ledger data",
     3: "models tasks optim updates",
-    4: "local submodel split",
+    4: "training local submodel split",
     5: "algorithms",
     6: "engines evaluation",
     7: "checkpoint stop loop experiment report",

@@ -6,12 +6,10 @@ parameter updated in a backward hook as soon as its gradient is there, so that n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,99 +17,13 @@ from torch import Tensor, nn
 from lilliput import tree, updates
 from lilliput.fleet import Client
 from lilliput.ledger import metered
+from lilliput.tasks.recompute import checkpointed, frozen_norms
 from lilliput.tasks.resident import buffers as buffers_of
-from lilliput.tasks.resident import frozen_norms
 from lilliput.tasks.supervised import columns, count, to_device
+from lilliput.training import Training
 from lilliput.tree import Body, Tree
 
 Loss = Callable[[nn.Module, Any, Any], tuple[Tensor, dict[str, Tensor]]]
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a client trains; every federated method has these fields.
-
-    lr:            learning rate in the first round; `schedule` scales it over rounds.
-    optimizer:     sgd, adam, adamw, or any torch.optim.Optimizer class; `optimizer_options` go to it.
-    local_epochs:  passes over the client's data per round; `local_steps`, if given, counts steps instead.
-    schedule:      constant, cosine, linear, exponential:GAMMA or multistep:ROUND,ROUND,...:GAMMA.
-    clip:          the largest norm of a step's gradient (of each parameter's with per_layer).
-    accumulate:    micro-batches that each batch is cut into, to save memory.
-    precision:     float32, bf16 (autocast) or fp16 (autocast with loss scaling).
-    checkpointing: recompute each block's activations in the backward pass instead of keeping them.
-    per_layer:     update each parameter in a backward hook.
-    optimizer_state: what a client's optimizer knows at the start of a round: nothing (reset), or what it had (keep).
-    buffers:       BatchNorm statistics are averaged over clients, stay local, or are not used at all (none).
-    """
-
-    lr: float = 0.1
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    nesterov: bool = False
-    optimizer: Any = "sgd"
-    optimizer_options: dict[str, Any] = field(default_factory=dict)
-    local_epochs: int = 1
-    local_steps: int | None = None
-    schedule: str = "constant"
-    clip: float | None = None
-    accumulate: int = 1
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
-    checkpointing: bool = False
-    per_layer: bool = False
-    optimizer_state: Literal["reset", "keep"] = "reset"
-    buffers: Literal["average", "local", "none"] = "average"
-
-    def __post_init__(self) -> None:
-        _positive(self, "lr", "accumulate", "clip")
-        _among(self, precision=("float32", "bf16", "fp16"), optimizer_state=("reset", "keep"))
-        _among(self, buffers=("average", "local", "none"))
-        for name in ("momentum", "weight_decay", "local_epochs", "local_steps"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
-        if self.nesterov and not self.momentum:
-            raise ValueError("nesterov without momentum would do nothing; set momentum > 0")
-        if self.per_layer and self.precision == "fp16":
-            raise ValueError("per_layer cannot undo a step whose fp16 loss scale overflowed; use precision=bf16")
-        factor(self.schedule, 1, 1)
-
-    def lr_at(self, round: int, rounds: int) -> float:
-        """The learning rate of a round, from 1, of a run of `rounds`."""
-        return self.lr * factor(self.schedule, round, rounds)
-
-
-def _positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} is {value}; it must be positive")
-
-
-def _among(config: Any, **allowed: tuple[str, ...]) -> None:
-    for name, values in allowed.items():
-        if getattr(config, name) not in values:
-            raise ValueError(f"{name} is {getattr(config, name)!r}; choose one of {', '.join(values)}")
-
-
-def factor(schedule: str, round: int, rounds: int) -> float:
-    """What the learning rate is multiplied by in a round (from 1) of a run of `rounds`."""
-    name, *arguments = schedule.split(":")
-    done = (round - 1) / max(rounds, 1)
-    try:
-        if name == "constant" and not arguments:
-            return 1.0
-        if name == "cosine" and not arguments:
-            return 0.5 * (1 + math.cos(math.pi * done))
-        if name == "linear" and not arguments:
-            return 1.0 - done
-        if name == "exponential":
-            return float(arguments[0]) ** (round - 1)
-        if name == "multistep":
-            return float(arguments[1]) ** sum(round > int(milestone) for milestone in arguments[0].split(","))
-    except (ValueError, IndexError):
-        pass
-    raise ValueError(
-        f"schedule {schedule!r} is not one of constant, cosine, linear, exponential:GAMMA, multistep:ROUND,ROUND:GAMMA"
-    )
 
 
 # Corrections change gradients before the optimizer sees them.  Each takes the names of some parameters, the parameters
@@ -381,34 +293,3 @@ def _batches(client: Client, config: Training) -> Iterator[Any]:
                 return
             yield batch
             taken += 1
-
-
-class checkpointed:
-    """Recompute each block's activations in the backward pass: the blocks are the elements of Sequentials and lists."""
-
-    def __init__(self, model: nn.Module):
-        from torch.utils.checkpoint import checkpoint
-
-        self._checkpoint = checkpoint
-        containers = [m for m in model.modules() if isinstance(m, nn.Sequential | nn.ModuleList)]
-        inner = {id(x) for c in containers for x in c for x in x.modules() if x is not None}
-        # Outermost containers only: a block inside a block would be recomputed twice.
-        self._blocks = [b for c in containers if id(c) not in inner for b in c if any(True for _ in b.parameters())]
-        if not self._blocks:
-            raise ValueError(f"{type(model).__name__} has no Sequential or ModuleList of blocks to checkpoint")
-
-    def __enter__(self) -> None:
-        for block in self._blocks:
-            block.forward = self._wrap(block, block.forward)
-
-    def __exit__(self, *error: object) -> None:
-        for block in self._blocks:
-            del block.forward
-
-    def _wrap(self, block: nn.Module, forward: Callable) -> Callable:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            # The second forward must not move BatchNorm's statistics again.
-            contexts = lambda: (nullcontext(), frozen_norms(block))  # noqa: E731
-            return self._checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
-
-        return run

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from lilliput.algorithms.fedavg import measured, train
 from lilliput.fleet import Client, Fleet, Model, on_client
-from lilliput.local import Training
+from lilliput.training import Training
 from lilliput.tree import Body
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from lilliput.fleet import Client, Fleet, Model, on_client
-from lilliput.local import Correction, Loss, Stats, Training, fit
+from lilliput.local import Correction, Loss, Stats, fit
 from lilliput.submodel import Combine, Mean, Slice, SliceRule, full, reduce, weighted_mean
+from lilliput.training import Training
 from lilliput.tree import Body, Tree, add, sub
 
 

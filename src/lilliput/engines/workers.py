@@ -11,6 +11,7 @@ import multiprocessing as mp
 import os
 import signal
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -54,7 +55,8 @@ class Workers:
         self._devices = devices(device, slots_per_gpu, workers or cores())
         self.slots = len(self._devices)
         self.threads = threads
-        self._method = "fork" if device == "cpu" and "fork" in mp.get_all_start_methods() else "spawn"
+        # Elsewhere than on Linux system libraries start threads of their own, and CUDA does everywhere.
+        self._method = "fork" if device == "cpu" and sys.platform == "linux" else "spawn"
         self._workers: list[Worker] = []
         self._queue: deque[Request] = deque()
         self._ready: deque[Response] = deque()

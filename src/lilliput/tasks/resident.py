@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -88,20 +86,3 @@ def buffers(module: nn.Module) -> Tree:
     """The buffers that belong to a module's state (BatchNorm statistics), by name."""
     kept = module.state_dict(keep_vars=True).keys()
     return {name: b for name, b in module.named_buffers() if name in kept}
-
-
-@contextmanager
-def frozen_norms(module: nn.Module) -> Iterator[None]:
-    """Let BatchNorm normalise by the batch at hand and leave its running statistics alone.
-
-    For a forward that repeats an earlier one, and for models that have no statistics to use.
-    """
-    norms = [(m, m.training, m.momentum, m.num_batches_tracked) for m in module.modules() if isinstance(m, _NORMS)]
-    for m, *_ in norms:
-        # Momentum 0 keeps the statistics to the bit, and the graph the same as that of the forward that is repeated.
-        m.training, m.momentum, m.num_batches_tracked = True, 0.0, None
-    try:
-        yield
-    finally:
-        for m, training, momentum, counter in norms:
-            m.training, m.momentum, m.num_batches_tracked = training, momentum, counter

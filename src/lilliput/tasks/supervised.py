@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lilliput import tree
-from lilliput.tasks.resident import Residents, buffers, frozen_norms
+from lilliput.tasks.recompute import frozen_norms
+from lilliput.tasks.resident import Residents, buffers
 from lilliput.tree import Body, Tree
 
 Outputs = dict[str, Any]
