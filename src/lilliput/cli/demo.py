@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lilliput import data, models, random
 from lilliput.algorithms import Centralized, FedAvg, LocalOnly
+from lilliput.cli.compare import parsed
 from lilliput.experiment import Experiment
 from lilliput.fleet import Profile
 from lilliput.report.text import duration
@@ -156,7 +157,11 @@ def costs(outcome: Outcome) -> tuple[str, str, str]:
 
 def main(argv: Sequence[str]) -> int:
     """Train in every way, print the table and draw the picture."""
-    options = _options(argv)
+    options = parsed(parser(), argv or ["--rounds", str(ROUNDS)])
+    if options is None:
+        return 0
+    if options.rounds < 1:
+        raise ValueError(f"rounds is {options.rounds}; it must be at least 1")
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -190,14 +195,14 @@ def _draw(dataset: data.Dataset, held: data.Federated, outcomes: Sequence[Outcom
     return demo_picture.draw(dataset, held, outcomes, folder)
 
 
-def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="lilliput demo", description="Twenty devices, half of them too small for the model."
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        "lilliput demo",
+        description="Twenty devices, half of them too small for the model: a table and a picture of what each way of "
+        "training makes of them.",
+        exit_on_error=False,
     )
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"rounds of each way of training ({ROUNDS})")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and of who has which digit (0)")
-    parser.add_argument("--folder", type=Path, default=Path("demo"), help="where the picture goes (demo)")
-    options = parser.parse_args(argv)
-    if options.rounds < 1:
-        raise ValueError(f"rounds is {options.rounds}; it must be at least 1")
-    return options
+    made.add_argument("--rounds", type=int, default=ROUNDS, help=f"rounds of each way of training ({ROUNDS})")
+    made.add_argument("--seed", type=int, default=0, help="of the weights and of who has which digit (0)")
+    made.add_argument("--folder", type=Path, default=Path("demo"), help="where the picture goes (demo)")
+    return made
