@@ -78,6 +78,13 @@ def test_sparse_gradients_are_refused():
         optimizer.step()
 
 
+def test_gradients_elsewhere_than_their_weight_are_refused():
+    p = weight(8, 6)
+    optimizer = optim.GaLoreAdamW([p], rank=2)
+    with pytest.raises(ValueError, match="weight on cpu is sparse or on meta"):
+        optimizer.update([p], [torch.empty(8, 6, device="meta")], optimizer.param_groups[0])
+
+
 @pytest.mark.parametrize(
     ("other", "words"),
     [

@@ -355,3 +355,13 @@ def test_checkpoints_load_with_weights_only_and_move_between_devices():
     for name, x in optimizer.state[p].items():
         y = moved.state[p][name]
         assert (x.dtype == y.dtype and torch.equal(x, y)) if isinstance(x, torch.Tensor) else x == y
+
+
+def test_state_follows_a_model_to_another_device():
+    p = nn.Parameter(normal(12, 8))
+    optimizer = optim.GaLoreAdamW([{"params": [p], "rank": 3}], lr=0.01)
+    one_step(optimizer, p, normal(12, 8))
+    moved = nn.Parameter(torch.empty(12, 8, dtype=p.dtype, device="meta"))
+    optimizer.state[moved] = optimizer.state.pop(p)
+    state = optimizer.ready(moved, optimizer.param_groups[0])
+    assert {x.device.type for x in state.values() if isinstance(x, torch.Tensor)} == {"meta"} and state["step"] == 1

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lilliput.optim.adam import ADAM, fused_
+from lilliput.optim.project import shrink_
 from lilliput.optim.rules import Moments, Options, Rule
 from lilliput.optim.states import opened, working_dtype
 from lilliput.optim.update import decays_after
@@ -64,7 +65,7 @@ def _move(w: Tensor, g: Tensor, moments: Moments, step: int, lr: float, rule: Ru
         return
     u = rule.direction(g, moments, step, lr, options)
     keep = 1 - lr * options["weight_decay"]
-    w.mul_(keep).add_(u.sign_() if rule.sign else u, alpha=-lr * (keep if decays_after(options) else 1.0))
+    shrink_(w, keep).add_(u.sign_() if rule.sign else u, alpha=-lr * (keep if decays_after(options) else 1.0))
 
 
 def _parts(p: Tensor) -> Iterator[slice]:

@@ -119,9 +119,12 @@ class SubspaceOptimizer(torch.optim.Optimizer):
 
     @staticmethod
     def _portions(params: list[Tensor]) -> Iterable[list[Tensor]]:
-        # On a CPU one at a time: scratch stays in cache.  Elsewhere all at once: one question to the device per group.
-        on_cpu = all(p.device.type == "cpu" for p in params)
-        return ([p] for p in params) if on_cpu else [params]
+        # On a CPU one at a time: scratch stays in cache.  Elsewhere all of a device: one question to it per group.
+        alike: dict[Any, list[Tensor]] = {}
+        for p in params:
+            place: Any = (p.device, sharded.is_sharded(p)) if p.device.type != "cpu" else p
+            alike.setdefault(place, []).append(p)
+        return alike.values()
 
     @torch.no_grad()
     def update(self, params: Sequence[Tensor], grads: Sequence[Tensor], group: Group) -> None:
@@ -194,6 +197,9 @@ class SubspaceOptimizer(torch.optim.Optimizer):
     def ready(self, p: Tensor, group: Group) -> dict[str, Any]:
         """The state of a parameter, made at its first step; a P assigned before that stays."""
         state = self.state[p]
+        if any(isinstance(x, Tensor) and x.device != p.device for x in state.values()):  # the model was moved
+            state.update(checkpoint.moved(state, p.device))
+            self._remember(p)
         if "step" not in state:
             held = {name: what for name, what in self.layout(p, group).items() if name not in ("P", "P2")}
             state.update(allocate(held, p.device), step=0)

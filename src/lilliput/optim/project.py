@@ -79,13 +79,18 @@ def add_back_(
 ) -> None:
     """W = beta W + alpha A U B, in place, without a second m x n tensor when the products run in W's dtype."""
     if dtype not in (None, W_mn.dtype):
-        W_mn.mul_(beta).add_(back(U, basis, dtype), alpha=alpha)
+        shrink_(W_mn, beta).add_(back(U, basis, dtype), alpha=alpha)
         return
     if basis.left is not None and basis.right is not None:
         U, basis = basis.left.to(U.dtype) @ U, Basis(None, basis.right)
     first, second = (U, basis.right) if basis.right is not None else (basis.left, U)
     assert first is not None and second is not None
     W_mn.addmm_(first.to(W_mn.dtype), second.to(W_mn.dtype), beta=beta, alpha=alpha)
+
+
+def shrink_(W: Tensor, keep: float) -> Tensor:
+    """W times keep, in place; without a pass over memory for 1."""
+    return W if keep == 1.0 else W.mul_(keep)
 
 
 def turn(new: Basis, old: Basis) -> Basis:

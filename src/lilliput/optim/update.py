@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lilliput.optim.project import Basis, add_back_, back
+from lilliput.optim.project import Basis, add_back_, back, shrink_
 from lilliput.optim.rules import Options
 
 TINY = 1e-30
@@ -39,7 +39,7 @@ def apply_(
         add_back_(W_mn, U, basis, keep, alpha, product_dtype(options))
         return
     D_mn = dense(G_mn, R, U, basis, norm, options)
-    W_mn.mul_(keep).add_(D_mn.sign_() if sign else D_mn, alpha=alpha)
+    shrink_(W_mn, keep).add_(D_mn.sign_() if sign else D_mn, alpha=alpha)
 
 
 def dense(G_mn: Tensor | None, R: Tensor, U: Tensor, basis: Basis, norm: Tensor | None, options: Options) -> Tensor:
