@@ -1,5 +1,6 @@
 """Optimizers that train in a subspace: GaLore, Online Subspace Descent and what followed, for any PyTorch program."""
 
+from lilliput.optim.averaging import MeanSubspace, assign_projections, projections
 from lilliput.optim.footprint import Memory, memory
 from lilliput.optim.galore import GaLoreAdafactor, GaLoreAdamW, GaLoreAdamW8bit, GaLoreLion, Lion
 from lilliput.optim.groups import param_groups
@@ -11,9 +12,12 @@ __all__ = [
     "GaLoreAdamW8bit",
     "GaLoreLion",
     "Lion",
+    "MeanSubspace",
     "Memory",
     "PerLayer",
+    "assign_projections",
     "memory",
     "param_groups",
     "per_layer",
+    "projections",
 ]
