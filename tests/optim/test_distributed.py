@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 sys.path.insert(0, str(Path(__file__).parent))
 from two_processes import CASES, RESUMED_AFTER, STEPS, build, train, whole
@@ -64,6 +66,18 @@ def test_one_process_resumes_what_two_began(case, alone, pair):
     for p, w in zip(model.parameters(), weights, strict=True):
         p.data.copy_(w)
     optimizer.load_state_dict(state)
+    train(model, optimizer, range(RESUMED_AFTER, STEPS))
+    equal(whole(model), alone[1][case], case)
+
+
+@every_case
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+def test_one_process_loads_the_distributed_checkpoint_of_two(case, alone, pair):
+    model, optimizer = build(case)
+    weights, state = get_state_dict(model, optimizer)
+    saved = {"model": weights, "optimizer": state}
+    dcp.load(saved, checkpoint_id=alone[0] / f"{case}.dcp")
+    set_state_dict(model, optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"])
     train(model, optimizer, range(RESUMED_AFTER, STEPS))
     equal(whole(model), alone[1][case], case)
 

@@ -57,6 +57,8 @@ def whole(model) -> list[torch.Tensor]:
 def process(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD)
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import distribute_tensor
@@ -69,6 +71,8 @@ def process(rank: int, folder: Path) -> None:
 
         sharded, optimizer = build(case, lambda m: fully_shard(m, mesh=mesh))
         train(sharded, optimizer, range(RESUMED_AFTER), mine)
+        weights, state = get_state_dict(sharded, optimizer)
+        dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder / f"{case}.dcp")
         found[f"middle {case}"] = (whole(sharded), copy.deepcopy(optimizer.state_dict()))
         train(sharded, optimizer, range(RESUMED_AFTER, STEPS), mine)
         found[f"fsdp {case}"] = whole(sharded)
@@ -93,6 +97,7 @@ def process(rank: int, folder: Path) -> None:
     found["skipped"] = [group["skipped"] for group in optimizer.param_groups]
     found["unmoved"] = all(torch.equal(a, b) for a, b in zip(before, whole(broken), strict=True))
     torch.save(found, folder / f"rank{rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -204,7 +204,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             held = {name: what for name, what in self.layout(p, group).items() if name not in ("P", "P2")}
             state.update(allocate(held, p.device), step=0)
             if options.ranked(group):
-                state.update(due=subspace.NOT_YET, gap=group["update_proj_gap"], index=self.index(p))
+                state.update(subspace.start(group), index=self.index(p))
         return state
 
     def index(self, p: Tensor) -> int:

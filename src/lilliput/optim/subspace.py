@@ -71,6 +71,16 @@ def current(G_mn: Tensor, state: State, options: Options, rule: Rule, assigned: 
     return new
 
 
+def start(options: Options) -> State:
+    """The whole numbers of a state before its first step: every key is there from then on, as checkpoints need it."""
+    return {
+        "due": NOT_YET,
+        "made": NOT_YET,
+        "gap": options["update_proj_gap"],
+        **({"P_step": 0} if learns(options) else {}),
+    }
+
+
 def due(state: State, options: Options) -> bool:
     """Whether this step's gradient may change the basis, so that its projection by the old one would not do."""
     if options["proj_type"] == "seeded":
@@ -91,7 +101,7 @@ def learn_(G_mn: Tensor, R: Tensor, norm2: Tensor, state: State, options: Option
     own, constants = pca.OPTIMIZERS[options["proj_type"]]
     grad = pca.gradient(G_mn, R, basis, norm2, options["orthogonality"])
     lr = float(options["lr"]) / float(options["base_lr"]) / options["update_proj_gap"]
-    state["P_step"] = state.get("P_step", 0) + 1
+    state["P_step"] += 1
     before = state["P"].clone() if options["rotate"] else None
     with opened(state, own.moments(tuple(grad.shape), constants), state["P_step"], prefix="P_") as moments:
         pca.step_(state["P"], grad, moments, state["P_step"], lr, options["proj_type"], options)
