@@ -11,7 +11,8 @@ whatever else the machine does:
     lilliput  Experiment(FedAvg) as a user runs it, on the sequential engine, with all that it checks and counts
 
 They see the same batches in the same order from the same start, and must end with the same loss.  CPU seconds per round
-after the first, medians.  Goals: MLP (2NN, 199 k parameters) at most 1.15 x loop, CNN (2.16 M) at most 1.10 x tuned.
+after the first, medians; a ratio is the median over turns.  Goals: MLP (2NN, 199 k parameters) at most 1.15 x loop, CNN
+(2.16 M) at most 1.10 x tuned.  A busy machine moves the MLP's ratio up by a few hundredths: its rounds are 0.1 s.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ CLIENTS, COHORT, EXAMPLES, BATCH, CLASSES, LR, SEED = 100, 10, 500, 20, 10, 0.05
 SHAPES = {"mlp": (1, 28, 28), "cnn": (3, 32, 32)}
 PROGRAMS = ("loop", "tuned", "lilliput")
 GOALS = {"mlp": ("loop", 1.15), "cnn": ("tuned", 1.10)}
+ROUNDS = {"mlp": (61, 41), "cnn": (11, 3)}  # in full and with --quick
 
 
 def by_hand(name: str) -> nn.Module:
@@ -203,29 +205,26 @@ def measure(name: str, rounds: int) -> dict:
         for kind in (0, 1)
     )
     beside, goal = GOALS[name]
-    ratio = cpu["lilliput"] / cpu[beside]
-    paired = [a[0] / b[0] for a, b in zip(seconds["lilliput"][1:], seconds[beside][1:], strict=True)]
+    ratio = statistics.median(a[0] / b[0] for a, b in zip(seconds["lilliput"][1:], seconds[beside][1:], strict=True))
     return {
         "cpu_seconds": cpu, "wall_seconds": wall, "first_round_cpu_seconds": {p: a[0][0] for p, a in seconds.items()},
-        "loss": losses, "beside": beside, "ratio": ratio, "paired_ratio": statistics.median(paired),
-        "goal": goal, "met": ratio <= goal,
+        "rounds": rounds, "loss": losses, "beside": beside, "ratio": ratio, "goal": goal, "met": ratio <= goal,
     }  # fmt: skip
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--quick", action="store_true", help="three rounds instead of eleven")
+    arguments.add_argument("--quick", action="store_true", help="fewer rounds")
     arguments.add_argument("--check", action="store_true", help="exit with 1 if a goal is missed")
     arguments.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
     arguments.add_argument("--rounds", type=int, help="rounds, of which the first does not count")
     arguments.add_argument("--serve", choices=PROGRAMS, help=argparse.SUPPRESS)
     options = arguments.parse_args()
-    rounds = options.rounds or (3 if options.quick else 11)
     if options.serve:
-        serve(options.serve, options.models[0], rounds)
+        serve(options.serve, options.models[0], options.rounds)
         return
-    result = {name: measure(name, rounds) for name in options.models}
-    print(json.dumps({"torch": torch.__version__, "rounds": rounds, **result}, indent=2))
+    result = {name: measure(name, options.rounds or ROUNDS[name][options.quick]) for name in options.models}
+    print(json.dumps({"torch": torch.__version__, **result}, indent=2))
     sys.exit(options.check and not all(r["met"] for r in result.values()))
 
 

@@ -113,7 +113,10 @@ def tensors(body: object) -> Iterable[Tensor]:
         yield body
     elif isinstance(body, Mapping):
         for value in body.values():
-            yield from tensors(value)
+            if isinstance(value, Tensor):  # most are: no generator for each
+                yield value
+            else:
+                yield from tensors(value)
 
 
 def shapes(a: Mapping[str, Tensor]) -> tuple[tuple[str, tuple[int, ...]], ...]:

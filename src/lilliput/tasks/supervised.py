@@ -78,7 +78,7 @@ class Supervised:
         The same module is loaded again by the next call of the same role; several live side by side under other roles.
         """
         module = self._residents.get(params, role, torch.device(device))
-        tree.copy_({n: p.detach() for n, p in module.named_parameters() if n in params}, params)
+        tree.copy_({n: p for n, p in module.named_parameters() if n in params}, params)
         if held:
             own = buffers(module)
             tree.copy_({n: own[n] for n in held}, held)
