@@ -38,6 +38,7 @@ GOALS = {  # ratio: (numerator, denominator, at most)
     "Online Subspace Descent / GaLore": ("online pca", "galore", 2.0),
     "G11 8-bit AdamW / bitsandbytes": ("adamw 8bit", "bitsandbytes adamw 8bit", 0.30),
     "not projected / torch AdamW fused": ("adamw", "torch adamw fused", 1.15),
+    "not projected, unguarded / torch AdamW fused": ("adamw unguarded", "torch adamw fused", 1.05),
 }
 
 
@@ -106,6 +107,7 @@ def contenders() -> dict[str, Make]:
         "torch adamw fused": lambda m: adamw(m.parameters(), lr=1e-3, fused=True),
         "torch adamw": lambda m: adamw(m.parameters(), lr=1e-3),
         "adamw": lambda m: optim.GaLoreAdamW(m.parameters(), lr=1e-3),
+        "adamw unguarded": lambda m: optim.GaLoreAdamW(m.parameters(), lr=1e-3, guard=False),
         "adamw bf16": lambda m: optim.GaLoreAdamW(m.parameters(), lr=1e-3, states="bf16"),
         "adamw 8bit": lambda m: optim.GaLoreAdamW8bit(m.parameters(), lr=1e-3),
         "galore": lambda m: optim.GaLoreAdamW(groups(m), lr=1e-3),

@@ -92,6 +92,14 @@ def test_what_is_not_projected_is_torch_adamw_to_the_bit():
     assert torch.equal(p, q)
 
 
+@pytest.mark.parametrize("guard", [True, False])
+def test_the_guard_can_be_taken_off_what_is_not_projected(guard):
+    p = nn.Parameter(normal(7, 5))
+    optimizer = optim.GaLoreAdamW([p], lr=0.1, guard=guard)
+    one_step(optimizer, p, torch.full((7, 5), float("nan"), dtype=torch.float64))
+    assert optimizer.param_groups[0]["skipped"] == int(guard) and bool(p.isfinite().all()) == guard
+
+
 # -- online PCA -------------------------------------------------------------------------------------------------------
 
 

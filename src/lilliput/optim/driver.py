@@ -48,6 +48,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
     rule: Rule
 
     def __init__(self, params: Any, defaults: dict[str, Any], subspace: dict[str, Any]) -> None:
+        guard = subspace.pop("guard", True)
         unknown = subspace.keys() - {"rank", *options.DEFAULTS}
         if unknown:
             raise TypeError(
@@ -59,7 +60,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         params = list(params)
         if any(isinstance(group, dict) and "rank" in group for group in params):
             self._rank = None  # the groups say themselves what is projected
-        super().__init__(params, {**defaults, "rule": self.rule.name, "skipped": 0})
+        super().__init__(params, {**defaults, "rule": self.rule.name, "guard": guard, "skipped": 0})
 
     # -- groups ---------------------------------------------------------------------------------------------------
 
@@ -178,9 +179,11 @@ class SubspaceOptimizer(torch.optim.Optimizer):
 
     def _ordinary(self, params: Sequence[Tensor], grads: Sequence[Tensor], group: Group) -> None:
         states = [self.ready(p, group) for p in params]
-        probes = torch.stack([grad.sum(dtype=working_dtype(grad.dtype)) for grad in grads]).tolist()
-        good = [i for i, probe in enumerate(probes) if math.isfinite(probe)]
-        group["skipped"] += len(probes) - len(good)
+        good = list(range(len(params)))
+        if group["guard"]:
+            probes = torch.stack([grad.sum(dtype=working_dtype(grad.dtype)) for grad in grads]).tolist()
+            good = [i for i in good if math.isfinite(probes[i])]
+            group["skipped"] += len(params) - len(good)
         for i in good:
             states[i]["step"] += 1
         dense.step_([params[i] for i in good], [grads[i] for i in good], [states[i] for i in good], self.rule, group)

@@ -2,7 +2,8 @@
 
 Groups are those that GaLore's users write, `{"params": …, "rank": 128, "update_proj_gap": 200, "scale": 0.25,
 "proj_type": "std"}` beside ordinary ones, or `lilliput.optim.param_groups(model)`, or plain parameters with `rank=` as
-an argument (matrices whose both sides exceed the rank are projected then).  `compat="official"` reproduces the
+an argument (matrices whose both sides exceed the rank are projected then).  `guard=False` trusts the gradients of what
+is not projected and saves a pass over them.  `compat="official"` reproduces the
 published programs.
 """
 
