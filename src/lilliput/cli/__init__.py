@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(args)
-    except KeyboardInterrupt:
-        print("lilliput: stopped", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"lilliput: stopped{_remedy(error)}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `lilliput list | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -65,7 +65,9 @@ def _dispatch(args: list[str]) -> int:
         from lilliput.registry import nearest
 
         raise ValueError(f"there is no command {args[0]!r}; {nearest(args[0], COMMANDS)}")
-    return importlib.import_module(f"lilliput.cli.{args[0]}").main(args[1:])
+    # A module called `list` would hide the built-in from this package.
+    module = {"list": "listing"}.get(args[0], args[0])
+    return importlib.import_module(f"lilliput.cli.{module}").main(args[1:])
 
 
 def report(error: BaseException) -> int:
@@ -82,15 +84,22 @@ def explain(error: BaseException) -> tuple[int, str]:
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" at {error.filename}" if error.filename else ""
-        return 2, f"the disk is full{where}; free some space, then continue with `lilliput resume` and the run's folder"
+        return 2, f"the disk is full{where}; free some space{_remedy(error)}"
     if isinstance(error, PermissionError) and error.filename:
         return 2, f"no permission for {error.filename}; choose another place with folder=..."
     if isinstance(error, FileNotFoundError) and error.errno == errno.ENOENT:
         return 2, f"there is no {error.filename}"
-    if isinstance(error, ValueError | OSError | ImportError) and text:
-        return 2, text
-    place = _place(error)
-    return 1, f"{type(error).__name__}: {text or 'no more is said'}{place} (LILLIPUT_DEBUG=1 shows where it came from)"
+    ours = type(error).__module__.startswith("lilliput.")
+    if ours or (isinstance(error, ValueError | OSError | ImportError) and text):
+        return 2, text + _remedy(error)
+    what = f"{type(error).__name__}: {text or 'no more is said'}{_place(error)}"
+    return 1, f"{what} (LILLIPUT_DEBUG=1 shows all of it){_remedy(error)}"
+
+
+def _remedy(error: BaseException) -> str:
+    """How to go on with the run that an error ended, if it got somewhere."""
+    folder = getattr(error, "lilliput_folder", None)
+    return f"; `lilliput resume {folder}` goes on with it" if folder else ""
 
 
 def _place(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 EXAMPLES = """examples:
   lilliput compare runs/                                 all runs, grouped by everything but the seed
@@ -15,7 +16,7 @@ EXAMPLES = """examples:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        "lilliput compare", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, exit_on_error=False,
+        "lilliput compare", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Compare runs on the same data: mean and spread over seeds of what each reached and what it cost.",
     )  # fmt: skip
     made.add_argument("folders", nargs="+", metavar="FOLDER", help="a run's folder, or one above several")
@@ -53,10 +54,9 @@ def parsed(made: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Names
     if not argv or {"-h", "--help"} & set(argv):
         made.print_help()
         return None
-    try:
-        found, rest = made.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise ValueError(f"{error}; `{made.prog} --help` tells more") from None
-    if rest:
-        raise ValueError(f"there is no argument {rest[0]!r}; `{made.prog} --help` tells what there is")
-    return found
+
+    def refuse(message: str) -> NoReturn:  # argparse itself prints its usage and exits
+        raise ValueError(f"{message}; `{made.prog} --help` tells more")
+
+    made.error = refuse  # type: ignore[method-assign]
+    return made.parse_args(argv)

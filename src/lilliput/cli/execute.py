@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import sys
 import time
@@ -15,7 +14,7 @@ from lilliput.cli import folder as folders
 from lilliput.cli.machine import environment
 from lilliput.config import Settings, changed
 from lilliput.config.build import Built, build
-from lilliput.config.checks import check
+from lilliput.config.checks import check, installed
 from lilliput.stop import headline
 
 
@@ -51,10 +50,11 @@ def start(s: Settings, plain: bool = False, quiet: bool = False, plots: bool = T
     folders.refuse_taken(s)
     built = build(s)
     path = folders.make(built.settings)
-    folders.write_config(path, built.settings)
     facts = {"fingerprint": s.fingerprint(), "started": _now(), "command": sys.argv, **environment()}
-    folders.note(path, {**facts, **_data(built), "sources": s.sources()})
-    return _run(built, path, "ran", plain, quiet, plots)
+    with folders.held(path):
+        folders.write_config(path, built.settings)
+        folders.note(path, {**facts, **_data(built), "sources": s.sources()})
+        return _run(built, path, "ran", plain, quiet, plots)
 
 
 def go_on(
@@ -73,10 +73,11 @@ def go_on(
     for what, now in _data(built).items():
         if facts.get(what, now) != now:
             raise ValueError(f"the {what} of {path} is not what it was; restore it, or start anew with `lilliput run`")
-    if changes:
-        folders.write_config(path, built.settings)
-        folders.note(path, {"fingerprint": s.fingerprint(), "finished": None})
-    return _run(built, path, "resumed", plain, quiet, plots)
+    with folders.held(path):
+        if changes:
+            folders.write_config(path, built.settings)
+            folders.note(path, {"fingerprint": s.fingerprint(), "finished": None})
+        return _run(built, path, "resumed", plain, quiet, plots)
 
 
 def ensure(s: Settings, plain: bool = False, quiet: bool = False, plots: bool = True) -> Outcome:
@@ -101,10 +102,8 @@ def _run(built: Built, path: Path, how: Literal["ran", "resumed"], plain: bool, 
     experiment.folder = path
     try:
         experiment.reporters = _reporters(built.settings, path, plain, quiet)
-        with folders.held(path):
-            history = experiment.run(built.engine, resume=how == "resumed")
-            ended = {"finished": _now(), "stopped": history.stopped, "tuning": history.tuning}
-            folders.note(path, ended)
+        history = experiment.run(built.engine, resume=how == "resumed")
+        folders.note(path, {"finished": _now(), "stopped": history.stopped, "tuning": history.tuning})
     except BaseException as error:
         if not _tidy(path, Path(built.settings["folder"])):
             error.lilliput_folder = path  # type: ignore[attr-defined]
@@ -131,7 +130,7 @@ def _reporters(s: Settings, path: Path, plain: bool, quiet: bool) -> list[Any]:
     from lilliput.report import TensorBoard, WandB, live
 
     found: list[Any] = [] if quiet else [live(plain=plain)]
-    if s["tensorboard"] and importlib.util.find_spec("tensorboard") is not None:
+    if s["tensorboard"] and installed("tensorboard"):
         found.append(TensorBoard(path / "tb"))
     if s["wandb"]:
         found.append(WandB(path, config=s.as_dict()))
@@ -141,7 +140,7 @@ def _reporters(s: Settings, path: Path, plain: bool, quiet: bool) -> list[Any]:
 def _plots(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Figures of the run, where matplotlib is installed and there are at least two points to draw a line through."""
     metric = headline(rows)
-    if metric is None or sum(metric[0] in row for row in rows) < 2 or importlib.util.find_spec("matplotlib") is None:
+    if metric is None or sum(metric[0] in row for row in rows) < 2 or not installed("matplotlib"):
         return
     from lilliput.report import compare
 

@@ -1,6 +1,6 @@
 """A run's folder: where it lies, what it holds from the start, and which run of the same experiment there is already.
 
-`config.yaml` is held locked while a run writes to its folder, so that no two processes do.
+The folder is held locked while a run writes to it, so that no two processes do.
 """
 
 from __future__ import annotations
@@ -106,13 +106,25 @@ def same(root: Path, fingerprint: str) -> list[Path]:
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Keep other processes from writing to a run's folder.  Raises ValueError if one does already."""
-    with open(folder / CONFIG, "rb") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{folder} is being written by another process; wait for it, or stop it") from None
-        except (ImportError, OSError):
-            pass  # no locks on this system: the user is trusted not to start a run twice
+    handle = _locked(folder)
+    try:
         yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that holds the lock; None on systems without, where the user is trusted not to start a run twice."""
+    handle = None
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)  # type: ignore[arg-type]
+        raise ValueError(f"{folder} is being written by another process; wait for it, or stop it") from None
+    except (ImportError, OSError):
+        pass
+    return handle

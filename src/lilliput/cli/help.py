@@ -129,7 +129,7 @@ def _node(name: str, axis: Axis, target: Any) -> str:
 
 
 def _axis(axis: Axis) -> str:
-    from lilliput.cli.list import section
+    from lilliput.cli.listing import section
 
     names = {choice.name: summary(choice.target) for choice in axis.nodes()}
     own = f"  or your own: {axis.key}=mine.py:Name, {axis.key}=package.module:Name"

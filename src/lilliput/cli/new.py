@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,12 +65,12 @@ TEST = '''"""The laws of {Class}: what holds for every method, and what should h
 
 import pytest
 import torch
-from {name} import {Class}
-
 from lilliput import Experiment
 from lilliput.algorithms import FedAvg
 from lilliput.engines import Sequential, Workers
 from lilliput.tasks import Supervised
+
+from {name} import {Class}
 
 CLIENTS, FEATURES, CLASSES = 4, 6, 3
 
@@ -160,6 +161,14 @@ def names(text: str) -> tuple[str, str]:
         raise ValueError(f"{text!r} cannot be the name of a class; use letters and digits, beginning with a letter")
     if normal(name) in map(normal, ALGORITHMS):
         raise ValueError(f"there is a method {name!r} already; choose another name")
-    if importlib.util.find_spec(name) is not None:
+    if _is_installed(name):
         raise ValueError(f"{name!r} is the name of an installed module; choose another name")
     return name, "".join(word[:1].upper() + word[1:] for word in words)
+
+
+def _is_installed(module: str) -> bool:
+    """Whether a library has this name: a file of the same name could then not be imported beside it."""
+    if module in sys.stdlib_module_names:
+        return True
+    spec = importlib.util.find_spec(module)
+    return spec is not None and str(spec.origin).startswith((sys.prefix, sys.base_prefix))

@@ -107,7 +107,7 @@ def recipe(chosen: Sequence[Settings], args: Args) -> int:
 
     found = find(chosen[0]["recipe"])
     if args.check:
-        _unchanged(chosen, found)
+        _unchanged(chosen)
     measured: dict[str, float | None] = {}
     for s in chosen:
         outcome = ensure(s, args.plain)
@@ -126,14 +126,14 @@ def recipe(chosen: Sequence[Settings], args: Args) -> int:
     return 0 if verdict in ("reproduced", "same ordering") else 1
 
 
-def _unchanged(chosen: Sequence[Settings], found: Any) -> None:
+def _unchanged(chosen: Sequence[Settings]) -> None:
     """Raise ValueError if settings of the recipe were changed: its expectation would be of another experiment."""
     free = ("engine", "device", "profile", "folder")
     for s in chosen:
         kept: dict[str, Any] = {key: s[key] for key in free}
         if "folder" in s.node("dataset"):
             kept["dataset.folder"] = s.node("dataset")["folder"]
-        own = expanded({"recipe": found.name, "scale": s["scale"], "case": s["case"], **kept})[0]
+        own = expanded({"recipe": s["recipe"], "scale": s["scale"], "case": s["case"], **kept})[0]
         if own.fingerprint() != s.fingerprint():
             mine, theirs = flat(s.as_dict()), flat(own.as_dict())
             key = next(k for k in mine if mine[k] != theirs.get(k) and k not in NEUTRAL)

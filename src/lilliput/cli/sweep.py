@@ -68,7 +68,7 @@ def _for_hydra(word: str) -> str:
         OverridesParser.create().parse_override(f"{key}={value}")
         return f"{key}={value}"
     except HydraException:
-        parse(value)  # what we cannot read either is refused in our words
+        words([word])  # what we cannot read either is refused in our words
         return f"{key}='{value}'"
 
 
@@ -188,8 +188,9 @@ class Job:
 
         hydra = HydraConfig.get()
         own = [word for word in hydra.overrides.task if not word.startswith("hydra")]
-        label = " ".join(_plainly(w) for w in own if w.partition("=")[0] in self.varied)
-        outcomes = [self._run(s, Path(hydra.sweep.dir)) for s in _named(_settings(self.args, own), label)]
+        mine = [_plainly(w) for w in own if w.partition("=")[0] in self.varied]
+        label = " ".join(mine)
+        outcomes = [self._run(s, Path(hydra.sweep.dir)) for s in _named(_settings(self.args, own), mine)]
         for outcome in outcomes:
             print(f"[{hydra.job.num + 1}] {label or 'the run'}: {describe(outcome)}", flush=True)
         return outcomes[0] if len(outcomes) == 1 else outcomes
@@ -214,11 +215,12 @@ def _plainly(word: str) -> str:
     return f"{key}={show(parse(value))}"
 
 
-def _named(chosen: Sequence[Settings], label: str) -> list[Settings]:
+def _named(chosen: Sequence[Settings], words: Sequence[str]) -> list[Settings]:
     """The runs of a job; a name given to the whole sweep holds each of them by what sets it apart."""
-    if chosen[0]["name"] is None or not label:
+    if chosen[0]["name"] is None or not words:
         return list(chosen)
-    return [changed(s, {"name": f"{s['name']}/{label.replace(' ', ',').replace('/', '-')}"}) for s in chosen]
+    apart = ",".join(words).replace(" ", "").replace("/", "-")
+    return [changed(s, {"name": f"{s['name']}/{apart}"}) for s in chosen]
 
 
 def _claim(where: Path, s: Settings) -> bool:

@@ -68,7 +68,15 @@ def _cohort(s: Settings) -> None:
 def _files(s: Settings) -> None:
     if s["init"] is not None and not Path(s["init"]).is_file():
         raise ValueError(f"init={s['init']}: there is no such file of weights")
-    if s["wandb"] and importlib.util.find_spec("wandb") is None:
+    if s["wandb"] and not installed("wandb"):
         raise ValueError("wandb=true needs wandb; pip install 'lilliput[wandb]'")
     if s["name"] is not None and not str(s["name"]).strip("/. "):
         raise ValueError(f"name={show(s['name'])} is no name for a folder")
+
+
+def installed(module: str) -> bool:
+    """Whether an optional library can be imported, without importing it."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False

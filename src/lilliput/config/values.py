@@ -228,5 +228,5 @@ def show(value: Any) -> str:
         return "[" + ", ".join(map(show, value)) + "]"
     if not isinstance(value, str):
         return str(value)
-    needs_quotes = scalar(value) != value or re.search(r"[\[\]{},'\"\s]", value) or not value
+    needs_quotes = scalar(value) != value or re.search(r"[\[\]{},'\"\\\s]", value) or not value
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'" if needs_quotes else value

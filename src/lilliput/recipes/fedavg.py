@@ -19,7 +19,7 @@ CIFAR10_CNN = Recipe(
         "partition.alpha": 0.5,
         "clients": 100,
         "cohort": 10,
-        "rounds": 500,
+        "rounds": 200,
         "local_epochs": 1,
         "batch_size": 20,
         "optimizer": "sgd",

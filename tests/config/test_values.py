@@ -1,0 +1,130 @@
+"""The grammar of settings, and values by the type of their field."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lilliput.config.values import convert, describe, parse, show
+
+WRITTEN = {
+    "1": 1,
+    "-3": -3,
+    "1_000": 1000,
+    "1e-3": 0.001,
+    ".5": 0.5,
+    "2.": 2.0,
+    "inf": math.inf,
+    "null": None,
+    "true": True,
+    "False": False,
+    "fedavg": "fedavg",
+    "1.2.3": "1.2.3",
+    "mine.py:MyMethod": "mine.py:MyMethod",
+    r"mine.py\:MyMethod": "mine.py:MyMethod",
+    "accuracy>=0.9": "accuracy>=0.9",
+    "'a, b'": "a, b",
+    '"1"': "1",
+    "[1, [2, x], 'y z']": [1, [2, "x"], "y z"],
+    "{a: 1, b: {c: [2]}}": {"a": 1, "b": {"c": [2]}},
+    "{betas:[0.9,0.99]}": {"betas": [0.9, 0.99]},
+    "[]": [],
+    "{}": {},
+    "": "",
+}
+
+
+@pytest.mark.parametrize("text", WRITTEN, ids=repr)
+def test_text_stands_for_a_value(text: str) -> None:
+    value = parse(text)
+    assert value == WRITTEN[text] and type(value) is type(WRITTEN[text])
+
+
+def test_hydra_reads_the_same_values() -> None:
+    """A word means the same with and without -m."""
+    parser = pytest.importorskip("hydra.core.override_parser.overrides_parser").OverridesParser.create()
+    for text in WRITTEN.keys() - {"accuracy>=0.9", "2."}:  # what Hydra cannot read, a sweep quotes; 2. is text to it
+        override = parser.parse_override(f"k={text}")
+        value = override.value()
+        assert str(value).strip("'\"") == WRITTEN[text] if isinstance(WRITTEN[text], str) else value == WRITTEN[text]
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="ascii"))
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner) | st.dictionaries(st.from_regex(r"[a-z]\w*", fullmatch=True), inner)
+)
+
+
+@given(values)
+def test_what_is_shown_is_read_back(value: Any) -> None:
+    assert parse(show(value)) == value
+
+
+@pytest.mark.parametrize("text", ["1,2", "[1, 2", "{a: 1", "]", "'open", "[1]x", "{a}", "[1 [2]]"])
+def test_broken_text_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="add -m" if text == "1,2" else "quote|close|commas|should stand|key: value"):
+        parse(text)
+
+
+@given(st.text())
+def test_no_text_breaks_the_parser(text: str) -> None:
+    try:
+        parse(text)
+    except ValueError as error:
+        assert str(error)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "expected"),
+    [
+        (1, float, 1.0),
+        (1e3, int, 1000),
+        ("1e-3", float, 0.001),
+        (0, bool, False),
+        ("yes", bool, True),
+        (7, str, "7"),
+        ("x", Path, Path("x")),
+        (None, int | None, None),
+        ("none", int | None, None),
+        ("Both", Literal["server", "both"], "both"),
+        ("none", Literal["none", "all"], "none"),
+        ([1, 2], tuple[int, ...], (1, 2)),
+        (["1", 2], list[float], [1.0, 2.0]),
+        ({"a": 1}, dict[str, Any], {"a": 1}),
+        (0.5, int | float | None, 0.5),
+        (5, int | float | None, 5),
+        ("auto", str | list[str] | None, "auto"),
+        (["crop:4"], str | list[str] | None, ["crop:4"]),
+    ],
+)
+def test_a_field_takes_what_its_type_says(value: Any, hint: Any, expected: Any) -> None:
+    taken = convert(value, hint, "key")
+    assert taken == expected and type(taken) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "words"),
+    [
+        ("fast", float, "lr=fast must be a number"),
+        (0.5, int, "lr=0.5 must be a whole number"),
+        (True, int, "lr=true must be a whole number"),
+        ("maybe", bool, "lr=maybe must be true or false"),
+        (None, int, "lr=null must be a whole number"),
+        ("servr", Literal["server", "both"], "lr=servr must be one of server, both"),
+        ([1], str | None, r"lr=\[1\] must be text or null"),
+        (3, dict[str, Any], "lr=3 must be {key: value}"),
+        ("ab", list[int], r"lr=ab must be a \[list\]"),
+    ],
+)
+def test_a_field_refuses_the_rest_in_words(value: Any, hint: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        convert(value, hint, "lr")
+
+
+def test_types_are_described_once() -> None:
+    assert describe(int | float | None) == "a number or null"
