@@ -1,7 +1,8 @@
 """What the documents show works: their Python runs, their files are methods, data sets and models that run, their
 commands parse, and their links lead somewhere.
 
-In a document whose programs are whole, a Python block that starts with `# name.py` is that file; the others run in order, in one namespace.
+In a document whose programs are whole, a Python block that starts with `# name.py` is that file; the others run in
+order, in one namespace.
 """
 
 import re
@@ -31,7 +32,11 @@ def commands(document: Path) -> list[list[str]]:
     lines = "\n".join(blocks(document, "sh")).replace("\\\n", " ").splitlines()
     lines += re.findall(r"`(lilliput run[^`]*)`", text)
     words = [shlex.split(line, comments=True) for line in lines]
-    runs = [w[1:] for w in words if w[:2] == ["lilliput", "run"] and not {"--config", "--help"} & set(w)]
+    runs = [
+        w[1:]
+        for w in words
+        if w[:2] == ["lilliput", "run"] and not any(word in ("--config", "--help") or "NAME" in word for word in w)
+    ]
     return [[word for word in run if word not in ("…", "...")] for run in runs]
 
 
