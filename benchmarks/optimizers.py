@@ -1,6 +1,6 @@
 """One optimizer step on LLaMA-60M: ours beside torch, galore-torch, bitsandbytes and torchao, taking turns.
 
-    python benchmarks/optimizers.py [--quick] [--device cuda] [--as-shipped] [--only step,refresh,pca]
+    python benchmarks/optimizers.py [--quick] [--device cuda] [--as-shipped] [--contenders galore,adamw]
 
 58.1 M parameters, of which 25.3 M in 56 attention and MLP matrices that are projected to rank 128; random gradients
 whose spectrum decays, one thread.  Printed as JSON: CPU milliseconds per step (medians of turns), bytes of state,
@@ -23,14 +23,11 @@ from torch import Tensor, nn
 
 from lilliput import optim
 from lilliput.engines.tuning import keep_freed_memory
-from lilliput.optim import basis, pca
 from lilliput.optim.matmul import fast
-from lilliput.optim.project import Basis, project
 
 RANK = 128
 HIDDEN, MLP, LAYERS, VOCABULARY = 512, 1376, 8, 32000
 ATTENTION_AND_MLP = [(HIDDEN, HIDDEN)] * 4 + [(MLP, HIDDEN)] * 2 + [(HIDDEN, MLP)]
-PUBLISHED = [(512, 1376), (1024, 2736), (2048, 5461), (4096, 11008)]  # where the papers time PCA against SVD
 
 GOALS = {  # ratio: (numerator, denominator, at most)
     "G9 GaLore step / galore-torch": ("galore", "galore-torch", 0.33),
@@ -67,12 +64,6 @@ def gradient(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     strength = torch.arange(1, min(shape) + 1, dtype=torch.float32) ** -0.7
     left, right = (torch.randn(n, len(strength), generator=generator) / n**0.5 for n in shape)
     return left * strength @ right.mT
-
-
-def later(G: Tensor, generator: torch.Generator) -> Tensor:
-    """The gradient some steps later: G and noise of a fifth of its norm."""
-    noise = torch.randn(G.shape, generator=generator).to(G.device)
-    return G + noise * (0.2 * G.norm() / noise.norm())
 
 
 class Llama(nn.Module):
@@ -180,73 +171,6 @@ def steps(
     }
 
 
-def refreshes(turns: int, layers: int, device: torch.device) -> dict[str, Any]:
-    """Milliseconds to renew all projections: the decomposition that galore-torch takes, and one warm power step.
-
-    The gradient has moved since the last refresh; `energy` is the share of what the decomposition would capture.
-    """
-    clock, generator = Clock(device), torch.Generator().manual_seed(1)
-    first = [gradient(s, generator).to(device) for s in ATTENTION_AND_MLP * layers]
-    second = [later(g, generator) for g in first]
-    sides = ["right" if g.shape[0] >= g.shape[1] else "left" for g in first]
-    old = [basis.gram(g, RANK, side) for g, side in zip(first, sides, strict=True)]
-
-    def svd() -> list[Basis]:
-        return [basis.svd(g, RANK, side) for g, side in zip(second, sides, strict=True)]
-
-    def power() -> list[Basis]:
-        with fast(device):
-            return [basis.power(g, b) for g, b in zip(second, old, strict=True)]
-
-    times: dict[str, list[float]] = {"svd": [], "power": []}
-    for _ in range(turns):
-        times["svd"].append(clock(svd))
-        times["power"].append(clock(power))
-    kept = [captured(bases, second) for bases in (power(), svd(), old)]
-    ms = {name: round(1e3 * statistics.median(x), 2) for name, x in times.items()}
-    return {
-        "ms": ms,
-        "energy_of_svd": round(kept[0] / kept[1], 5),
-        "energy_of_svd_if_stale": round(kept[2] / kept[1], 5),
-    }
-
-
-def captured(bases: list[Basis], grads: list[Tensor]) -> float:
-    """The share of the gradients' energy that the bases see."""
-    seen = sum(float(project(g, b).square().sum()) for g, b in zip(grads, bases, strict=True))
-    return seen / sum(float(g.square().sum()) for g in grads)
-
-
-def online_pca(turns: int, device: torch.device, shapes: list[tuple[int, int]]) -> list[dict[str, Any]]:
-    """One step of online PCA, with its gradient by autograd and in closed form, against one SVD; rank m / 4."""
-    clock, generator = Clock(device), torch.Generator().manual_seed(2)
-    rows = []
-    for m, n in shapes:
-        G, rank = gradient((m, n), generator).to(device), m // 4
-        basis_ = basis.haar((m, n), rank, "left", 0, G)
-        R, norm2 = project(G, basis_), G.square().sum()
-
-        def closed(G: Tensor = G, R: Tensor = R, basis_: Basis = basis_, norm2: Tensor = norm2) -> Tensor:
-            with fast(device):
-                return pca.gradient(G, R, basis_, norm2)
-
-        def autograd(G: Tensor = G, basis_: Basis = basis_, norm2: Tensor = norm2) -> Tensor:
-            P = basis_.left.clone().requires_grad_()  # type: ignore[union-attr]
-            ((P @ P.T @ G - G).square().sum() / norm2).backward()
-            return P.grad  # type: ignore[return-value]
-
-        torch.testing.assert_close(closed(), autograd(), rtol=1e-3, atol=1e-5)
-        svd_turns = 1 if m > 1024 and device.type == "cpu" else turns
-        svd = [clock(lambda G=G: torch.linalg.svd(G, full_matrices=False)) for _ in range(svd_turns)]
-        pairs = [(clock(closed), clock(autograd)) for _ in range(turns)]
-        ms = [1e3 * statistics.median(x) for x in (svd, [a for a, _ in pairs], [b for _, b in pairs])]
-        rows.append(
-            {"shape": [m, n], "rank": rank, "svd_ms": round(ms[0], 2), "closed_ms": round(ms[1], 2),
-             "autograd_ms": round(ms[2], 2), "svd_over_closed": round(ms[0] / ms[1], 1)}
-        )  # fmt: skip
-    return rows
-
-
 def floor_ms(layers: int, vocabulary: int, device: torch.device) -> float:
     """The least a projected step can take here: its two products and one pass over what is not projected."""
     clock = Clock(device)
@@ -285,9 +209,6 @@ def goals(found: dict[str, Any]) -> dict[str, Any]:
             table[goal] = {"ratio": round(ms[ours] / ms[theirs], 3), "most": most}
     if "galore" in ms:
         table["G9 GaLore step / floor"] = {"ratio": round(ms["galore"] / found["floor_ms"], 3), "most": 1.35}
-    if "refresh" in found:
-        times = found["refresh"]["ms"]
-        table["G10 power refresh / SVD"] = {"ratio": round(times["power"] / times["svd"], 3), "most": 0.05}
     return {name: {**row, "met": row["ratio"] <= row["most"]} for name, row in table.items()}
 
 
@@ -296,23 +217,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two layers, a small vocabulary, three turns")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--as-shipped", action="store_true", help="without keeping freed memory, which helps everyone")
-    parser.add_argument("--only", default="step,refresh,pca", help="parts, by comma")
     parser.add_argument("--contenders", default="", help="of the step, by comma; all of them by default")
     arguments = parser.parse_args()
-    device, parts = torch.device(arguments.device), arguments.only.split(",")
+    device = torch.device(arguments.device)
     torch.set_num_threads(1)
     if not arguments.as_shipped:
         keep_freed_memory()
     layers, vocabulary, turns = (2, 4000, 3) if arguments.quick else (LAYERS, VOCABULARY, 9)
     found: dict[str, Any] = {"device": str(device), "torch": torch.__version__, "layers": layers}
-    if "step" in parts:
-        found["floor_ms"] = floor_ms(layers, vocabulary, device)
-        names = [name for name in arguments.contenders.split(",") if name]
-        found["step"] = steps(names, turns, layers, vocabulary, device)
-    if "refresh" in parts:
-        found["refresh"] = refreshes(2 if device.type == "cpu" else turns, layers, device)
-    if "pca" in parts:
-        found["pca"] = online_pca(3, device, PUBLISHED[: 2 if arguments.quick else 4])
+    found["floor_ms"] = floor_ms(layers, vocabulary, device)
+    names = [name for name in arguments.contenders.split(",") if name]
+    found["step"] = steps(names, turns, layers, vocabulary, device)
     print(json.dumps({**found, "goals": goals(found)}, indent=2))
 
 
