@@ -53,7 +53,7 @@ def test_a_run_leaves_a_folder_that_says_everything(lilliput: Cli, runs: Runs) -
     assert [row["round"] for row in rows(folder)] == [1, 2]
     assert len((folder / "ledger.jsonl").read_text().splitlines()) == 2
     assert (folder / "checkpoint" / "manifest.json").exists()
-    assert any((folder / "plots").glob("*.pdf"))
+    assert (folder / "plots" / "partition.pdf").exists() and list((folder / "plots").glob("accuracy*.pdf"))
 
 
 def test_tensorboard_events_are_written_where_it_is_installed(lilliput: Cli, runs: Runs) -> None:

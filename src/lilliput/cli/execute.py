@@ -109,7 +109,7 @@ def _run(built: Built, path: Path, how: Literal["ran", "resumed"], plain: bool, 
             error.lilliput_folder = path  # type: ignore[attr-defined]
         raise
     if plots and built.settings["plots"]:
-        _plots(path, history.rows)
+        _plots(built, path, history.rows)
     return Outcome(path, how, history.rows, seconds=time.perf_counter() - began, case=built.settings["case"])
 
 
@@ -137,18 +137,21 @@ def _reporters(s: Settings, path: Path, plain: bool, quiet: bool) -> list[Any]:
     return found
 
 
-def _plots(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Figures of the run, where matplotlib is installed and there are at least two points to draw a line through."""
+def _plots(built: Built, path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Figures of the run and its data, where matplotlib is installed and there are two points to join."""
     metric = headline(rows)
     if metric is None or sum(metric[0] in row for row in rows) < 2 or not installed("matplotlib"):
         return
+    from lilliput.data import picture
     from lilliput.report import compare
 
     compare([path]).figures(path / "plots")
+    picture(built.dataset, built.federated.partition, path / "plots" / "partition.pdf")
 
 
 def _data(built: Built) -> dict[str, str]:
-    return {"data": built.data, "partition": built.partition}
+    """The fingerprints of what a run trains on, and of how it lies on the clients."""
+    return {"data": built.dataset.fingerprint(), "partition": built.federated.fingerprint}
 
 
 def _now() -> str:

@@ -21,14 +21,13 @@ from lilliput.stop import Stop
 
 @dataclass(frozen=True)
 class Built:
-    """An experiment ready to run, its settings with nothing left to the data, and the fingerprints of its data."""
+    """An experiment ready to run, its settings with nothing left to the data, and its data as they lie on clients."""
 
     experiment: Experiment
     settings: Settings
     engine: Any
-    data: str
-    partition: str
-    counts: Any  # examples (clients, classes), None where the data has no classes
+    dataset: Any
+    federated: Any
 
 
 def build(s: Settings, folder: Path | None = None, reporters: Any = ()) -> Built:
@@ -47,7 +46,7 @@ def build(s: Settings, folder: Path | None = None, reporters: Any = ()) -> Built
         timeout=s["timeout"], stop=stop(s), folder=folder, checkpoint_every=s["checkpoint_every"],
         profile=None if s["profile"] == "none" else s["profile"], reporters=reporters,
     )  # fmt: skip
-    return Built(experiment, s, make_engine(s), dataset.fingerprint(), federated.fingerprint, None)
+    return Built(experiment, s, make_engine(s), dataset, federated)
 
 
 def load(s: Settings) -> Any:
