@@ -8,7 +8,7 @@ alone for that step and counted in its group's `skipped`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lilliput.optim import checkpoint, dense, options, sharded, subspace
+from lilliput.optim.groups import split
 from lilliput.optim.matmul import fast
 from lilliput.optim.project import Basis, project
 from lilliput.optim.rules import Rule
@@ -62,11 +63,9 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             self._rank = None  # the groups say themselves what is projected
         super().__init__(params, {**defaults, "rule": self.rule.name, "guard": guard, "skipped": 0})
 
-    # -- groups ---------------------------------------------------------------------------------------------------
-
     def add_param_group(self, group: Group) -> None:
         """Add a group; with a rank given to the constructor, its matrices above that rank and the rest part ways."""
-        for part in self._split(group):
+        for part in [group] if self._rank is None or "rank" in group else split(group, self._rank):
             official = self.defaults["compat"] == "official"
             if options.ranked(part):
                 options.complete(part, self._given, official)
@@ -74,36 +73,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             options.check(merged)
             part.setdefault("base_lr", self.defaults["lr"] if official else merged["lr"])
             super().add_param_group(part)
-            self._check_params(self.param_groups[-1], official)
-
-    def _split(self, group: Group) -> Iterator[Group]:
-        if self._rank is None or "rank" in group:
-            yield group
-            return
-        rest = {k: v for k, v in group.items() if k not in ("params", "names")}
-        params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
-        high: list[Any] = []
-        low: list[Any] = []
-        for entry in params:
-            p = entry[1] if isinstance(entry, tuple) else entry
-            (high if p.dim() >= 2 and min(options.matrix_shape(p)) > self._rank else low).append(entry)
-        if high:
-            yield {**rest, "params": high, "rank": self._rank}
-        if low or not high:
-            yield {**rest, "params": low}
-
-    def _check_params(self, group: Group, official: bool) -> None:
-        names = (
-            group.get("names") or group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
-        )
-        for name, p in zip(names, group["params"], strict=False):
-            if options.ranked(group):
-                options.check_matrix(p, name, group["rank"], official)
-        if options.ranked(group) and self.rule.sign and group["update"].startswith("apollo"):
-            raise ValueError(f"update {group['update']!r} does nothing to a sign: a scaled gradient has the "
-                             "gradient's sign; choose GaLoreAdamW, or update='project' or 'fira'")  # fmt: skip
-
-    # -- the step -------------------------------------------------------------------------------------------------
+            options.check_params(self.param_groups[-1], self.rule.sign)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -187,8 +157,6 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         for i in good:
             states[i]["step"] += 1
         dense.step_([params[i] for i in good], [grads[i] for i in good], [states[i] for i in good], self.rule, group)
-
-    # -- state ----------------------------------------------------------------------------------------------------
 
     def layout(self, p: Tensor, group: Group) -> Layout:
         """Names, shapes and dtypes of the state tensors that a parameter of this group keeps."""

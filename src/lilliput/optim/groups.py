@@ -33,6 +33,20 @@ def param_groups(
     return [{**_group(projected), "rank": rank, **options}, *([_group(ordinary)] if ordinary else [])]
 
 
+def split(group: dict[str, Any], rank: int) -> Iterator[dict[str, Any]]:
+    """A group in two: matrices with both sides longer than the rank, to be projected, and the rest."""
+    others = {name: value for name, value in group.items() if name not in ("params", "names")}
+    params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+    parts: dict[bool, list[Any]] = {True: [], False: []}
+    for entry in params:
+        p = entry[1] if isinstance(entry, tuple) else entry  # torch takes (name, parameter) too
+        parts[p.dim() >= 2 and min(matrix_shape(p)) > rank].append(entry)
+    if parts[True]:
+        yield {**others, "params": parts[True], "rank": rank}
+    if parts[False] or not parts[True]:
+        yield {**others, "params": parts[False]}
+
+
 def _group(named: Sequence[tuple[str, Tensor]]) -> dict[str, Any]:
     return {"params": [p for _, p in named], "names": [name for name, _ in named]}
 

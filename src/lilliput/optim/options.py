@@ -69,8 +69,22 @@ def matrix_shape(p: Tensor) -> tuple[int, int]:
     return p.shape[0], p.shape[1:].numel()
 
 
-def check_matrix(p: Tensor, name: str, rank: int, official: bool) -> None:
-    """Raise ValueError if a parameter of a projected group has no such subspace; `official` clamps the rank instead."""
+def check_params(group: Mapping[str, Any], sign: bool) -> None:
+    """Raise ValueError if a parameter of a projected group has no such subspace; `official` clamps the rank instead.
+
+    sign: whether the rule takes the sign of its update.
+    """
+    if not ranked(group):
+        return
+    numbered = [f"parameter {i}" for i in range(len(group["params"]))]
+    for name, p in zip(group.get("names") or group.get("param_names") or numbered, group["params"], strict=False):
+        _check_matrix(p, name, group["rank"], group["compat"] == "official")
+    if sign and group["update"].startswith("apollo"):
+        raise ValueError(f"update {group['update']!r} does nothing to a sign: a scaled gradient has its gradient's; "
+                         "choose GaLoreAdamW, or update='project' or 'fira'")  # fmt: skip
+
+
+def _check_matrix(p: Tensor, name: str, rank: int, official: bool) -> None:
     if p.dim() < 2:
         raise ValueError(f"{name} has shape {tuple(p.shape)}, but a group with a rank projects matrices; "
                          "put vectors into a group without rank, or use optim.param_groups(model)")  # fmt: skip
