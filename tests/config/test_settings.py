@@ -259,3 +259,27 @@ def test_fields_come_from_dataclasses_functions_and_partials() -> None:
     assert {n: f.default for n, f in fields_of(make).items()} == {"width": 3, "norm": "batch"}
     assert fields_of(partial(make, (1,), width=5))["width"].default == 5
     assert fields_of(ALGORITHMS["fedprox"])["mu"].hint is float
+
+
+def test_entry_points_of_other_packages_are_names_with_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    from lilliput.config import axes
+
+    (tmp_path / "foreign_package.py").write_text(METHOD.format(rate=0.1))
+    metadata = tmp_path / "foreign_package-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: foreign-package\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[lilliput.algorithms]\nfar_away = foreign_package:MyMethod\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "foreign_package", raising=False)
+    axes._foreign.cache_clear()
+    try:
+        s = of("algorithm=FarAway far_away.depth=7")
+        assert s["algorithm"] == "far_away" and s.node("algorithm")["depth"] == 7
+        assert of("far_away.depth=7").notes == {
+            "far_away.depth": "far_away.depth does nothing here: algorithm is fedavg"
+        }
+        assert settings(flat(s.as_dict())).fingerprint() == s.fingerprint()
+    finally:
+        axes._foreign.cache_clear()

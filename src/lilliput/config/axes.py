@@ -61,23 +61,26 @@ class Axis:
 
     def foreign(self) -> Mapping[str, Target]:
         """Names that installed packages add by entry points of the group `lilliput.<key>s`."""
-        return _foreign(f"lilliput.{self.key}s")
+        return _foreign().get(f"lilliput.{self.key}s", {})
 
     def fields(self, target: Target) -> dict[str, Field]:
         """The node of a name: the fields that a user may set."""
         return {name: f for name, f in fields_of(target).items() if name not in self.given and not name.startswith("_")}
 
-    def nodes(self) -> Iterator[Choice]:
-        """Every name that has a node without being chosen."""
-        for name, target in {**self.foreign(), **self.names()}.items():
+    def nodes(self, foreign: bool = True) -> Iterator[Choice]:
+        """Every name that has a node without being chosen; without the foreign ones nothing needs to be looked up."""
+        for name, target in {**(self.foreign() if foreign else {}), **self.names()}.items():
             yield Choice(name, target)
 
 
-@functools.cache
-def _foreign(group: str) -> Mapping[str, Target]:
+@functools.lru_cache(maxsize=1)
+def _foreign() -> Mapping[str, Mapping[str, Target]]:
+    """All entry points of our groups, loaded: group -> name -> object.  Reading every package's metadata takes time."""
     from importlib.metadata import entry_points
 
-    return {point.name: point.load() for point in entry_points(group=group)}
+    points = entry_points()
+    groups = [group for group in points.groups if group.startswith("lilliput.")]
+    return {group: {point.name: point.load() for point in points.select(group=group)} for group in groups}
 
 
 def node_name(target: Any) -> str:

@@ -13,7 +13,7 @@ from lilliput.config.settings import Settings
 from lilliput.config.shared import top, training
 from lilliput.config.values import convert
 from lilliput.fleet import Profile
-from lilliput.registry import nearest, normal
+from lilliput.registry import is_path, nearest, normal
 
 
 def settings(*layers: Layer, sweep: bool = False) -> Settings:
@@ -57,7 +57,10 @@ class Reader:
         named = {key: value for key, value in typed if key in AXES}
         self.choices = {axis: self._choose(axis, named) for axis in AXES if axis != "optimizer"}
         self.choices["optimizer"] = self._optimizer(named.get("optimizer"))
-        self.known = self._nodes()
+        self.known = self._nodes(foreign=False)
+        firsts = {key.partition(".")[0] for key, _ in typed if "." in key} - top().keys()
+        if {normal(first) for first in firsts} - set(map(normal, self.known)):
+            self.known = self._nodes(foreign=True)
 
     def _choose(self, axis: str, named: Mapping[str, Any]) -> Choice | None:
         """The name typed or by default; None where the method or the data decide."""
@@ -77,12 +80,12 @@ class Reader:
             name = known["optimizer"].default
         return AXES["optimizer"].choose(name) if isinstance(name, str) else None
 
-    def _nodes(self) -> dict[str, list[tuple[Axis, Any]]]:
+    def _nodes(self, foreign: bool) -> dict[str, list[tuple[Axis, Any]]]:
         """Every node: what stands under its name on each axis."""
         found: dict[str, list[tuple[Axis, Any]]] = {}
         for axis in AXES.values():
             chosen = self.choices[axis.key]
-            names = {choice.name: choice.target for choice in axis.nodes()}
+            names = {choice.name: choice.target for choice in axis.nodes(foreign)}
             if chosen:
                 names[chosen.name] = chosen.target
             for name, target in names.items():
@@ -203,8 +206,7 @@ class Reader:
 
     def _written(self, axis: str, choice: Choice) -> str:
         """How a choice is written: its name, or the path that a user typed."""
-        ours = {**AXES[axis].names(), **AXES[axis].foreign()}
-        return choice.name if choice.name in ours else str(self.top[axis])
+        return str(self.top[axis]) if is_path(str(self.top.get(axis))) else choice.name
 
     def _own_nodes(self, choices: Mapping[str, Choice]) -> dict[str, dict[str, Any]]:
         """The nodes of what is chosen, complete; training settings of the method stand at the top."""
