@@ -129,7 +129,7 @@ def test_a_recipe_runs_what_is_missing_and_says_what_came_of_it(tmp_path: Path, 
     assert "weak: finished before" in said and len(list(tmp_path.rglob("config.yaml"))) == 2
     # It expects the impossible, but the larger rate learns more in three rounds.
     assert (status, said.splitlines()[-1]) == (0, "own (full): same ordering")
-    assert "strong: accuracy 0." in said and "expected 1 +- 0.03" in said
+    assert "strong: accuracy 0." in said and "expected 1 ± 0.03" in said
 
 
 def test_a_recipe_that_is_not_reproduced_ends_with_status_one(tmp_path: Path, run: Callable) -> None:

@@ -120,7 +120,7 @@ def recipe(chosen: Sequence[Settings], args: Args) -> int:
         published = "" if case.published is None else f", published {case.published:g}"
         value = measured.get(case.name)
         got = "not run" if value is None else f"{value:.4f}"
-        print(f"{case.name}: {found.metric} {got}, expected {case.expected:g} +- {case.tolerance:g}{published}")
+        print(f"{case.name}: {found.metric} {got}, expected {version.expectation(case)}{published}")
     verdict = version.verdict(measured)
     print(f"{found.name} ({chosen[0]['scale']}): {verdict}")
     return 0 if verdict in ("reproduced", "same ordering") else 1

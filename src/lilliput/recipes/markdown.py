@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lilliput.recipes import RECIPES
-from lilliput.recipes.recipe import Case, Recipe, Version
+from lilliput.recipes.recipe import Recipe, Version
 
 HEAD = """# Reproduction
 
@@ -36,15 +36,9 @@ def _table(recipe: Recipe, version: Version) -> Iterator[str]:
     yield f"| {recipe.metric}, {recipe.at} round | published | expected | measured |"
     yield "|---|---|---|---|"
     for case in version.cases:
-        numbers = (_number(case.published), _expected(case, version.floor), _number(case.measured))
+        numbers = (_number(case.published), version.expectation(case), _number(case.measured))
         yield f"| {case.name} | {' | '.join(numbers)} |"
     yield ""
-
-
-def _expected(case: Case, floor: bool) -> str:
-    if floor:
-        return f"at least {_number(case.expected - case.tolerance)}"
-    return f"{_number(case.expected)} ± {_number(case.tolerance)}"
 
 
 def _number(value: float | None) -> str:

@@ -50,6 +50,14 @@ class Version:
             return "reproduced"
         return "same ordering" if self._same_order(values) else "not reproduced"  # type: ignore[arg-type]
 
+    def expectation(self, case: Case) -> str:
+        """What a case is held against, in words."""
+        return (
+            f"at least {case.expected - case.tolerance:.4g}"
+            if self.floor
+            else f"{case.expected:g} ± {case.tolerance:g}"
+        )
+
     def _holds(self, case: Case, value: float) -> bool:
         distance, allowed = value - case.expected, case.tolerance + 1e-9
         return -distance <= allowed if self.floor else abs(distance) <= allowed
