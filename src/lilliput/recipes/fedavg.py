@@ -1,8 +1,9 @@
 """FedAvg on CIFAR-10 with a hundred clients of unlike label mixtures.
 
 The setting is the hundred-client one of NIID-Bench (Li et al., ICDE 2022, https://arxiv.org/abs/2102.02079): a tenth
-of the clients per round, labels by Dirichlet 0.5, 500 rounds.  Its leaderboard gives FedAvg 59.4 % with a network of
-62,000 parameters; here it is McMahan's CNN, which is larger and expected to score more.
+of the clients per round, labels by Dirichlet 0.5.  Its leaderboard gives FedAvg 59.4 % after 500 rounds with a network
+of 62,000 parameters; here it is McMahan's CNN, which is larger, and 200 rounds, after which single evaluations still
+differ by some points.
 """
 
 from lilliput.recipes.recipe import Case, Recipe, Version
@@ -31,10 +32,11 @@ CIFAR10_CNN = Recipe(
         "evaluate_every": 10,
         "seed": 0,
     },
+    note="The curve of the measured run: ![accuracy against rounds, MB and simulated seconds](fedavg_cifar10_cnn.png)",
     versions={
         "full": Version(
-            [Case("FedAvg", {}, expected=0.65, tolerance=0.05, published=0.594)],
-            hardware="2 CPU cores", hours=1.0, floor=True,
+            [Case("FedAvg", {}, expected=0.66, tolerance=0.06, published=0.594, measured=0.686)],
+            hardware="2 CPU cores", hours=0.4, floor=True,
         ),
         "small": Version(
             [Case("FedAvg", {}, expected=0.387, tolerance=0.06, measured=0.387)],
