@@ -199,4 +199,3 @@ def test_every_flipped_bit_of_an_image_is_refused_or_a_body():
             damaged = bytearray(SAMPLE_IMAGE)
             damaged[place] ^= 1 << bit
             check_well_formed(bytes(damaged))
-
