@@ -86,7 +86,9 @@ class Fleet(Protocol):
     """An engine's face towards a method, for one round."""
 
     task: Any
-    round: int
+    round: int  # from 1
+    rounds: int  # what the run was planned for
+    seed: int
     clients: Sequence[int]
     examples: Mapping[int, int]
     profiles: Mapping[int, Profile]
@@ -105,6 +107,12 @@ class Fleet(Protocol):
     ) -> Iterator[Reply]:
         """Run a handler on clients with {**body, **each(c)}; replies stream in ascending client id."""
 
+    def fail(self, client: int, why: str, cause: BaseException | None = None) -> None:
+        """Take a client out for the rest of the round: what it sent is of no use to the method."""
+
+    def check_quorum(self) -> None:
+        """Raise QuorumError if fewer of the round's clients than the quorum are still in."""
+
 
 class Algorithm(Protocol):
     """A federated method: the server's half of a round, beside the handlers of the device's half."""
@@ -121,8 +129,8 @@ class Algorithm(Protocol):
 def on_client(handler: Callable | None = None, *, like: Mapping[str, str] | None = None) -> Callable:
     """Mark a method `(self, client, state, msg) -> (reply, new state)` as the device's half.
 
-    `like` maps a key of the reply to the key of the message whose names and shapes it must have, if it is there;
-    a reply that differs is refused and its client is out for the round.
+    `like` maps a key of the reply to the key whose names and shapes it must have, as the client was last sent them in
+    the round, if it was; a reply that differs is refused and its client is out for the round.
     """
 
     def mark(function: Any) -> Callable:

@@ -250,7 +250,7 @@ def fit(
             stack.enter_context(frozen_norms(model))
         if config.checkpointing:
             stack.enter_context(checkpointed(model))
-        for batch in _batches(client, config):
+        for batch in round_batches(client, config):
             batch = to_device(batch, client.device, model)
             value, metrics = step(model, trainer, loss or client.task.loss, batch, context)
             counts.append(count(batch))
@@ -284,7 +284,8 @@ def _cloned(value: Any) -> Any:
     return {k: _cloned(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def _batches(client: Client, config: Training) -> Iterator[Any]:
+def round_batches(client: Client, config: Training) -> Iterator[Any]:
+    """The batches that a round trains on, over all local epochs."""
     epochs = config.local_epochs if config.local_steps is None else config.local_steps
     taken = 0
     for epoch in range(epochs):

@@ -87,7 +87,7 @@ class Round:
         progress: Callable[[int, int], None] = lambda done, total: None,
     ):
         self.engine, self.job, self.store = engine, job, store
-        self.task, self.round = job.task, number
+        self.task, self.round, self.rounds, self.seed = job.task, number, job.rounds, job.seed
         self.clients: Sequence[int] = sorted(job.data)
         self.examples: Mapping[int, int] = {c: data.examples for c, data in job.data.items()}
         self.profiles: Mapping[int, Profile] = job.profiles
@@ -99,6 +99,7 @@ class Round:
         self.cause: BaseException | None = None  # the first failure, where it happened in this process
         self.called: set[int] = set()
         self.stated: set[int] = set()
+        self.schemas: dict[int, dict[str, Any]] = {}  # of the trees that each client was last sent, by key
         self.sampled: list[int] = []
         self.metrics: list[tuple[int, dict[str, float]]] = []
         self._cohort = cohort
@@ -162,8 +163,11 @@ class Round:
         self._open = None
 
     def fail(self, client: int, why: str, cause: BaseException | None = None) -> None:
-        """Take a client out for the rest of the round."""
+        """Take a client out for the rest of the round; the ledger says why at the last call that it had."""
         self.out.setdefault(client, why)
+        last = next((entry for entry in reversed(self.ledger.entries) if entry.client == client), None)
+        if last is not None:
+            last.error = last.error or why
         self.cause = self.cause or cause
 
     def check_quorum(self) -> None:
@@ -209,6 +213,7 @@ class Stream(Iterator[Reply]):
         self._each = each
         self._common = self._code(common, "all")
         self._common_keys = common.keys()
+        self._common_schemas = _schemas(common)
         self._waiting = [c for c in clients if c not in fleet.out]
         self._expected = {c: None for c in self._waiting}
         self._total = len(self._waiting)
@@ -251,9 +256,9 @@ class Stream(Iterator[Reply]):
         twice = self._common_keys & own.keys()
         if twice:
             raise ValueError(f"{self.name}: the key {sorted(twice)[0]!r} is given both for all clients and for each")
-        schema = {
-            key: _schema(own.get(of)) if of in own else _schema(self._common.get(of)) for key, of in self.like.items()
-        }
+        known = self.fleet.schemas.setdefault(c, {})
+        known |= self._common_schemas | _schemas(own)
+        schema = {key: known.get(of) for key, of in self.like.items()}
         own = self._code(own, c)
         message = {**self._common, **own}
         size = wire.nbytes(message)
@@ -297,9 +302,14 @@ class Stream(Iterator[Reply]):
         fleet.progress(self._total - len(self._waiting) - len(self._sent), self._total)
 
 
-def _schema(value: Any) -> Any:
-    """Names and shapes of a tree; None for what was not sent."""
-    return {name: tuple(x.shape) for name, x in value.items()} if isinstance(value, Mapping) else None
+def _schemas(body: Body) -> dict[str, Any]:
+    """Names and shapes of each tree of a message."""
+    trees = {key: tree for key, tree in body.items() if isinstance(tree, Mapping)}
+    return {
+        key: {name: tuple(x.shape) for name, x in tree.items()}
+        for key, tree in trees.items()
+        if all(isinstance(x, Tensor) for x in tree.values())
+    }
 
 
 def refusal(body: Body, schema: Mapping[str, Any], payload: int, limit: int) -> str | None:
