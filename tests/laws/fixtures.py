@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import lilliput
-from lilliput.algorithms import ALGORITHMS, FedAvg
+from lilliput.algorithms import ALGORITHMS, SPLIT, FedAvg
 from lilliput.fleet import Client, Fleet, Model, on_client
 from lilliput.submodel import Mean, Slice, reduce
-from lilliput.tasks import Supervised
+from lilliput.tasks import Split, Supervised
 from lilliput.tree import Body, add, scale
 
 
@@ -95,6 +95,12 @@ def network(bn: bool = True) -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8) if bn else nn.Identity(), nn.ReLU(), nn.Linear(8, 3))
 
 
+def task(name: str) -> Supervised:
+    """The tiny task of a method; what trains a split model has the same one, cut behind BatchNorm."""
+    model = network(bn=name != "two_calls")
+    return Split(model[:2], model[2:], nn.Linear(8, 3)) if name in SPLIT else Supervised(model)
+
+
 def batches(clients: int = 6) -> dict[int, list[tuple[torch.Tensor, torch.Tensor]]]:
     """Client c has 1 + c % 3 batches of 4, of classes that lean towards c % 3."""
     generator = torch.Generator().manual_seed(3)
@@ -108,7 +114,7 @@ def batches(clients: int = 6) -> dict[int, list[tuple[torch.Tensor, torch.Tensor
 
 
 TOYS: dict[str, Any] = {"two_calls": TwoCalls, "rolling_slices": RollingSlices}
-METHODS: dict[str, type] = {**ALGORITHMS, **TOYS}
+METHODS: dict[str, type] = {**ALGORITHMS, **SPLIT, **TOYS}
 
 
 def method(name: str, **settings: Any) -> Any:
@@ -117,6 +123,10 @@ def method(name: str, **settings: Any) -> Any:
         return TwoCalls(cohort=settings.get("cohort", 3))
     if name in ("fedavg", "local_only"):
         settings = {"optimizer_state": "keep", "momentum": 0.5, **settings}
+    if name in ("cse_fsl", "fsl_sage"):
+        settings = {"momentum": 0.5, "server_update_interval": 2, **settings}
+    if name == "fsl_sage":
+        settings = {"align_interval": 2, "align_epochs": 3, "memory_size": 10, **settings}
     return METHODS[name](**{"lr": 0.1, "local_epochs": 2, "cohort": 3, **settings})
 
 
@@ -126,7 +136,7 @@ def experiment(name: str, rounds: int = 4, data: Mapping | None = None, **option
     settings = options.pop("settings", {})
     test = [batch for c in sorted(data) for batch in data[c]]
     return lilliput.Experiment(
-        algorithm=method(name, **settings), task=Supervised(network(bn=name != "two_calls")), data=data, rounds=rounds,
+        algorithm=method(name, **settings), task=task(name), data=data, rounds=rounds,
         **{"test": test, **options},
     )  # fmt: skip
 

@@ -14,6 +14,7 @@ from fixtures import METHODS, assert_same_history, assert_same_state, batches, e
 
 import lilliput
 from lilliput import tree, wire
+from lilliput.algorithms import SPLIT
 from lilliput.codecs import bf16
 from lilliput.engines import Auto, Sequential, Workers
 from lilliput.engines.base import QuorumError
@@ -71,6 +72,8 @@ def test_the_bytes_of_the_ledger_are_those_on_the_wire(name: str, engine: str, m
     if name in plain:
         down, up = plain[name]
         assert [(r["down_bytes"], r["up_bytes"]) for r in rows] == [(3 * down, 3 * up)] * 4
+    elif name in SPLIT:
+        assert [(r["down_bytes"], r["up_bytes"]) for r in rows] == [split_bytes(name, r, rows) for r in rows]
     elif name == "rolling_slices":
         for r in rows:
             # A slice of w of 8 hidden units: w * (6 + 1 + 2 + 2 + 3) parameters and statistics, 3 biases, the counter.
@@ -79,6 +82,19 @@ def test_the_bytes_of_the_ledger_are_those_on_the_wire(name: str, engine: str, m
     else:
         assert sum(r["up_bytes"] for r in rows) == 0  # the bounds send weights down once and nothing up
         assert rows[0]["down_bytes"] == (model if name == "centralized" else 3 * model)
+
+
+def split_bytes(name: str, row: dict[str, Any], rows: list[dict[str, Any]]) -> tuple[int, int]:
+    """(down, up) of a round of three clients: 72 parameters and 8 units of BatchNorm on the device, a head of 27, and
+    per example 8 activations (their gradients too, or every second batch only) and a label of 8 bytes."""
+    part, head, cut, n = 4 * 72 + 4 * 16 + 8, 4 * 27, 4 * 8, row["examples"]
+    if name.startswith("splitfed"):
+        return 3 * part + n * cut, 3 * part + n * (cut + 8)
+    if name == "cse_fsl":
+        return 3 * (part + head), 3 * (part + head) + n // 2 * (cut + 8)
+    heads = (row["down_bytes"] - 3 * part) // head  # of the clients whose head was due
+    assert heads == 3 if row is rows[0] else 0 <= heads <= 3
+    return 3 * part + heads * head, 3 * part + n // 2 * (cut + 8)
 
 
 @every_method
@@ -150,10 +166,12 @@ def test_a_codec_halves_the_floats_and_gives_the_same_bits_on_every_engine(name:
     coded = [experiment(name, evaluate="none", rounds=2, codec=bf16()).run(make()) for make in ENGINES.values()]
     for other in coded[1:]:
         assert_same_history(other, coded[0])
-    counters = 8 * 3 if name in ("fedavg", "fedprox", "fednova", "moon", "scaffold", "rolling_slices") else 0
+    counted = ("fedavg", "fedprox", "fednova", "moon", "scaffold", "rolling_slices", *SPLIT)
     for a, b in zip(plain.rows, coded[0].rows, strict=True):
-        if counters:  # 8 bytes of batch counter each for three clients stay as they are
-            assert b["up_bytes"] - counters == (a["up_bytes"] - counters) / 2
+        if name in counted:  # integers stay as they are: a batch counter for each of three clients, and labels
+            labels = a["examples"] // (1 if name.startswith("splitfed") else 2) if name in SPLIT else 0
+            integers = 8 * (3 + labels)
+            assert b["up_bytes"] - integers == (a["up_bytes"] - integers) / 2
 
 
 def test_auto_moves_to_workers_without_changing_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +191,9 @@ def test_evaluation_at_clients_is_the_same_on_every_engine(engine: str) -> None:
 
 def test_each_clients_metrics_are_in_the_ledger(tmp_path: Path) -> None:
     data = batches()
-    row = experiment("fedavg", rounds=1, client_test=data, evaluate="clients", folder=tmp_path).run("sequential").rows[0]
+    row = (
+        experiment("fedavg", rounds=1, client_test=data, evaluate="clients", folder=tmp_path).run("sequential").rows[0]
+    )
     calls = json.loads((tmp_path / "ledger.jsonl").read_text())["calls"]
     own = {c["client"]: c["metrics"]["accuracy"] for c in calls if c["evaluation"]}
     sizes = {c: sum(len(y) for _, y in data[c]) for c in data}

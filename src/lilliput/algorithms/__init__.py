@@ -1,11 +1,15 @@
 """Federated methods, one file each; the names that a command line knows."""
 
 from lilliput.algorithms.baselines import Centralized, LocalOnly
+from lilliput.algorithms.cse_fsl import CseFsl
 from lilliput.algorithms.fedavg import FedAvg
 from lilliput.algorithms.fednova import FedNova
 from lilliput.algorithms.fedprox import FedProx
+from lilliput.algorithms.fsl_sage import FslSage
 from lilliput.algorithms.moon import Moon
 from lilliput.algorithms.scaffold import Scaffold
+from lilliput.algorithms.splitfed_v1 import SplitFedV1
+from lilliput.algorithms.splitfed_v2 import SplitFedV2
 
 ALGORITHMS: dict[str, type] = {
     "fedavg": FedAvg,
@@ -17,4 +21,15 @@ ALGORITHMS: dict[str, type] = {
     "local_only": LocalOnly,
 }
 
-__all__ = ["ALGORITHMS", "Centralized", "FedAvg", "FedNova", "FedProx", "LocalOnly", "Moon", "Scaffold"]
+# Over a task that says where the model is cut (`tasks.Split`); a command line cannot give one yet.
+SPLIT: dict[str, type] = {
+    "splitfed_v1": SplitFedV1,
+    "splitfed_v2": SplitFedV2,
+    "cse_fsl": CseFsl,
+    "fsl_sage": FslSage,
+}
+
+__all__ = [
+    "ALGORITHMS", "SPLIT", "Centralized", "CseFsl", "FedAvg", "FedNova", "FedProx", "FslSage", "LocalOnly", "Moon",
+    "Scaffold", "SplitFedV1", "SplitFedV2",
+]  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 from lilliput.fleet import Client, Fleet, Model, on_client
 from lilliput.local import Correction, Loss, Stats, fit
 from lilliput.submodel import Combine, Mean, Slice, SliceRule, full, reduce, weighted_mean
+from lilliput.tasks.split import portion
 from lilliput.training import Training
 from lilliput.tree import Body, Tree, add, sub
 
@@ -24,6 +25,7 @@ class FedAvg(Training):
     cohort:  clients per round; all of them for None.
     slice:   which part of the model each client holds.
     combine: how the clients' deltas become one.
+    compat:  "official" reproduces the baseline that FSL-SAGE was published with, on a split task.
     """
 
     cohort: int | None = None
@@ -38,9 +40,25 @@ class FedAvg(Training):
         return start(self, task)
 
     def round(self, state: Body, fleet: Fleet) -> Body:
+        if self.compat == "official" and hasattr(fleet.task, "server_part"):
+            return self._with_one_server_half(state, fleet)
         held = {c: self.slice(fleet, c) for c in fleet.sample(self.cohort)}
         replies = fleet.call(self.train, each=lambda c: model_for(held[c], state), to=list(held))
         return {**state, **advance(state, reduce(replies, held, **model_sums(self.combine, state)))}
+
+    def _with_one_server_half(self, state: Body, fleet: Fleet) -> Body:
+        """As published beside FSL-SAGE: the clients' models share one server half, which no one copied.  It is trained
+        through them in turn and never averaged."""
+        half, replies = portion(fleet.task.server_part, state), []
+        for c in fleet.sample(self.cohort):
+            now = {kind: state[kind] | half.get(kind, {}) for kind in ("params", "buffers") if state.get(kind)}
+            for reply in fleet.call(self.train, now, to=[c]):
+                of = {"delta": "params", "buffer_delta": "buffers"}
+                own = {key: {n: reply.body[key][n] for n in half[of[key]]} for key in of if of[key] in half}
+                half = advance(half, own)
+                replies.append(reply)
+        mean = advance(state, reduce(replies, **model_sums(self.combine, state)))
+        return {**state, **{kind: tree | half.get(kind, {}) for kind, tree in mean.items()}}
 
     @on_client(like={"delta": "params", "buffer_delta": "buffers"})
     def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:

@@ -1,0 +1,153 @@
+"""CSE-FSL (Mu and Shen, ICC 2023).  https://arxiv.org/abs/2302.05599
+
+An auxiliary head on the device takes the server's place: both learn from its loss, and nothing comes back.  Every
+q-th batch's activations go up, and the one server part takes a step on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from torch import Tensor
+
+from lilliput.algorithms.fedavg import advance, model_sums
+from lilliput.algorithms.half import Half, gradients, plain
+from lilliput.algorithms.splitting import (
+    SplitTraining,
+    begin,
+    check_order,
+    client_half,
+    end,
+    key_of,
+    seen,
+    serve,
+    take,
+    total,
+)
+from lilliput.fleet import Client, Fleet, Reply, on_client
+from lilliput.submodel import reduce
+from lilliput.tasks.split import portion
+from lilliput.tasks.supervised import labels
+from lilliput.training import Training
+from lilliput.tree import Body, Tree, add, sub
+
+
+@dataclass(frozen=True)
+class CseFsl(SplitTraining):
+    """Split learning whose devices train on an auxiliary head's loss.
+
+    server_update_interval: q; the batches 0, q, 2q, ... of each round are uploaded.
+    auxiliary:              one head for all, averaged like the device's part, or a personal one that never travels.
+    auxiliary_lr, auxiliary_optimizer: of the head; without a schedule, as published.
+    order:                  in which the server takes its steps: client after client, as published, or interleaved by
+                            (batch number, client id), for which it holds the round's uploads at a time.
+    """
+
+    server_update_interval: int = 5
+    auxiliary: Literal["shared", "personal"] = "shared"
+    auxiliary_lr: float = 1e-3
+    auxiliary_optimizer: Any = "adam"
+    order: Literal["sequential", "interleaved"] = "sequential"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_order(self.order)
+        if self.server_update_interval < 1:
+            raise ValueError(f"server_update_interval is {self.server_update_interval}; it must be at least 1")
+        if self.auxiliary not in ("shared", "personal"):
+            raise ValueError(f"auxiliary is {self.auxiliary!r}; choose shared or personal")
+        if not self.auxiliary_lr > 0:
+            raise ValueError(f"auxiliary_lr is {self.auxiliary_lr}; it must be positive")
+
+    def init(self, task: Any) -> Body:
+        state = super().init(task)
+        if task.auxiliary_part is None:
+            name = type(self).__name__
+            raise ValueError(f"{name} needs an auxiliary head; give the task one: Split(client, server, auxiliary)")
+        return {**state, "server_opt": {}, "auxiliary": first_head(task)}
+
+    def round(self, state: Body, fleet: Fleet) -> Body:
+        return self.cse_round(state, fleet, shared=self.auxiliary == "shared")
+
+    def cse_round(self, state: Body, fleet: Fleet, shared: bool) -> Body:
+        server, own = self.one_server(fleet, state), portion(fleet.task.client_part, state)
+        down = {**own, "auxiliary": state["auxiliary"]} if shared else own
+        sums = model_sums(self.combine, own)
+        if shared:
+            sums["auxiliary_delta"] = self.combine.over(state["auxiliary"])
+        replies = fleet.call(self.train, down, to=fleet.sample(self.cohort))
+        sums = reduce(self.served(fleet, server, replies), **sums)
+        after = self.moved(state, advance(own, sums), server)
+        return {**after, "auxiliary": add(state["auxiliary"], sums["auxiliary_delta"])} if shared else after
+
+    def served(self, fleet: Fleet, server: Half, replies: Iterable[Reply]) -> Iterator[Reply]:
+        """The replies of the clients on whose uploads the server took its steps."""
+        if self.order == "sequential":
+            yield from (reply for reply in replies if serve(fleet, server, reply) is not None)
+            return
+        fit = {reply.client: reply for reply in replies}
+        uploads = [(len(number), number, c) for c, reply in fit.items() for number in reply.body["cut"]]
+        for _, number, c in sorted(uploads):
+            if c in fit and serve(fleet, server, fit[c], only=number) is None:
+                del fit[c]
+        yield from fit.values()
+
+    @on_client(like={"delta": "params", "buffer_delta": "buffers", "auxiliary_delta": "auxiliary"})
+    def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
+        """A round on the head's loss: what was uploaded on the way, and how both parts changed."""
+        state = begin(self, client, state, msg)
+        tree: Tree = msg.get("auxiliary") or state.get("auxiliary") or first_head(client.task)
+        head = self.head(client.task, {"auxiliary": tree, "opt": state.get("auxiliary_opt")}, "train", client.device)
+        reply, state = self.local(client, state, head, learns=True)
+        after = head.after()
+        tree, before = after["params"] | after["buffers"], tree
+        own = {"auxiliary_opt": self.kept(after["opt"])}
+        if "auxiliary" in msg:
+            return {**reply, "auxiliary_delta": sub(tree, before)}, {**state, **own}
+        return reply, {**state, **own, "auxiliary": tree}
+
+    def head(self, task: Any, held: Body, role: str, device: Any) -> Half:
+        """The auxiliary head in training, from its tree of parameters and buffers and its optimizer's state."""
+        part, tree = task.auxiliary_part, held["auxiliary"]
+        trained = {n for n, p in part.model.named_parameters()}
+        params, buffers = ({n: x for n, x in tree.items() if (n in trained) == want} for want in (True, False))
+        config = Training(lr=self.auxiliary_lr, optimizer=self.auxiliary_optimizer, precision=self.precision)
+        held = {"params": params, "buffers": buffers, "opt": held.get("opt")}
+        return Half(part, held, config, config.lr, role, device)
+
+    def local(self, client: Client, state: Body, head: Half, learns: bool) -> tuple[Body, Body]:
+        """The batches that are left of the round, with or without training the head: (reply, client state)."""
+        half = client_half(self, client, state)
+        reply: Body = {"cut": {}, "labels": {}}
+        for n in range(total(self, client)):
+            (batch,) = take(client, self, range(n, n + 1))
+            again = n == 0 and state.get("opened", False)
+            run = partial(_step, half, head, batch, key_of(client, n), again, learns)
+            cut, loss = half.metered([batch], run, head)
+            if n % self.server_update_interval == 0 and not again:
+                reply["cut"][str(n)], reply["labels"][str(n)] = plain(cut), plain(labels(batch))
+            state = {**state, **seen(state, [batch], loss), "next": n + 1}
+        changed, state = end(self, {**state, "model": half.after()})
+        return {**reply, **changed}, state
+
+
+def _step(
+    half: Half, head: Half, batch: Any, key: tuple[object, ...], again: bool, learns: bool
+) -> tuple[Tensor, Tensor]:
+    """A step of the device's part and, if it `learns`, of the head: (activations, loss), both from before it."""
+    cut = half.output(batch, key, again)
+    loss = head.loss((cut, labels(batch)), (*key, "auxiliary"), again=not learns)
+    grads = gradients(loss, [*half.params, *(head.params if learns else [])])
+    half.apply(grads[: len(half.params)])
+    if learns:
+        head.apply(grads[len(half.params) :])
+    return cut.detach(), loss.detach()
+
+
+def first_head(task: Any) -> Tree:
+    """The head that training starts from: its parameters, and its buffers."""
+    first = task.auxiliary_part.init()
+    return first["params"] | first["buffers"]

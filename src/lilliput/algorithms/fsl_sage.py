@@ -1,0 +1,170 @@
+"""FSL-SAGE (Nair et al., ICML 2025).  https://arxiv.org/abs/2505.23182
+
+The device's auxiliary head only estimates the server's gradient at the cut, g = dL(a(h), y)/dh.  Every l rounds the
+server aligns it: over a memory of activations h and labels it takes the true gradients T of its own part, and fits
+the estimates to them, min_a sum |dL(a(h), y)/dh - T|^2, by differentiating twice.  The head then goes down, once.
+
+Ours: gradients per example, so that it does not matter how many of them a batch of the alignment has (the published
+program divides estimates by that number and targets by the memory's); and the memory's forward leaves the server's
+BatchNorm statistics alone.  compat="official" does as published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lilliput import random
+from lilliput.algorithms.cse_fsl import CseFsl
+from lilliput.algorithms.fedavg import advance, model_sums
+from lilliput.algorithms.half import Half, gradients
+from lilliput.algorithms.splitting import begin, sent, total
+from lilliput.fleet import Client, Fleet, Reply, on_client
+from lilliput.submodel import reduce
+from lilliput.tasks.split import portion
+from lilliput.tree import Body
+
+
+@dataclass(frozen=True)
+class FslSage(CseFsl):
+    """CSE-FSL whose heads the server aligns instead of the devices training and averaging them.
+
+    align_interval:   l; a client's head is aligned when that was l rounds ago, or never.
+    align_epochs, align_batch_size: passes of an alignment over the client's memory, and the examples per step.
+    memory_size:      the newest examples that the server remembers of a client.
+    auxiliary:        a personal head per client, as published, or a shared one that is aligned to each in turn.
+    warm_start:       the first round is one of CSE-FSL with a shared head.
+    order:            as for CSE-FSL.  Sequential runs the rounds that align a head one client at a time, because each
+                      client's head is aligned to the server that the client before it has left.
+    """
+
+    auxiliary: Literal["shared", "personal"] = "personal"
+    align_interval: int = 10
+    align_epochs: int = 100
+    align_batch_size: int = 1000
+    memory_size: int = 1000
+    warm_start: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("align_interval", "align_epochs", "align_batch_size", "memory_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+    def init(self, task: Any) -> Body:
+        return {**super().init(task), "auxiliary_opt": {}}
+
+    def round(self, state: Body, fleet: Fleet) -> Body:
+        if self.warm_start and fleet.round == 1:
+            return self.cse_round(state, fleet, shared=True)
+        server, own = self.one_server(fleet, state), portion(fleet.task.client_part, state)
+        aligner = Aligner(self, fleet, server, state)
+        sums = reduce(self._rounds(fleet, server, own, aligner), **model_sums(self.combine, own))
+        return {**self.moved(state, advance(own, sums), server), **aligner.shared}
+
+    def _rounds(self, fleet: Fleet, server: Half, down: Body, aligner: Aligner) -> Iterator[Reply]:
+        """Each client's round: where its head is due, the first cut up and the head down; then the rest."""
+        cohort = fleet.sample(self.cohort)
+        due = [c for c in cohort if aligner.is_due(c)]
+        together = self.order == "interleaved" or not due
+        for clients in [cohort] if together else [[c] for c in cohort]:
+            opening = [c for c in clients if c in due]
+            heads: dict[int, Body] = {}
+            for reply in self.served(fleet, server, fleet.call(self.open, down, to=opening)):
+                aligner.remember(reply)
+                heads[reply.client] = {"auxiliary": aligner.align(reply.client)}
+            each = {c: heads.get(c, down) for c in clients if c in heads or c not in due}
+            for reply in self.served(fleet, server, fleet.call(self.close, each=each)):
+                aligner.remember(reply, aligned=reply.client in heads)
+                yield reply
+
+    @on_client
+    def open(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
+        """The first batch's cut, before anything is trained."""
+        state = begin(self, client, state, msg)
+        reply, state = sent(self, client, state, range(min(1, total(self, client))))
+        return reply, {**state, "opened": True}
+
+    @on_client(like={"delta": "params", "buffer_delta": "buffers"})
+    def close(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
+        """The round on estimated gradients; a first batch whose cut went up already runs again for its step."""
+        if "params" in msg:
+            state = begin(self, client, state, msg)
+        state = {**state, "auxiliary": msg.get("auxiliary") or state["auxiliary"]}
+        head = self.head(client.task, {"auxiliary": state["auxiliary"]}, "estimate", client.device)
+        head.model.requires_grad_(False)
+        return self.local(client, state, head, learns=False)
+
+
+@dataclass
+class Aligner:
+    """The server's memories and heads during a round."""
+
+    method: FslSage
+    fleet: Fleet
+    server: Half
+    state: Body
+    shared: Body = field(init=False)  # the head of all clients and its optimizer's state, as they go into the state
+
+    def __post_init__(self) -> None:
+        self.shared = {name: self.state[name] for name in ("auxiliary", "auxiliary_opt")}
+
+    def is_due(self, c: int) -> bool:
+        last = self.fleet.memory.get(c, {}).get("aligned")
+        return last is None or self.fleet.round - last >= self.method.align_interval
+
+    def remember(self, reply: Reply, aligned: bool = False) -> None:
+        """Append what a reply uploaded, keep the newest, and note that its client has its new head."""
+        held = dict(self.fleet.memory.get(reply.client, {}))
+        for kind in ("cut", "labels") if reply.body["cut"] else ():
+            new = [reply.body[kind][number] for number in reply.body["cut"]]
+            if len(new[0]) > self.method.memory_size:
+                raise ValueError(
+                    f"memory_size is {self.method.memory_size}, less than a batch of {len(new[0])}; "
+                    f"choose memory_size >= batch_size"
+                )
+            held[kind] = torch.cat([held[kind], *new] if kind in held else new)[-self.method.memory_size :].clone()
+        if aligned:
+            held["aligned"] = self.fleet.round
+        self.fleet.memory[reply.client] = held
+
+    def align(self, c: int) -> Body:
+        """Fit the client's head to the server's gradients over its memory, and return the head's tree."""
+        held = dict(self.fleet.memory.get(c, {}))
+        home = self.shared if self.method.auxiliary == "shared" else held
+        tree = home.get("auxiliary") or self.state["auxiliary"]
+        if "cut" not in held:
+            return tree
+        where = {"auxiliary": tree, "opt": home.get("auxiliary_opt")}
+        head = self.method.head(self.fleet.task, where, "align", self.server.device)
+        self._fit(head, held["cut"].to(head.device), held["labels"].to(head.device), c)
+        after = head.after()
+        home["auxiliary"], home["auxiliary_opt"] = after["params"] | after["buffers"], after["opt"]
+        self.fleet.memory[c] = held
+        return home["auxiliary"]
+
+    def _fit(self, head: Half, cut: Tensor, y: Tensor, c: int) -> None:
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        key = (self.fleet.seed, self.fleet.round, c, "align")
+        official = self.method.compat == "official"
+        target = self._slope(self.server, cut, y, (*key, "target"), again=not official)
+        with sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice
+            for epoch in range(self.method.align_epochs):
+                order = torch.randperm(len(y), generator=random.generator(*key, epoch)).to(head.device)
+                for number, rows in enumerate(order.split(self.method.align_batch_size)):
+                    estimate = self._slope(head, cut[rows], y[rows], (*key, epoch, number), again=True, graph=True)
+                    misfit = (estimate - target[rows]).square().sum()
+                    head.apply(gradients(misfit if official else misfit / len(rows), head.params))
+
+    def _slope(
+        self, part: Half, cut: Tensor, y: Tensor, key: tuple[object, ...], again: bool, graph: bool = False
+    ) -> Tensor:
+        """dL/dh of each example; as published, of the mean over the batch instead."""
+        h = cut.detach().requires_grad_()
+        (slope,) = gradients(part.loss((h, y), key, again), [h], graph=graph)
+        return slope if self.method.compat == "official" else len(y) * slope

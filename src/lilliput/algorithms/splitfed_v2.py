@@ -1,0 +1,47 @@
+"""SplitFed v2 (Thapa et al., AAAI 2022, section 3.3).  https://arxiv.org/abs/2004.12088
+
+The exchange of SplitFed v1 with a single server part, which takes a step on every batch of every client and is never
+averaged.  The result depends on the order of the clients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from lilliput.algorithms.fedavg import advance, model_sums
+from lilliput.algorithms.splitfed_v1 import SplitFedV1
+from lilliput.algorithms.splitting import check_order
+from lilliput.fleet import Fleet
+from lilliput.submodel import reduce
+from lilliput.tasks.split import portion
+from lilliput.tree import Body
+
+
+@dataclass(frozen=True)
+class SplitFedV2(SplitFedV1):
+    """Split learning with one server part.
+
+    order: sequential, each client's whole round after that of the client before it, as published; or interleaved, by
+           (batch number, client id), in which clients work at the same time.
+    """
+
+    order: Literal["sequential", "interleaved"] = "sequential"
+
+    ordered: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_order(self.order)
+
+    def init(self, task: Any) -> Body:
+        return {**super().init(task), "server_opt": {}}
+
+    def round(self, state: Body, fleet: Fleet) -> Body:
+        cohort, server = fleet.sample(self.cohort), self.one_server(fleet, state)
+        trained: list[int] = []
+        for clients in [[c] for c in cohort] if self.order == "sequential" else [cohort]:
+            trained += self.exchange(fleet, state, clients, dict.fromkeys(clients, server))
+        own = portion(fleet.task.client_part, state)
+        sums = reduce(fleet.call(self.finish, to=trained), **model_sums(self.combine, own))
+        return self.moved(state, advance(own, sums), server)
