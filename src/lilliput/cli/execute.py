@@ -50,10 +50,9 @@ def start(s: Settings, plain: bool = False, quiet: bool = False, plots: bool = T
     folders.refuse_taken(s)
     built = build(s)
     path = folders.make(built.settings)
-    facts = {"fingerprint": s.fingerprint(), "started": _now(), "command": sys.argv, **environment()}
     with folders.held(path):
         folders.write_config(path, built.settings)
-        folders.note(path, {**facts, **_data(built), "sources": s.sources()})
+        folders.note(path, _facts(s, built))
         return _run(built, path, "ran", plain, quiet, plots)
 
 
@@ -76,7 +75,8 @@ def go_on(
     with folders.held(path):
         if changes:
             folders.write_config(path, built.settings)
-            folders.note(path, {"fingerprint": s.fingerprint(), "finished": None})
+        if changes or not facts:  # a run killed at once had not noted its facts
+            folders.note(path, {**_facts(s, built), "finished": None})
         return _run(built, path, "resumed", plain, quiet, plots)
 
 
@@ -147,6 +147,12 @@ def _plots(built: Built, path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
     compare([path]).figures(path / "plots")
     picture(built.dataset, built.federated.partition, path / "plots" / "partition.pdf")
+
+
+def _facts(s: Settings, built: Built) -> dict[str, Any]:
+    """What environment.json says from the start."""
+    made = {"fingerprint": s.fingerprint(), "started": _now(), "command": sys.argv, **environment()}
+    return {**made, **_data(built), "sources": s.sources()}
 
 
 def _data(built: Built) -> dict[str, str]:

@@ -35,7 +35,7 @@ def _word(s: Settings, axis: str) -> str:
 
 def refuse_taken(s: Settings) -> None:
     """Raise ValueError if the run was given a name that another has."""
-    if s["name"] is not None and (path := place(s)).exists():
+    if s["name"] is not None and (path := place(s)).exists() and any(path.iterdir()):
         raise ValueError(f"{path} exists; go on with `lilliput resume {path}`, remove it, or choose another name=")
 
 
@@ -43,6 +43,9 @@ def make(s: Settings) -> Path:
     """Make the folder of a new run; a number sets those apart that start in the same second."""
     refuse_taken(s)
     folder = place(s)
+    if s["name"] is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
     for number in range(1, 1000):
         path = folder if number == 1 else folder.with_name(f"{folder.name}_{number}")
         try:
