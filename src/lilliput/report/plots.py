@@ -182,6 +182,7 @@ def _draw(ax: Axes, drawn: Mapping[str, Curve], metric: str, axis: str, target: 
     if target:
         ax.axhline(target.value, color=FAINT, lw=0.8, linestyle=(0, (2, 2)), zorder=1)
     ax.set_xlabel(TITLES[axis])
+    ax.locator_params(axis="x", nbins=5)  # labels of five digits must not touch
     _scale(ax, [x[-1] for x, _, _ in drawn.values() if len(x)])
     _per_cent(ax, metric)
 
