@@ -37,17 +37,19 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(
     assert lilliput("run", *words, "name=straight").status == 0
     draw = random.Random(kills)
     command = ("run", *words, "name=killed")
+    died = 0
     for kill in range(1, kills + 1):
-        run_until_killed(tmp_path, command, done=kill * ROUNDS // (kills + 2), wait=draw.uniform(0, 0.05))
+        died += run_until_killed(tmp_path, command, done=kill * ROUNDS // (kills + 2), wait=draw.uniform(0, 0.05))
         command = ("resume", "runs/killed", "--plain")
+    assert died
     assert lilliput(*command).status == 0
     straight, killed = (end(tmp_path / "runs" / name) for name in ("straight", "killed"))
     assert straight.keys() == killed.keys() and all(torch.equal(straight[name], killed[name]) for name in straight)
     assert len((tmp_path / "runs" / "killed" / "metrics.jsonl").read_text().splitlines()) == ROUNDS
 
 
-def run_until_killed(folder: Path, command: tuple[str, ...], done: int, wait: float) -> None:
-    """Start a command and kill it, and what it started, a moment after it has done so many rounds."""
+def run_until_killed(folder: Path, command: tuple[str, ...], done: int, wait: float) -> bool:
+    """Start a command and kill it, and what it started, a moment after so many rounds; whether it died of that."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "lilliput", *command], cwd=folder, env=environment, start_new_session=True,
@@ -61,6 +63,7 @@ def run_until_killed(folder: Path, command: tuple[str, ...], done: int, wait: fl
         os.killpg(process.pid, signal.SIGKILL)
     _, errors = process.communicate()
     assert process.returncode in (0, -signal.SIGKILL), errors.decode()
+    return process.returncode != 0
 
 
 def end(folder: Path) -> dict[str, torch.Tensor]:
