@@ -83,6 +83,11 @@ def test_a_field_of_every_method_stands_at_the_top_and_no_other() -> None:
         ("dataset.distribution=iid dataset.alpha=10.0", "partition=iid"),
         ("partition_method=hetero partition_alpha=0.5", "partition=dirichlet partition.alpha=0.5"),
         ("partition_method=homo", "partition=iid"),
+        (
+            "alg=fedprox partition=noniid-labeldir beta=0.5 n_parties=10",
+            "algorithm=fedprox partition=dirichlet clients=10",
+        ),
+        ("sample=0.1 epochs=5 rho=0.9 reg=1e-5", "cohort=0.1 local_epochs=5 momentum=0.9 weight_decay=1e-5"),
         ("epochs_client=5 wd=5e-4", "local_epochs=5 weight_decay=5e-4"),
         ("model.name=resnet20 dataset.name=cifar10 data_dir=d", "model=resnet20 dataset=cifar10 cifar10.folder=d"),
         ("dtype=bf16", "precision=bf16"),

@@ -1,6 +1,6 @@
 """The published programs' own keys and names, so that their commands run here as they are typed.
 
-From FSL-SAGE (Hydra), InCo Aggregation and NIID-Bench (argparse); names of methods and models are in `axes`.
+From FSL-SAGE (Hydra), InCo Aggregation and NIID-Bench (argparse); names of methods and partitions are in `axes`.
 """
 
 from __future__ import annotations
@@ -24,21 +24,16 @@ def _share(ratio: Any) -> Any:
     return None if ratio == 1 else ratio
 
 
-_PARTITIONS = {
-    "homo": "iid", "hetero": "dirichlet", "noniiddirichlet": "dirichlet", "noniidlabeldir": "dirichlet",
-    "real": "natural",
-}  # fmt: skip
-
-
-def _partition(name: Any) -> Any:
-    return _PARTITIONS.get(normal(str(name)), name)
-
-
 ALIASES: dict[str, Alias] = {
     "num_clients": Alias("clients"),
     "client_number": Alias("clients"),
     "n_parties": Alias("clients"),
     "comm_round": Alias("rounds"),
+    "alg": Alias("algorithm"),
+    "sample": Alias("cohort", _share),
+    "epochs": Alias("local_epochs"),
+    "rho": Alias("momentum"),
+    "beta": Alias("partition.alpha", lenient=True),
     "client_sample_ratio": Alias("cohort", _share),
     "epochs_client": Alias("local_epochs"),
     "model.client.epoch": Alias("local_epochs"),
@@ -52,8 +47,8 @@ ALIASES: dict[str, Alias] = {
     "dataset.name": Alias("dataset"),
     "data_dir": Alias("dataset.folder"),
     "datadir": Alias("dataset.folder"),
-    "dataset.distribution": Alias("partition", _partition),
-    "partition_method": Alias("partition", _partition),
+    "dataset.distribution": Alias("partition"),
+    "partition_method": Alias("partition"),
     "dataset.alpha": Alias("partition.alpha", lenient=True),
     "partition_alpha": Alias("partition.alpha", lenient=True),
     "checkpoint_interval": Alias("checkpoint_every"),

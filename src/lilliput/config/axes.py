@@ -95,6 +95,10 @@ _PLANNED = {
     "raffm": "RaFFM", "inco": "InCo Aggregation", "dry": "the dry engine", "ray": "the Ray engine",
     "flower": "the Flower engine", "int8": "the int8 codec", "topk": "the top-k codec",
 }  # fmt: skip
+_PARTITIONS = {
+    "homo": "iid", "hetero": "dirichlet", "noniiddirichlet": "dirichlet", "noniidlabeldir": "dirichlet",
+    "iiddiffquantity": "quantity", "real": "natural",
+}  # fmt: skip
 _PUBLISHED = {"slmultiserver": "splitfed_v1", "slsingleserver": "splitfed_v2"}
 
 
@@ -128,7 +132,7 @@ AXES: dict[str, Axis] = {
         Axis("codec", "codecs", "how messages are made smaller", _in("codecs", "CODECS"), planned=_PLANNED),
         Axis("model", "models", "the network", _in("models", "MODELS"), frozenset({"shape", "classes"})),
         Axis("dataset", "data sets", "the data set", _in("data", "DATASETS")),
-        Axis("partition", "partitions", "how the data lies on the clients", _in("data", "PARTITIONS")),
+        Axis("partition", "partitions", "how the data lies on the clients", _in("data", "PARTITIONS"), aliases=_PARTITIONS),
         Axis("loss", "losses", "what training minimises", _losses),
         Axis("optimizer", "optimizers", "what turns a client's gradients into steps", _optimizers, _RATES),
         Axis("engine", "engines", "where the clients run", _in("engines", "ENGINES"), frozenset({"device"}),
