@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,15 +15,16 @@ from fixtures import assert_same_state, batches, network
 from torch import Tensor, nn
 
 import lilliput
-from lilliput import random, tree
+from lilliput import models, random, tree
 from lilliput.algorithms import SPLIT, CseFsl, FedAvg, FslSage, SplitFedV1, SplitFedV2
 from lilliput.algorithms.fsl_sage import Aligner
 from lilliput.data.batches import ArrayBatches
 from lilliput.engines import Sequential
 from lilliput.engines.base import QuorumError
-from lilliput.fleet import Device, Reply
+from lilliput.fleet import Client, Device, Reply, on_client
 from lilliput.local import Trainer
 from lilliput.tasks import Split, Supervised
+from lilliput.tree import Body
 
 SETTINGS: dict[str, Any] = {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.01, "local_epochs": 2}
 ONE = {0: [batch for c in (0, 1, 2) for batch in batches()[c]]}  # six batches on one client
@@ -315,6 +317,25 @@ def test_a_client_whose_labels_do_not_fit_is_out_and_the_rest_go_on() -> None:
         assert all(x.isfinite().all() for x in tree.tensors(history.state))
 
 
+@dataclass(frozen=True)
+class Liar(SplitFedV1):
+    """Client 1 hands back a part of another shape, in a call that did not bring it the model."""
+
+    @on_client(like={"delta": "params", "buffer_delta": "buffers"})
+    def finish(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
+        reply, state = super().finish(client, state, msg)
+        if client.id == 1:
+            reply["delta"] = {name: x[:1] for name, x in reply["delta"].items()}
+        return reply, state
+
+
+def test_a_delta_of_another_shape_is_refused_whichever_call_brought_the_model() -> None:
+    liars = run(Liar(**SETTINGS), rounds=1)
+    honest = run(SplitFedV1(**SETTINGS), {c: own for c, own in batches().items() if c != 1}, rounds=1)
+    assert liars.rows[0]["dropped"] == 1
+    assert_same_state(liars.state, honest.state)
+
+
 def test_bad_settings_are_refused_with_the_rule() -> None:
     for method, settings, rule in (
         (CseFsl, {"server_update_interval": 0}, "at least 1"),
@@ -335,3 +356,26 @@ def test_bad_settings_are_refused_with_the_rule() -> None:
         run(CseFsl(), on=Split(nn.Linear(6, 8), nn.Linear(8, 3)))
     with pytest.raises(QuorumError, match="does not fit the server's part"):
         run(SplitFedV1(), on=Split(nn.Linear(6, 8), nn.Linear(7, 3)))
+
+
+def test_the_published_mebibytes_of_resnet18(tmp_path: Path) -> None:
+    """10 clients of 5000 examples of CIFAR-10, batch 256, q = 5: 20 batches a round, of which 0, 5, 10 and 15 go up.
+    The sizes of what travels are read off the ledger of a round with two examples."""
+    whole: Any = models.build("resnet18", shape=(3, 32, 32), classes=10, stem="imagenet")
+    first = nn.Sequential(whole.conv1, whole.bn1, nn.ReLU(), whole.maxpool, whole.layer1, whole.layer2)
+    last = nn.Sequential(whole.layer3, whole.layer4, nn.AdaptiveAvgPool2d(1), nn.Flatten(), whole.fc)
+    head = nn.Sequential(copy.deepcopy(whole.layer3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 10))
+    on, data = Split(first, last, head), {0: [(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))]}
+    run(FslSage(align_epochs=1), data, rounds=1, on=on, folder=tmp_path)
+    calls = json.loads((tmp_path / "ledger.jsonl").read_text())["calls"]
+    sizes = {kind: n for call in calls for kind, n in {**call["up"], **call["down"]}.items() if n}
+    part, cut = sizes["params"] + sizes["buffers"], sizes["cut"] // 2
+    auxiliary, server = sizes["auxiliary"], tree.size(on.server_part.model.state_dict())
+    assert (part, server, auxiliary, cut) == (2_740_048, 42_025_080, 8_419_408, 8192)
+    up = 4 * 256 * cut
+    mebibytes = {
+        "fedavg": 20 * (part + server), "splitfed": 20 * part + 2 * 50_000 * cut,
+        "cse_fsl": 20 * (part + auxiliary) + 10 * up, "fsl_sage": 20 * part + 10 * up,
+        "fsl_sage aligning": 20 * part + 10 * up + 10 * auxiliary,
+    }  # fmt: skip
+    assert [round(n / 2**20, 2) for n in mebibytes.values()] == [853.83, 833.51, 292.85, 132.26, 212.56]

@@ -185,7 +185,7 @@ def step(server: Half, cut: Tensor, y: Tensor, key: Sequence[object], back: bool
     h = cut.detach().to(server.device, copy=True).requires_grad_(back)
     loss = server.loss((h, y.to(server.device)), key)
     grads = gradients(loss, [*server.params, h] if back else server.params)
-    if not all(bool(norm.isfinite()) for norm in (loss, *torch._foreach_norm(grads))):
+    if not torch.stack([x.float() for x in (loss.detach(), *torch._foreach_norm(grads))]).isfinite().all():
         raise ValueError("the loss or its gradient is not finite")
     server.apply(grads[: len(server.params)])
     return (plain(grads[-1]) if back else None), loss.item()
