@@ -132,7 +132,7 @@ AXES: dict[str, Axis] = {
         Axis("codec", "codecs", "how messages are made smaller", _in("codecs", "CODECS"), planned=_PLANNED),
         Axis("model", "models", "the network", _in("models", "MODELS"), frozenset({"shape", "classes"})),
         Axis("dataset", "data sets", "the data set", _in("data", "DATASETS")),
-        Axis("partition", "partitions", "how the data lies on the clients", _in("data", "PARTITIONS"), aliases=_PARTITIONS),
+        Axis("partition", "partitions", "how the data lies on clients", _in("data", "PARTITIONS"), aliases=_PARTITIONS),
         Axis("loss", "losses", "what training minimises", _losses),
         Axis("optimizer", "optimizers", "what turns a client's gradients into steps", _optimizers, _RATES),
         Axis("engine", "engines", "where the clients run", _in("engines", "ENGINES"), frozenset({"device"}),
