@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lilliput import tree, updates
+from lilliput import optim, tree, updates
 from lilliput.fleet import Client
 from lilliput.ledger import metered
 from lilliput.tasks.recompute import checkpointed, frozen_norms
@@ -76,7 +76,19 @@ class Trainer:
         """The optimizer's state, on the CPU, sharing no memory with the one in use."""
         return _cloned({"update": self.update.state(), "scale": self.scale, "good_steps": self.good_steps})
 
+    def projections(self) -> Tree:
+        """The subspaces that the optimizer trains in, where they are to be averaged."""
+        return optim.projections(self._subspace()) if self.config.optimizer_state == "average" else {}
+
+    def _subspace(self) -> optim.SubspaceOptimizer:
+        if not isinstance(self.update, updates.Wrapped):
+            raise ValueError(f"optimizer_state=average needs a subspace optimizer, not {self.config.optimizer}")
+        return self.update.subspace()
+
     def load(self, state: Body) -> None:
+        if "projections" in state:
+            optim.assign_projections(self._subspace(), state["projections"])
+            return
         self.update.load(state["update"])
         self.scale, self.good_steps = float(state["scale"]), int(state["good_steps"])
 
@@ -209,12 +221,16 @@ def _apply_and_free(opt: Trainer, i: int) -> Callable[[Tensor], None]:
 
 
 class Stats(NamedTuple):
-    """What `fit` did: steps, examples seen, example-weighted mean loss and metrics, and the buffers after."""
+    """What `fit` did: steps, examples seen, example-weighted mean loss and metrics, buffers and projections after.
+
+    `projections` are those of a subspace optimizer, under optimizer_state=average.
+    """
 
     steps: int
     examples: int
     metrics: dict[str, float]
     buffers: Tree
+    projections: Tree = {}  # noqa: RUF012 - a NamedTuple's default, never written to
 
 
 def fit(
@@ -231,7 +247,7 @@ def fit(
 ) -> tuple[Tree, Body, Stats]:
     """Train from `params` on the client's data: (parameters after, optimizer state after, stats).
 
-    opt:         optimizer state to go on from; a fresh optimizer for None.
+    opt:         optimizer state to go on from, or `projections` alone; a fresh optimizer for None.
     buffers:     BatchNorm statistics to start from; without them batches are normalised by themselves alone.
     loss:        (model, batch, context) -> (scalar, metrics); the task's by default.
     corrections: applied to each step's gradients.
@@ -263,7 +279,7 @@ def fit(
     after = {n: p for n, p in zip(trainer.names, trainer.params, strict=True)}
     return (
         _plain(after, params), trainer.state() if config.optimizer_state == "keep" else {},
-        Stats(len(counts), sum(counts), means, _plain(own, buffers or {})),
+        Stats(len(counts), sum(counts), means, _plain(own, buffers or {}), trainer.projections()),
     )  # fmt: skip
 
 

@@ -20,7 +20,8 @@ class Training:
     precision:     float32, bf16 (autocast) or fp16 (autocast with loss scaling).
     checkpointing: recompute each block's activations in the backward pass instead of keeping them.
     per_layer:     update each parameter in a backward hook.
-    optimizer_state: what a client's optimizer knows at the start of a round: nothing (reset), or what it had (keep).
+    optimizer_state: what a client's optimizer knows at the start of a round: nothing (reset), what it had (keep), or
+                   the mean subspace of the round before (average, for subspace optimizers).
     buffers:       BatchNorm statistics are averaged over clients, stay local, or are not used at all (none).
     """
 
@@ -38,12 +39,12 @@ class Training:
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     checkpointing: bool = False
     per_layer: bool = False
-    optimizer_state: Literal["reset", "keep"] = "reset"
+    optimizer_state: Literal["reset", "keep", "average"] = "reset"
     buffers: Literal["average", "local", "none"] = "average"
 
     def __post_init__(self) -> None:
         _positive(self, "lr", "accumulate", "clip")
-        _among(self, precision=("float32", "bf16", "fp16"), optimizer_state=("reset", "keep"))
+        _among(self, precision=("float32", "bf16", "fp16"), optimizer_state=("reset", "keep", "average"))
         _among(self, buffers=("average", "local", "none"))
         for name in ("momentum", "weight_decay", "local_epochs", "local_steps"):
             if (getattr(self, name) or 0) < 0:

@@ -126,6 +126,14 @@ class Wrapped:
         for i in indices:
             self.params[i].grad = None
 
+    def subspace(self) -> optim.SubspaceOptimizer:
+        """The optimizer, if it trains in a subspace; raises ValueError otherwise."""
+        if not isinstance(self._optimizer, optim.SubspaceOptimizer):
+            raise ValueError(
+                f"optimizer_state=average needs a subspace optimizer, not {type(self._optimizer).__name__}"
+            )
+        return self._optimizer
+
     def state(self) -> Body:
         return _to_body(self._optimizer.state_dict()["state"])
 

@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import lilliput
-from lilliput.algorithms import CseFsl, FedAvg, FslSage, SplitFedV1, SplitFedV2
+from lilliput.algorithms import CseFsl, FslSage, SplitFedV1, SplitFedV2
 from lilliput.algorithms.fsl_sage import Aligner
+from lilliput.algorithms.shared_half import SharedHalfFedAvg
 from lilliput.local import Trainer
 from lilliput.tasks import Split
 
@@ -29,7 +30,7 @@ TRAINING = {
 }  # fmt: skip
 HEAD = {"auxiliary_lr": 0.01, "server_update_interval": 2}
 RUNS: dict[str, Any] = {
-    "fed_avg": FedAvg(**TRAINING),
+    "fed_avg": SharedHalfFedAvg(**TRAINING),
     "sl_multi_server": SplitFedV1(**TRAINING),
     "sl_single_server": SplitFedV2(**TRAINING),
     "cse_fsl": CseFsl(**TRAINING, **HEAD),

@@ -144,3 +144,23 @@ def test_unheld_coordinates_keep_their_value() -> None:
     assert torch.equal(after["0.weight"][rest], before["0.weight"][rest])
     assert torch.equal(after["3.weight"][:, rest], before["3.weight"][:, rest])
     assert not torch.equal(after["0.weight"][held], before["0.weight"][held])
+
+
+def test_averaged_projections_are_the_mean_subspace_of_the_clients() -> None:
+    """Each round starts in the mean of the subspaces that the clients trained in; one client's mean is its own."""
+    galore = {"rank": 2, "proj_type": "std", "update_proj_gap": 1000}
+    settings = {"lr": 0.01, "optimizer": "galore_adamw", "optimizer_options": galore, "optimizer_state": "average"}
+    alone = run(FedAvg(**settings), {0: batches()[0]}, rounds=3, bn=False).state["projections"]
+    first = run(FedAvg(**settings), {0: batches()[0]}, rounds=1, bn=False).state["projections"]
+    together = run(FedAvg(**settings), rounds=1, bn=False).state["projections"]
+    assert alone.keys() == together.keys() and alone
+    for name, P in alone.items():
+        rows, before = (x if x.shape[0] <= x.shape[1] else x.mT for x in (P, first[name]))
+        torch.testing.assert_close(rows @ rows.mT, torch.eye(2), atol=1e-5, rtol=0)
+        torch.testing.assert_close(rows.mT @ rows, before.mT @ before, atol=1e-5, rtol=0)  # kept: no refresh was due
+    assert not any(torch.allclose(together[n].abs(), first[n].abs(), atol=1e-3) for n in first)
+
+
+def test_projections_of_an_optimizer_without_any_cannot_be_averaged() -> None:
+    with pytest.raises(RuntimeError, match="needs a subspace optimizer"):
+        run(FedAvg(optimizer_state="average"), rounds=1)

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from lilliput.fleet import Client, Fleet, Model, on_client
+from lilliput.fleet import Client, Fleet, Model, Reply, on_client
 from lilliput.local import Correction, Loss, Stats, fit
+from lilliput.optim import MeanSubspace
 from lilliput.submodel import Combine, Mean, Slice, SliceRule, full, reduce, weighted_mean
-from lilliput.tasks.split import portion
 from lilliput.training import Training
 from lilliput.tree import Body, Tree, add, sub
 
@@ -25,7 +25,6 @@ class FedAvg(Training):
     cohort:  clients per round; all of them for None.
     slice:   which part of the model each client holds.
     combine: how the clients' deltas become one.
-    compat:  "official" reproduces the baseline that FSL-SAGE was published with, on a split task.
     """
 
     cohort: int | None = None
@@ -40,25 +39,9 @@ class FedAvg(Training):
         return start(self, task)
 
     def round(self, state: Body, fleet: Fleet) -> Body:
-        if self.compat == "official" and hasattr(fleet.task, "server_part"):
-            return self._with_one_server_half(state, fleet)
         held = {c: self.slice(fleet, c) for c in fleet.sample(self.cohort)}
         replies = fleet.call(self.train, each=lambda c: model_for(held[c], state), to=list(held))
         return {**state, **advance(state, reduce(replies, held, **model_sums(self.combine, state)))}
-
-    def _with_one_server_half(self, state: Body, fleet: Fleet) -> Body:
-        """As published beside FSL-SAGE: the clients' models share one server half, which no one copied.  It is trained
-        through them in turn and never averaged."""
-        half, replies = portion(fleet.task.server_part, state), []
-        for c in fleet.sample(self.cohort):
-            now = {kind: state[kind] | half.get(kind, {}) for kind in ("params", "buffers") if state.get(kind)}
-            for reply in fleet.call(self.train, now, to=[c]):
-                of = {"delta": "params", "buffer_delta": "buffers"}
-                own = {key: {n: reply.body[key][n] for n in half[of[key]]} for key in of if of[key] in half}
-                half = advance(half, own)
-                replies.append(reply)
-        mean = advance(state, reduce(replies, **model_sums(self.combine, state)))
-        return {**state, **{kind: tree | half.get(kind, {}) for kind, tree in mean.items()}}
 
     @on_client(like={"delta": "params", "buffer_delta": "buffers"})
     def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
@@ -73,14 +56,15 @@ class FedAvg(Training):
 
 
 def start(config: Training, task: Any) -> Body:
-    """The server's first state: `params`, and `buffers` where they are averaged."""
-    start = task.init()
-    return start if config.buffers == "average" else {"params": start["params"]}
+    """The server's first state: `params`, and `buffers` and `projections` where they are averaged."""
+    state: Body = task.init() if config.buffers == "average" else {"params": task.init()["params"]}
+    return {**state, "projections": {}} if config.optimizer_state == "average" else state
 
 
 def model_for(held: Slice, state: Body, *more: str) -> Body:
     """What goes down: the client's slice of params, buffers and whatever else has the model's shape."""
-    return {name: held.gather(state[name]) for name in ("params", "buffers", *more) if state.get(name)}
+    shared = ("params", "buffers", "projections", *more)
+    return {name: held.gather(state[name]) for name in shared if state.get(name)}
 
 
 def train(
@@ -98,8 +82,9 @@ def train(
     buffers: Any = msg.get("buffers")
     if config.buffers == "local":
         buffers = state.get("buffers") or client.task.init()["buffers"]
+    known = {"projections": msg["projections"]} if "projections" in msg else state.get("opt")
     params, opt, stats = fit(
-        client, msg["params"], state.get("opt"), config=config, buffers=buffers, corrections=corrections, loss=loss,
+        client, msg["params"], known, config=config, buffers=buffers, corrections=corrections, loss=loss,
     )  # fmt: skip
     kept: Body = {"opt": opt} if config.optimizer_state == "keep" else {}
     if config.buffers == "local" and stats.buffers:
@@ -112,7 +97,7 @@ def model_reply(msg: Body, params: Tree, stats: Stats) -> Body:
     reply: Body = {"delta": sub(params, msg["params"]), "metrics": measured(stats)}
     if "buffers" in msg:
         reply["buffer_delta"] = sub(stats.buffers, msg["buffers"])
-    return reply
+    return {**reply, "projections": stats.projections} if stats.projections else reply
 
 
 def measured(stats: Stats) -> Body:
@@ -121,11 +106,26 @@ def measured(stats: Stats) -> Body:
 
 
 def model_sums(combine: Combine, state: Body) -> dict[str, Any]:
-    """Accumulators for `delta`, by the method's combine, and for `buffer_delta`, always the mean by examples."""
-    sums = {"delta": combine.over(state["params"])}
+    """Accumulators for `delta`, by the method's combine, and for the rest, always the mean by examples."""
+    sums: dict[str, Any] = {"delta": combine.over(state["params"])}
+    if "projections" in state:
+        sums["projections"] = _Subspaces()
     if state.get("buffers"):
         sums["buffer_delta"] = Mean("examples").over(state["buffers"])
     return sums
+
+
+class _Subspaces:
+    """The mean of the clients' subspaces, as an accumulator."""
+
+    def __init__(self) -> None:
+        self._mean = MeanSubspace()
+
+    def add(self, reply: Reply, value: Tree, held: Slice) -> None:
+        self._mean.add(value, reply.examples)
+
+    def result(self) -> Tree:
+        return self._mean.result()
 
 
 def advance(state: Body, sums: dict[str, Any], step: float = 1.0) -> Body:
@@ -133,4 +133,6 @@ def advance(state: Body, sums: dict[str, Any], step: float = 1.0) -> Body:
     moved: Body = {"params": add(state["params"], sums["delta"], step)}
     if "buffer_delta" in sums:
         moved["buffers"] = add(state["buffers"], sums["buffer_delta"])
+    if "projections" in sums:
+        moved["projections"] = sums["projections"]
     return moved

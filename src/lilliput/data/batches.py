@@ -6,7 +6,7 @@ one gather by a permutation and its batches are views of the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
@@ -108,4 +108,4 @@ def as_batches(data: Batches | Sequence[Batch]) -> Batches:
 
 
 def _length(batch: Batch) -> int:
-    return len(next(iter(batch.values()))) if isinstance(batch, Mapping) else len(batch[0])
+    return len(next(iter(batch.values()))) if isinstance(batch, dict) else len(batch[0])

@@ -1,6 +1,7 @@
 """Optimizers that train in a subspace: GaLore, Online Subspace Descent and what followed, for any PyTorch program."""
 
 from lilliput.optim.averaging import MeanSubspace, assign_projections, projections
+from lilliput.optim.driver import SubspaceOptimizer
 from lilliput.optim.footprint import Memory, memory
 from lilliput.optim.galore import GaLoreAdafactor, GaLoreAdamW, GaLoreAdamW8bit, GaLoreLion, Lion
 from lilliput.optim.groups import param_groups
@@ -15,6 +16,7 @@ __all__ = [
     "MeanSubspace",
     "Memory",
     "PerLayer",
+    "SubspaceOptimizer",
     "assign_projections",
     "memory",
     "param_groups",
