@@ -26,7 +26,7 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	 name one with PYTHON=python3.11, or take the newest releases with CONSTRAINTS=" if "$(CONSTRAINTS)" else 0)'
 	$(PYTHON) -m venv .venv
 	$(INSTALL) torch
-	$(INSTALL) -e '.[run,dev]'
+	$(INSTALL) -e '.[run,hf,dev]'
 	@touch $@
 
 run: setup

@@ -1,6 +1,6 @@
 """The published programs' own keys and names, so that their commands run here as they are typed.
 
-From FSL-SAGE (Hydra), InCo Aggregation and NIID-Bench (argparse); names of methods and partitions are in `axes`.
+From FSL-SAGE (Hydra), InCo Aggregation, NIID-Bench and GaLore (argparse); names of methods and partitions are in `axes`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ ALIASES: dict[str, Alias] = {
     "epochs_client": Alias("local_epochs"),
     "model.client.epoch": Alias("local_epochs"),
     "model.client.batch_size": Alias("batch_size"),
+    "proj_type": Alias("optimizer.proj_type"),
+    "update_proj_gap": Alias("optimizer.update_proj_gap"),
+    "galore_scale": Alias("optimizer.scale"),
+    "rank": Alias("optimizer.rank"),
     "wd": Alias("weight_decay"),
     "reg": Alias("weight_decay"),
     "dtype": Alias("precision"),
