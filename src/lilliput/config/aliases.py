@@ -1,6 +1,6 @@
 """The published programs' own keys and names, so that their commands run here as they are typed.
 
-From FSL-SAGE (Hydra), InCo Aggregation, NIID-Bench and GaLore (argparse); names of methods and partitions are in `axes`.
+From FSL-SAGE (Hydra), InCo Aggregation, NIID-Bench and GaLore (argparse); names are in `axes`.
 """
 
 from __future__ import annotations
