@@ -49,8 +49,19 @@ CASES += [
     for p in ("left", "full", "seeded", "continuous")
     for u in ("fira", "apollo")
 ]
-NAMES = [f"{o}-{p}-{'+'.join(map(str, options.values())) or 'plain'}" for o, p, options in CASES]
-every_case = pytest.mark.parametrize("case", CASES, ids=NAMES)
+# What is left of the whole product takes minutes.
+REST = [(o, p, options) for o in OPTIMIZERS for p in PROJECTIONS for options in OPTIONS.values() if allowed(o, options)]
+REST = [case for case in REST if case not in CASES]
+
+
+def named(case: tuple[str, str, dict], marks: tuple = ()):  # type: ignore[type-arg]
+    optimizer, projection, options = case
+    return pytest.param(
+        case, id=f"{optimizer}-{projection}-{'+'.join(map(str, options.values())) or 'plain'}", marks=marks
+    )
+
+
+every_case = pytest.mark.parametrize("case", [*map(named, CASES), *(named(case, (pytest.mark.slow,)) for case in REST)])
 
 
 @pytest.fixture(autouse=True)
@@ -183,7 +194,7 @@ def test_accumulated_gradients_are_one_gradient(case):
     assert all(torch.equal(a, b) for a, b in zip(whole.params, parts.params, strict=True))
 
 
-@pytest.mark.parametrize("case", CASES[::5], ids=NAMES[::5])
+@pytest.mark.parametrize("case", [*map(named, CASES[::5])])
 def test_copies_and_pickles_carry_on(case):
     problem = Problem(case)
     problem.run(5)
@@ -191,7 +202,7 @@ def test_copies_and_pickles_carry_on(case):
     assert all(torch.equal(a, b) for a, b in zip(problem.run(4), twin.run(4), strict=True))
 
 
-@pytest.mark.parametrize("case", CASES[::5], ids=NAMES[::5])
+@pytest.mark.parametrize("case", [*map(named, CASES[::5])])
 def test_a_parameter_without_gradient_is_left_alone(case):
     problem = Problem(case)
     problem.run(2)
