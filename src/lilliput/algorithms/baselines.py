@@ -20,6 +20,11 @@ class LocalOnly(Training):
 
     cohort: int | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.optimizer_state == "average":
+            raise ValueError("nothing is averaged where everyone trains alone; choose optimizer_state=reset or keep")
+
     ordered: ClassVar[bool] = False
     pooled: ClassVar[bool] = False
 

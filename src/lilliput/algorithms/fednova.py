@@ -24,7 +24,7 @@ class FedNova(FedAvg):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.optimizer != "sgd" or self.nesterov or self.optimizer_state == "keep":
+        if self.optimizer != "sgd" or self.nesterov or self.optimizer_state != "reset":
             raise ValueError(
                 "FedNova's normaliser is known for SGD with a fresh, plain momentum buffer each round only"
             )

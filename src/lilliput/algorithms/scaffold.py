@@ -37,7 +37,7 @@ class Scaffold(FedAvg):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.optimizer != "sgd" or self.nesterov or self.optimizer_state == "keep":
+        if self.optimizer != "sgd" or self.nesterov or self.optimizer_state != "reset":
             raise ValueError(
                 "SCAFFOLD's control variates are known for SGD with a fresh, plain momentum buffer each round only"
             )

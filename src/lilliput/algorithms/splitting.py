@@ -48,6 +48,10 @@ class SplitTraining(Training):
                 "split methods step once per exchanged batch, and their devices keep no graph anyway: accumulate, "
                 "per_layer, checkpointing and fp16 are not for them; use a smaller batch, or precision=bf16"
             )
+        if self.optimizer_state == "average":
+            raise ValueError(
+                "split methods keep or reset optimizers, one at each end; optimizer_state=average is not theirs"
+            )
         if self.server_lr is not None and not self.server_lr > 0:
             raise ValueError(f"server_lr is {self.server_lr}; it must be positive")
 
