@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
 
 from lilliput import random
 from lilliput.ledger import Cost, Meter
-from lilliput.tree import Body, Tree, tensors
+from lilliput.tree import Body, Tree, mapped, tensors
 
 
 @dataclass(frozen=True)
@@ -280,9 +279,4 @@ def _owned(body: Body, message: Body) -> Body:
     """The body with every tensor that shares the message's memory replaced by a copy."""
     shared = {x.untyped_storage().data_ptr() for x in tensors(message)}
 
-    def own(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.clone() if value.untyped_storage().data_ptr() in shared else value
-        return {k: own(v) for k, v in value.items()} if isinstance(value, Mapping) else value
-
-    return own(body)
+    return mapped(body, lambda x: x.clone() if x.untyped_storage().data_ptr() in shared else x)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lilliput.tree import Body, tensors
+from lilliput.tree import Body, size, tensors
 
 Out = TypeVar("Out")
 _current: ContextVar[Meter | None] = ContextVar("meter", default=None)
@@ -97,7 +97,7 @@ class Meter:
         self._handler = handler
         self._steps: dict[Any, Cost] = {}
         self._message = message
-        self._held = sum(x.nbytes for x in tensors(message)) + sum(x.nbytes for x in tensors(state))
+        self._held = size(message) + size(state)
         self._kept = 0
         self.flops = 0.0
 
@@ -131,7 +131,7 @@ class Meter:
 
     def keep(self, reply: Body, state: Body) -> None:
         """Note what the call hands back."""
-        self._kept = sum(x.nbytes for x in tensors(reply)) + sum(x.nbytes for x in tensors(state))
+        self._kept = size(reply) + size(state)
 
     @property
     def peak_memory_bytes(self) -> int:

@@ -74,7 +74,10 @@ class Trainer:
 
     def state(self) -> Body:
         """The optimizer's state, on the CPU, sharing no memory with the one in use."""
-        return _cloned({"update": self.update.state(), "scale": self.scale, "good_steps": self.good_steps})
+        return tree.mapped(
+            {"update": self.update.state(), "scale": self.scale, "good_steps": self.good_steps},
+            lambda x: x.detach().to("cpu", copy=True),
+        )
 
     def projections(self) -> Tree:
         """The subspaces that the optimizer trains in, where they are to be averaged."""
@@ -107,7 +110,7 @@ class Trainer:
     def held_bytes(self) -> int:
         """Bytes of the model and its optimizer state."""
         model = sum(x.nbytes for x in (*self.model.parameters(), *self.model.buffers()))
-        return model + sum(x.nbytes for x in tree.tensors(self.update.state()))
+        return model + tree.size(self.update.state())
 
 
 def step(
@@ -292,12 +295,6 @@ def _mean(values: Sequence[tuple[int, Tensor]]) -> float:
 def _plain(tensors: Tree, like: Tree) -> Tree:
     """Copies on the CPU, contiguous, in the order of `like`."""
     return {name: tensors[name].detach().to("cpu", memory_format=torch.contiguous_format, copy=True) for name in like}
-
-
-def _cloned(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    return {k: _cloned(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def round_batches(client: Client, config: Training) -> Iterator[Any]:

@@ -113,22 +113,18 @@ class Store:
         self._files = dict(files)
 
     def _keep(self, key: str, body: Body) -> None:
-        self._bytes -= _size(self._memory.pop(key, {}))
+        self._bytes -= tree.size(self._memory.pop(key, {}))
         self._memory[key] = body
-        self._bytes += _size(body)
+        self._bytes += tree.size(body)
         while self._bytes > self.limit_bytes and len(self._memory) > 1:
             oldest, spilled = next(iter(self._memory.items()))
             if oldest not in self._files:
                 self._spill(oldest, "spill")
             del self._memory[oldest]
-            self._bytes -= _size(spilled)
+            self._bytes -= tree.size(spilled)
 
     def _spill(self, key: str, prefix: str) -> None:
         self._serial += 1
         # A name is never used twice by a process, so a file that a checkpoint counts on is never overwritten.
         name = f"{prefix}-{key.replace('/', '-')}-{os.getpid()}-{self._serial}.safetensors"
         self._files[key] = write(self.folder, name, self._memory[key])
-
-
-def _size(body: Body) -> int:
-    return sum(x.nbytes for x in tree.tensors(body))

@@ -6,7 +6,7 @@ kernels are torch's own; one call moves all tensors of a tree.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -102,9 +102,9 @@ def norm(a: Tree) -> Tensor:
     return dot(a, a).sqrt()
 
 
-def size(a: Mapping[str, Tensor]) -> int:
-    """Bytes that the tensors of a tree hold."""
-    return sum(x.nbytes for x in a.values())
+def size(body: object) -> int:
+    """Bytes that the tensors of a tree or body hold."""
+    return sum(x.nbytes for x in tensors(body))
 
 
 def tensors(body: object) -> Iterable[Tensor]:
@@ -117,6 +117,13 @@ def tensors(body: object) -> Iterable[Tensor]:
                 yield value
             else:
                 yield from tensors(value)
+
+
+def mapped(body: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The body with each of its tensors changed; everything else, and every name, as it is."""
+    if isinstance(body, Tensor):
+        return change(body)
+    return {name: mapped(value, change) for name, value in body.items()} if isinstance(body, Mapping) else body
 
 
 def shapes(a: Mapping[str, Tensor]) -> tuple[tuple[str, tuple[int, ...]], ...]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lilliput import header
 from lilliput.header import Leaf, Row, Span, show
-from lilliput.tree import Body, tensors
+from lilliput.tree import Body, size
 
 if sys.byteorder != "little":
     raise ImportError("lilliput.wire maps little-endian images onto memory, and this machine is big-endian")
@@ -48,7 +48,7 @@ def nbytes(body: Body) -> Size:
 
 def kinds(body: Body) -> dict[str, int]:
     """Payload bytes under each top-level key; they sum to `nbytes(body).payload`."""
-    return {name: sum(x.nbytes for x in tensors(value)) for name, value in body.items()}
+    return {name: size(value) for name, value in body.items()}
 
 
 def encode(body: Body, buffer: bytearray | memoryview | None = None) -> memoryview:

@@ -15,6 +15,7 @@ EXAMPLES = """examples:
 
 
 def parser() -> argparse.ArgumentParser:
+    """What the command understands."""
     made = argparse.ArgumentParser(
         "lilliput compare", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Compare runs on the same data: mean and spread over seeds of what each reached and what it cost.",
@@ -30,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
+    """Run the command; its exit status."""
     args = parsed(parser(), argv)
     if args is None:
         return 0

@@ -196,6 +196,7 @@ def _draw(dataset: data.Dataset, held: data.Federated, outcomes: Sequence[Outcom
 
 
 def parser() -> argparse.ArgumentParser:
+    """What the command understands."""
     made = argparse.ArgumentParser(
         "lilliput demo",
         description="Twenty devices, half of them too small for the model: a table and a picture of what each way of "

@@ -31,6 +31,7 @@ FOR = {
 
 
 def main(argv: Sequence[str]) -> int:
+    """Run the command; its exit status."""
     if argv:
         if not {"-h", "--help"} & set(argv):
             raise ValueError(f"doctor takes no argument, and there is {argv[0]!r}")

@@ -21,6 +21,7 @@ Without a folder: a model by name with weights from a file.
 
 
 def main(argv: Sequence[str]) -> int:
+    """Run the command; its exit status."""
     if not argv or {"-h", "--help"} & set(argv):
         print(HELP)
         return 0

@@ -12,6 +12,7 @@ KIND is one or more of: {kinds}; all of them by default.
 
 
 def main(argv: Sequence[str]) -> int:
+    """Run the command; its exit status."""
     kinds = tables()
     if {"-h", "--help"} & set(argv):
         print(HELP.format(kinds=", ".join(kinds)))

@@ -119,6 +119,7 @@ def test_without_momentum_it_is_fedavg():
 
 
 def main(argv: Sequence[str]) -> int:
+    """Run the command; its exit status."""
     args = list(argv)
     if not args or {"-h", "--help"} & set(args):
         print(HELP)

@@ -18,6 +18,7 @@ runs (engine=workers), how long (rounds=100), when it stops (target=0.9).
 
 
 def main(argv: Sequence[str]) -> int:
+    """Run the command; its exit status."""
     if not argv or {"-h", "--help"} & set(argv):
         print(HELP)
         return 0

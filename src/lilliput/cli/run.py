@@ -71,6 +71,7 @@ def _unknown(word: str, rest: Sequence[str]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
+    """Run the command; its exit status."""
     args = Args.parse(argv)
     if args.help is not None:
         from lilliput.cli.help import run_help

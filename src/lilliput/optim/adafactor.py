@@ -10,6 +10,7 @@ from lilliput.optim.rules import Moments, Options, Rule
 
 
 def moments(shape: tuple[int, ...], options: Options) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the state of a gradient of this shape."""
     first = {} if options["beta1"] is None else {"exp_avg": shape}
     if len(shape) < 2:
         return {**first, "exp_avg_sq": shape}

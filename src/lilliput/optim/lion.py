@@ -10,6 +10,7 @@ from lilliput.optim.rules import Moments, Options, Rule
 
 
 def moments(shape: tuple[int, ...], options: Options) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the state of a gradient of this shape."""
     return {"exp_avg": shape}
 
 
