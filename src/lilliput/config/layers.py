@@ -43,10 +43,8 @@ def from_file(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no configuration file {path}")
-    try:
-        import yaml
-    except ImportError:
-        raise ValueError(f"{path} needs PyYAML to be read; pip install pyyaml") from None
+    import yaml
+
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -175,10 +175,8 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        import yaml
-    except ImportError:
-        raise ValueError(f"{path} needs PyYAML to be read; pip install 'lilliput[run]'") from None
+    import yaml
+
     try:
         found = yaml.safe_load(_text(path))
     except yaml.YAMLError:
