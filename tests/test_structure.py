@@ -15,11 +15,11 @@ LAYERS = {
     0: "tree random registry",
     1: "wire header",
     2: "codecs store fleet ledger data",
-    3: "models tasks optim updates",
-    4: "training local submodel split",
-    5: "algorithms",
+    3: "models tasks optim updates lean",
+    4: "training local submodel splitter",
+    5: "algorithms footprint",
     6: "engines evaluation",
-    7: "checkpoint stop loop experiment report",
+    7: "checkpoint stop loop experiment report pretraining",
     8: "recipes config cli __main__",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
