@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bodies import bits, bodies
-from lilliput import codecs, random, wire
-from lilliput.codecs import CODECS, PREFIX, bf16, build, chain
+from lilliput import random, wire
+from lilliput.codecs import CODECS, PREFIX, bf16, build, chain, int8, is_built
 from lilliput.tree import tensors
 
 KEY = (0, 1, 2, 3, "up")
@@ -39,7 +39,7 @@ def structure(x):
     return [(name, structure(value)) for name, value in x.items()] if isinstance(x, dict) else bits(x)
 
 
-@pytest.mark.parametrize("name", [*CODECS, "bf16+none", "none+bf16"])
+@pytest.mark.parametrize("name", [*CODECS, "bf16+none", "none+bf16", "int8+bf16", "int8:a/b+bf16:params"])
 @given(body=bodies)
 @settings(deadline=None, max_examples=50)
 def test_decoding_returns_names_shapes_dtypes_and_values_that_are_no_tensors(name, body):
@@ -53,6 +53,7 @@ def test_decoding_returns_names_shapes_dtypes_and_values_that_are_no_tensors(nam
 @given(bodies)
 @settings(deadline=None, max_examples=50)
 def test_bf16_rounds_float32_and_float64_and_nothing_else(body):
+    body = {name: value for name, value in body.items() if not name.startswith(PREFIX)}
     for before, after in zip(tensors(body), tensors(bf16().decode(bf16().encode(body))), strict=True):
         rounded = before.dtype in (torch.float32, torch.float64)
         assert bits(after) == bits(before.to(torch.bfloat16).to(before.dtype) if rounded else before)
@@ -94,6 +95,8 @@ def test_codecs_are_values_that_travel_to_workers():
     for name in CODECS:
         assert pickle.loads(pickle.dumps(build(name))) == build(name)
     assert build("bf16+bf16") == chain(bf16(), bf16())
+    assert build("int8:activations + bf16") == chain(int8("cut", "gradient"), bf16())
+    assert [is_built(x) for x in ("int8", "int8:cut", "int8+bf16", "mine.py:Codec")] == [False, True, True, False]
 
 
 def test_bf16_twice_and_reserved_keys_are_refused():
@@ -102,7 +105,7 @@ def test_bf16_twice_and_reserved_keys_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("bf61", "did you mean 'bf16'"), ("", "there are none, bf16"), ("bf16+x", "'x'")]
+    ("name", "hint"), [("bf61", "did you mean 'bf16'"), ("", "choose one of bf16, int8, none"), ("bf16+x", "'x'")]
 )
 def test_an_unknown_codec_is_refused_with_the_nearest(name, hint):
     with pytest.raises(ValueError, match=hint):
@@ -119,7 +122,7 @@ def test_an_unknown_codec_is_refused_with_the_nearest(name, hint):
 def test_forged_notes_are_wire_errors(notes):
     body = {
         "a": torch.ones(2, dtype=torch.bfloat16), "f": torch.ones(2), "n": 1,
-        "inner": {"x": torch.ones(2, dtype=torch.bfloat16)}, codecs._BF16: notes,
+        "inner": {"x": torch.ones(2, dtype=torch.bfloat16)}, "codec.bf16": notes,
     }  # fmt: skip
     with pytest.raises(wire.WireError, match=r"codec\.bf16"):
         bf16().decode(body)

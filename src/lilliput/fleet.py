@@ -229,7 +229,7 @@ class Device:
     def _run(self, request: Request) -> Response:
         job, c, tag = self.job, request.client, request.tag
         started = time.perf_counter()
-        message = {**request.common, **request.own}
+        message = joined(request.common, request.own)
         if job.codec is not None:
             message = job.codec.decode(message)
         before = self._states.get(c, {})
@@ -273,6 +273,11 @@ class Device:
         self._changed.clear()
         self._answered.clear()
         return kept
+
+
+def joined(common: Body, own: Body) -> Body:
+    """The message of what all clients are sent and of what one is; codecs may have put notes into both."""
+    return {**common, **own, **{key: {**common[key], **own[key]} for key in common.keys() & own.keys()}}
 
 
 def _owned(body: Body, message: Body) -> Body:

@@ -40,6 +40,7 @@ from lilliput.engines import Sequential, Workers
         ("engine.workers=0", "must be at least 1"),
         ("init=nowhere.pt", "no such file of weights"),
         ("codec=bf16+zip", "unknown codec 'zip'"),
+        ("codec=int8:cut+bf61", "unknown codec 'bf61'; did you mean 'bf16'"),
         ("device_profile.availability=2", "availability is 2.0"),
         ("profiles=nowhere.yaml", "no configuration file nowhere.yaml"),
         ("name=..", "no name for a folder"),
@@ -52,7 +53,15 @@ def test_what_cannot_run_is_refused_with_rule_and_remedy(typed: str, answer: str
 
 
 @pytest.mark.parametrize(
-    "typed", ["", "cohort=0.5", "algorithm=centralized cohort=50 clients=10", "target=0.9", "codec=bf16+bf16"]
+    "typed",
+    [
+        "",
+        "cohort=0.5",
+        "algorithm=centralized cohort=50 clients=10",
+        "target=0.9",
+        "codec=bf16+bf16",
+        "codec=int8:activations+bf16",
+    ],
 )
 def test_what_can_run_is_not(typed: str) -> None:
     check(settings(words(typed.split())))

@@ -15,7 +15,7 @@ from fixtures import METHODS, assert_same_history, assert_same_state, batches, e
 import lilliput
 from lilliput import tree, wire
 from lilliput.algorithms import SPLIT
-from lilliput.codecs import bf16
+from lilliput.codecs import bf16, build
 from lilliput.engines import Auto, Sequential, Workers
 from lilliput.engines.base import QuorumError
 
@@ -172,6 +172,14 @@ def test_a_codec_halves_the_floats_and_gives_the_same_bits_on_every_engine(name:
             labels = a["examples"] // (1 if name.startswith("splitfed") else 2) if name in SPLIT else 0
             integers = 8 * (3 + labels)
             assert b["up_bytes"] - integers == (a["up_bytes"] - integers) / 2
+
+
+@pytest.mark.parametrize("name", ["scaffold", "splitfed_v1", "fsl_sage"])
+def test_int8_draws_alike_on_every_engine(name: str) -> None:
+    codec = build("int8:activations:delta+bf16")
+    first, *others = [experiment(name, rounds=2, codec=codec).run(make()) for make in ENGINES.values()]
+    for other in others:
+        assert_same_history(other, first)
 
 
 def test_auto_moves_to_workers_without_changing_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ _PLANNED = {
     "splitfedv1": "SplitFed v1", "splitfedv2": "SplitFed v2", "csefsl": "CSE-FSL", "fslsage": "FSL-SAGE",
     "fedsub": "FedSub", "heteroavg": "HeteroAvg", "heterofl": "HeteroFL", "fedrolex": "FedRolex", "scalefl": "ScaleFL",
     "raffm": "RaFFM", "inco": "InCo Aggregation", "dry": "the dry engine", "ray": "the Ray engine",
-    "flower": "the Flower engine", "int8": "the int8 codec", "topk": "the top-k codec",
+    "flower": "the Flower engine", "topk": "the top-k codec",
 }  # fmt: skip
 _PARTITIONS = {
     "homo": "iid", "hetero": "dirichlet", "noniiddirichlet": "dirichlet", "noniidlabeldir": "dirichlet",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from lilliput.codecs import is_built
 from lilliput.config.aliases import ALIASES
 from lilliput.config.axes import AXES, PROFILE, Axis, Choice
 from lilliput.config.fields import REQUIRED, Field, fields_of
@@ -65,7 +66,7 @@ class Reader:
     def _choose(self, axis: str, named: Mapping[str, Any]) -> Choice | None:
         """The name typed or by default; None where the method or the data decide."""
         name = named.get(axis, top()[axis].default)
-        if (name in (None, "auto") and axis != "engine") or (axis == "codec" and "+" in str(name)):
+        if (name in (None, "auto") and axis != "engine") or (axis == "codec" and is_built(str(name))):
             return None
         return AXES[axis].choose(str(name))
 

@@ -21,7 +21,7 @@ class Shared:
     algorithm: str = "fedavg"  # the federated method
     slice: str | None = None  # which part of the model each client holds; the method's own by default
     combine: str | None = None  # how the clients' changes become one; the method's own by default
-    codec: str | None = None  # how messages are made smaller; several joined by +
+    codec: str | None = None  # how messages are made smaller; some kinds only, several: int8:activations+bf16
     model: str = "auto"  # the network; auto suits the data set
     dataset: str = "digits"  # the data set
     partition: str = "auto"  # how the data lies on the clients; auto is the data set's own clients, else iid

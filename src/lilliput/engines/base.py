@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lilliput import random, wire
-from lilliput.fleet import Job, Profile, Reply, Request, Response, Tag
+from lilliput.fleet import Job, Profile, Reply, Request, Response, Tag, joined
 from lilliput.ledger import Entry, Ledger
 from lilliput.store import Store
 from lilliput.tree import Body, tensors
@@ -260,7 +260,7 @@ class Stream(Iterator[Reply]):
         known |= self._common_schemas | _schemas(own)
         schema = {key: known.get(of) for key, of in self.like.items()}
         own = self._code(own, c)
-        message = {**self._common, **own}
+        message = joined(self._common, own)
         size = wire.nbytes(message)
         entry = Entry(self.number, c, self.name, wire.kinds(message), size.overhead, evaluation=self.fleet.evaluating)
         # A client's state travels with its first call of a round; after that the device has it, staged.
@@ -285,8 +285,11 @@ class Stream(Iterator[Reply]):
         if response.body is not None:
             size = wire.nbytes(response.body)
             entry.up, entry.up_overhead = wire.kinds(response.body), size.overhead
-            body = response.body if fleet.job.codec is None else fleet.job.codec.decode(response.body)
-            why = refusal(body, schema, size.payload, fleet.reply_limit)
+            try:
+                body = response.body if fleet.job.codec is None else fleet.job.codec.decode(response.body)
+                why = refusal(body, schema, size.payload, fleet.reply_limit)
+            except wire.WireError as error:
+                body, why = {}, f"the reply cannot be decoded: {error}"
             metrics = {name: float(x) for name, x in (body.get("metrics") or {}).items()}
             entry.metrics = metrics
             reply = Reply(c, body, fleet.examples[c], metrics)
