@@ -5,6 +5,7 @@ import pytest
 import safetensors.torch
 import torch
 from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from bodies import SAMPLE, SAMPLE_IMAGE, bits, bodies
 from lilliput import header, wire
@@ -50,7 +51,8 @@ def test_size_of_one_message_by_hand():
         '"params/w":{"dtype":"F32","shape":[10,10],"data_offsets":[8,408]},'
         '"params/steps":{"dtype":"I64","shape":[],"data_offsets":[0,8]}}'
     )
-    padded = text.ljust(-(-(8 + len(text)) // 64) * 64 - 8).encode()
+    room = 24 - len("0.5")  # every float takes that of the longest
+    padded = text.ljust(-(-(8 + len(text) + room) // 64) * 64 - 8).encode()
     assert bytes(encode(body)) == len(padded).to_bytes(8, "little") + padded + bytes(408)
     assert nbytes(body) == (4 * 100 + 8, 8 + len(padded))
     assert kinds(body) == {"params": 408, "lr": 0}
@@ -59,6 +61,12 @@ def test_size_of_one_message_by_hand():
 def test_size_needs_no_values():
     body = {"w": torch.zeros(3, 5, dtype=torch.bfloat16)}
     assert nbytes({"w": torch.empty(3, 5, dtype=torch.bfloat16, device="meta")}) == nbytes(body)
+
+
+@given(st.lists(st.floats(), min_size=9, max_size=9))
+def test_size_does_not_depend_on_the_values_of_floats(values):
+    sizes = [nbytes({str(i): x for i, x in enumerate(xs)}) for xs in (values, [1.0] * 9)]
+    assert sizes[0] == sizes[1]
 
 
 def test_official_safetensors_reads_ours():

@@ -23,6 +23,7 @@ VERSION = "1"
 ALIGNMENT = 64
 HEADER_LIMIT = 8 << 20  # bytes; parsed JSON can take 25 times its text
 DIMENSION_LIMIT = 64  # torch's own, for most kernels
+FLOAT_WIDTH = len(repr(-2.2250738585072014e-308))  # characters; no float takes more
 
 _NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "C64": "complex64", "BOOL": "bool",
@@ -81,6 +82,9 @@ def write(entries: str, rows: list[Row]) -> bytes:
         _check_text(path, value)
     metadata = {"lilliput": VERSION} | ({"values": _json(rows)} if rows else {})
     text = f'{{"__metadata__":{_json(metadata)}{entries}}}'
+    # Every float takes the room of the longest: what a body costs depends on none of its values but strings and whole
+    # numbers, so that it can be said before there are any.
+    text += " " * sum(FLOAT_WIDTH - len(_json(value)) for _, _, value in rows if isinstance(value, float))
     text += " " * (-(8 + len(text)) % ALIGNMENT)
     if len(text) > HEADER_LIMIT:
         raise ValueError(f"the header takes {len(text)} bytes, over {HEADER_LIMIT}; send long strings as uint8 tensors")

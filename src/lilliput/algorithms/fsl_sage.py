@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -152,14 +153,22 @@ class Aligner:
 
         key = (self.fleet.seed, self.fleet.round, c, "align")
         official = self.method.compat == "official"
-        target = self._slope(self.server, cut, y, (*key, "target"), again=not official)
+        slope = partial(self._slope, self.server, cut, y, (*key, "target"), again=not official)
+        target = self.server.metered([(cut, y)], slope)
         with sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice
             for epoch in range(self.method.align_epochs):
                 order = torch.randperm(len(y), generator=random.generator(*key, epoch)).to(head.device)
                 for number, rows in enumerate(order.split(self.method.align_batch_size)):
-                    estimate = self._slope(head, cut[rows], y[rows], (*key, epoch, number), again=True, graph=True)
-                    misfit = (estimate - target[rows]).square().sum()
-                    head.apply(gradients(misfit if official else misfit / len(rows), head.params))
+                    run = partial(self._fit_rows, head, cut, y, target, rows, (*key, epoch, number))
+                    head.metered([(rows,)], run)
+
+    def _fit_rows(
+        self, head: Half, cut: Tensor, y: Tensor, target: Tensor, rows: Tensor, key: tuple[object, ...]
+    ) -> None:
+        """A step towards the targets of these rows of the memory."""
+        estimate = self._slope(head, cut[rows], y[rows], key, again=True, graph=True)
+        misfit = (estimate - target[rows]).square().sum()
+        head.apply(gradients(misfit if self.method.compat == "official" else misfit / len(rows), head.params))
 
     def _slope(
         self, part: Half, cut: Tensor, y: Tensor, key: tuple[object, ...], again: bool, graph: bool = False

@@ -63,7 +63,8 @@ class Half:
 
     def metered(self, batches: Iterable[Any], run: Callable[[], Out], *others: Half) -> Out:
         """Run a step on batches, for the ledger to measure; `others` are held beside this part."""
-        label = tuple(x.shape for batch in batches for x in columns(batch))
+        what = getattr(run, "func", run).__qualname__
+        label = (what, *(x.shape for batch in batches for x in columns(batch)))
         return metered(label, lambda: sum(half.trainer.held_bytes() for half in (self, *others)), run)
 
     def apply(self, grads: Sequence[Tensor]) -> None:

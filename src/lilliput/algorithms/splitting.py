@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -185,6 +186,10 @@ def step(server: Half, cut: Tensor, y: Tensor, key: Sequence[object], back: bool
 
     The gradient is taken before the step, and only if it is to go `back`.
     """
+    return server.metered([(cut, y)], partial(_step, server, cut, y, key, back))
+
+
+def _step(server: Half, cut: Tensor, y: Tensor, key: Sequence[object], back: bool) -> tuple[Tensor | None, float]:
     # A copy: what came over the wire may lie at any address, and matrix products round by alignment.
     h = cut.detach().to(server.device, copy=True).requires_grad_(back)
     loss = server.loss((h, y.to(server.device)), key)
