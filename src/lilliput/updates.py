@@ -135,34 +135,35 @@ class Wrapped:
         return self._optimizer
 
     def state(self) -> Body:
-        return _to_body(self._optimizer.state_dict()["state"])
+        return to_body(self._optimizer.state_dict()["state"])
 
     def load(self, state: Body) -> None:
         whole = self._optimizer.state_dict()
-        self._optimizer.load_state_dict({**whole, "state": {int(i): _from_body(s) for i, s in state.items()}})
+        self._optimizer.load_state_dict({**whole, "state": {int(i): from_body(s) for i, s in state.items()}})
 
 
 def _like(x: Any, p: Tensor) -> Tensor | None:
     return None if x is None else x.to(p.device, copy=True)
 
 
-def _to_body(value: Any) -> Any:
+def to_body(value: Any) -> Any:
     """Optimizer state as a Body: keys become strings, sequences numbered dicts."""
     if isinstance(value, dict):
-        return {str(k): _to_body(v) for k, v in value.items()}
+        return {str(k): to_body(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return {"": type(value).__name__, **{str(i): _to_body(v) for i, v in enumerate(value)}}
+        return {"": type(value).__name__, **{str(i): to_body(v) for i, v in enumerate(value)}}
     return value
 
 
-def _from_body(value: Any) -> Any:
+def from_body(value: Any) -> Any:
+    """Optimizer state out of a Body; keys stay strings."""
     if not isinstance(value, dict):
         return value
     kind = value.get("")
     if kind in ("list", "tuple"):
-        items = [_from_body(value[str(i)]) for i in range(len(value) - 1)]
+        items = [from_body(value[str(i)]) for i in range(len(value) - 1)]
         return items if kind == "list" else tuple(items)
-    return {k: _from_body(v) for k, v in value.items()}
+    return {k: from_body(v) for k, v in value.items()}
 
 
 def _subspace(
@@ -181,12 +182,21 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "sgd": Sgd,
     "adam": Adam,
     "adamw": AdamW,
+    "adamw8bit": optim.GaLoreAdamW8bit,
+    "adafactor": optim.GaLoreAdafactor,
     "lion": optim.Lion,
     "galore_adamw": partial(_subspace, optim.GaLoreAdamW),
     "galore_adamw8bit": partial(_subspace, optim.GaLoreAdamW8bit),
     "galore_adafactor": partial(_subspace, optim.GaLoreAdafactor),
     "galore_lion": partial(_subspace, optim.GaLoreLion),
+    "fira": partial(_subspace, optim.GaLoreAdamW, update="fira"),
+    # APOLLO's own projection is random, and its paper's scales are 1 and the root of 128.
+    "apollo": partial(_subspace, optim.GaLoreAdamW, update="apollo", proj_type="seeded", scale=1.0),
+    "apollo_mini": partial(
+        _subspace, optim.GaLoreAdamW, update="apollo_mini", proj_type="seeded", rank=1, scale=128**0.5
+    ),
     "online_subspace_adamw": partial(_subspace, optim.GaLoreAdamW, proj_type="continuous"),
+    "online_subspace_adamw8bit": partial(_subspace, optim.GaLoreAdamW8bit, proj_type="continuous"),
     "online_subspace_adafactor": partial(_subspace, optim.GaLoreAdafactor, proj_type="continuous"),
     "online_subspace_lion": partial(_subspace, optim.GaLoreLion, proj_type="continuous"),
 }

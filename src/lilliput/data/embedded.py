@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -61,10 +62,15 @@ def stdlib(length: int = 80, test_share: float = 0.1) -> Dataset:
 
 def source(package: str) -> str:
     """All files of a package without its tests, in the order of their paths; empty if there is no such package."""
+    return "".join(files_of(package))
+
+
+def files_of(package: str) -> Iterator[str]:
+    """The text of each file of a package without its tests, in the order of their paths."""
     spec = importlib.util.find_spec(package)  # finds a top-level package without running it
     if spec is None or not spec.submodule_search_locations:
-        return ""
+        return
     root = Path(next(iter(spec.submodule_search_locations)))
     files = sorted(file.relative_to(root).as_posix() for file in root.rglob("*.py"))
     kept = [file for file in files if not {"test", "tests"} & set(Path(file).parts)]
-    return "".join((root / file).read_text(encoding="utf-8", errors="replace") for file in kept)
+    yield from ((root / file).read_text(encoding="utf-8", errors="replace") for file in kept)

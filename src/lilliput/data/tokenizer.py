@@ -11,10 +11,14 @@ from lilliput.data.formats import needs
 def tokenizer(source: str) -> Any:
     """The tokenizer of a folder, a tokenizer.json or a name on the Hugging Face hub; the network is asked last.
 
+    `bytes` needs no file: the 256 bytes of UTF-8 after three special tokens (ByT5).
+
     It is a `transformers` tokenizer: `t(text).input_ids`, `t.decode(ids)`, `len(t)`, `t.eos_token_id`.
     Raises ValueError, naming the source and what to do, for one that cannot be had or read.
     """
     library = needs("transformers", "Hugging Face transformers", "hf")
+    if source == "bytes":
+        return library.ByT5Tokenizer(extra_ids=0)
     if source.endswith(".json"):
         return _of_file(library, existing_source(source, "tokenizer"))
     if is_place(source):

@@ -1,0 +1,234 @@
+"""Text to train a language model on, as a stream of documents: any local text, the standard library's source, or C4.
+
+A document is a line of JSON lines, a row of Parquet, or a piece of a text file, cut where a blank line or at least a
+line ends.  Nothing is held in memory but the document at hand, so a corpus may be larger than that.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from lilliput.data.embedded import PACKAGES, files_of
+from lilliput.data.formats import needs
+
+PIECE = 8_000  # characters of a text file after which the next blank line ends a document, and twice that any line
+SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".txt", ".txt.gz", ".text", ".tokens")
+HELD_OUT = ("validation", "valid", "val", "dev", "eval")  # words in the names of files that are kept for validation
+
+
+class Source(Protocol):
+    """Documents in a fixed order."""
+
+    def documents(self, skip: int = 0) -> Iterator[str]:
+        """All documents but the first `skip`."""
+
+    def fingerprint(self) -> str:
+        """What tells this text from any other."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """The documents of files, one file after another.  `key` is the field or column that holds the text."""
+
+    paths: tuple[Path, ...]
+    key: str = "text"
+
+    def documents(self, skip: int = 0) -> Iterator[str]:
+        return islice((text for path in self.paths for text in read(path, self.key)), skip, None)
+
+    def fingerprint(self) -> str:
+        content = hashlib.blake2b(self.key.encode(), digest_size=12)
+        for path in self.paths:
+            # The ends and the length, not all of what may be terabytes.
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                head = file.read(1 << 20)
+                file.seek(max(0, size - (1 << 16)))
+                content.update(f"{path.name}\0{size}\0".encode() + head + file.read())
+        return content.hexdigest()
+
+
+@dataclass(frozen=True)
+class Library:
+    """The source files of twenty packages of Python's standard library."""
+
+    def documents(self, skip: int = 0) -> Iterator[str]:
+        return islice((text for package in PACKAGES for text in files_of(package)), skip, None)
+
+    def fingerprint(self) -> str:
+        return hashlib.blake2b("\0".join(self.documents()).encode(), digest_size=12).hexdigest()
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A split of a data set of Hugging Face's hub, streamed: nothing is downloaded but what is read."""
+
+    path: str
+    name: str | None
+    split: str
+    key: str = "text"
+
+    def documents(self, skip: int = 0) -> Iterator[str]:
+        datasets = needs("datasets", "Hugging Face datasets")
+        try:
+            rows = datasets.load_dataset(self.path, self.name, split=self.split, streaming=True)
+        except Exception as error:  # whatever the hub or the network has to say
+            words = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"{self.path} cannot be had from Hugging Face: {words}; go online, or name local files with data=..."
+            ) from error
+        return (_text(row, self.key, self.path) for row in rows.skip(skip))
+
+    def fingerprint(self) -> str:
+        return hashlib.blake2b(repr(self).encode(), digest_size=12).hexdigest()
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The text of one side.  `share` of all documents, told by a hash of their text, belongs to the other side or ours.
+
+    share: None if the source is ours alone; else the share that is held out for validation
+    held_out: whether this is the side that is held out
+    """
+
+    source: Source
+    share: float | None = None
+    held_out: bool = False
+
+    def has(self, text: str) -> bool:
+        """Whether a document has text and lies on this side; equal documents lie on one side."""
+        if not text.strip():
+            return False
+        if self.share is None:
+            return True
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        return (int.from_bytes(digest, "little") / 2**64 < self.share) == self.held_out
+
+    def fingerprint(self) -> str:
+        return f"{self.source.fingerprint()}/{self.share}/{self.held_out}"
+
+
+def corpora(
+    data: str | Iterable[str], validation: str | Iterable[str] | None = None, held_out: float = 0.05, key: str = "text"
+) -> tuple[Corpus, Corpus, str]:
+    """(training text, validation text, how they were parted in words).
+
+    data: `c4` (streamed), `stdlib`, or files and folders of .txt, .jsonl, .json.gz or .parquet
+    validation: the same for validation; by default C4's own split, files whose names say so, else `held_out`
+    held_out: the share of documents kept for validation where nothing else is
+    key: the field or column that holds the text
+    Raises ValueError for what is not there or holds no text of these kinds.
+    """
+    names = _listed(data)
+    if validation is not None:
+        return Corpus(_source(names, key)), Corpus(_source(_listed(validation), key)), "validation text of its own"
+    if names == ["c4"]:
+        return Corpus(_c4("train")), Corpus(_c4("validation")), "C4's own validation split"
+    if not 0 < held_out < 1:
+        raise ValueError(f"held_out is {held_out}; give a share between 0 and 1, or validation=FILE")
+    source = _source(names, key)
+    if isinstance(source, Files):
+        kept = tuple(path for path in source.paths if _is_held_out(path))
+        rest = tuple(path for path in source.paths if path not in kept)
+        if kept and rest:
+            words = f"validation on {', '.join(path.name for path in kept)}"
+            return Corpus(Files(rest, key)), Corpus(Files(kept, key)), words
+    words = f"{100 * held_out:g} % of the documents held out, by a hash of their text"
+    return Corpus(source, held_out), Corpus(source, held_out, True), words
+
+
+def read(path: Path, key: str = "text") -> Iterator[str]:
+    """The documents of one file, by its suffix.  Raises ValueError naming the file and line that cannot be read."""
+    kind = path.name.lower().removesuffix(".gz")
+    reader = _parquet if kind.endswith(".parquet") else _json_lines if kind.endswith((".jsonl", ".json")) else _pieces
+    try:
+        yield from reader(path, key)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is damaged: {error}; restore it, or leave it out") from None
+
+
+def _parquet(path: Path, key: str) -> Iterator[str]:
+    parquet = needs("pyarrow.parquet", "pyarrow, which comes with Hugging Face datasets,")
+    try:
+        file = parquet.ParquetFile(path)
+    except Exception as error:
+        raise ValueError(f"{path} is damaged or no Parquet file: {error}") from None
+    if key not in file.schema_arrow.names:
+        raise ValueError(f"{path} has no column {key!r}; there is {', '.join(file.schema_arrow.names)}; set text_key=")
+    for batch in file.iter_batches(batch_size=256, columns=[key]):
+        yield from (text or "" for text in batch.column(0).to_pylist())
+
+
+def _json_lines(path: Path, key: str) -> Iterator[str]:
+    with _opened(path) as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"{path}:{number} is no JSON: {error}") from None
+                yield _text(row, key, f"{path}:{number}")
+
+
+def _pieces(path: Path, key: str) -> Iterator[str]:
+    """A text file in documents of PIECE characters or a little more."""
+    piece: list[str] = []
+    size = 0
+    with _opened(path) as lines:
+        for line in lines:
+            text = line.decode("utf-8", "replace")
+            piece.append(text)
+            size += len(text)
+            if size >= 2 * PIECE or (size >= PIECE and not text.strip()):
+                yield "".join(piece)
+                piece, size = [], 0
+    yield "".join(piece)
+
+
+def _opened(path: Path) -> Any:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+def _text(row: Any, key: str, where: str) -> str:
+    if not isinstance(row, dict) or not isinstance(row.get(key), str | None) or key not in row:
+        has = f"there is {', '.join(row)}" if isinstance(row, dict) else "it is no object"
+        raise ValueError(f"{where} has no text {key!r}; {has}; set text_key=")
+    return row[key] or ""
+
+
+def _c4(split: str) -> Hub:
+    return Hub("allenai/c4", "en", split)
+
+
+def _source(names: list[str], key: str) -> Source:
+    if names == ["stdlib"]:
+        return Library()
+    if names == ["c4"]:
+        return _c4("train")
+    paths: list[Path] = []
+    for name in names:
+        path = Path(name).expanduser()
+        if not path.exists():
+            raise ValueError(f"there is no text at {name!r}; name a file or folder, c4 or stdlib")
+        found = sorted(p for p in path.rglob("*") if p.name.lower().endswith(SUFFIXES)) if path.is_dir() else [path]
+        if not found:
+            raise ValueError(f"{name} holds no text: files are to end in {', '.join(SUFFIXES)}")
+        paths += found
+    return Files(tuple(paths), key)
+
+
+def _is_held_out(path: Path) -> bool:
+    words = path.name.lower().replace("-", " ").replace("_", " ").replace(".", " ").split()
+    return any(word in HELD_OUT for word in words)
+
+
+def _listed(names: str | Iterable[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
