@@ -32,7 +32,7 @@ def test_what_is_not_finite_is_no_point_of_a_curve():
 
 def test_a_target_is_reached_in_the_first_round_that_meets_it():
     made = rows([0.2, 0.5, 0.4, 0.7])
-    assert reached(made, Target("accuracy", 0.5)) == {"rounds": 2, "mb": 2 * 5.0, "seconds": 20.0}
+    assert reached(made, Target("accuracy", 0.5)) == {"rounds": 2, "mb": 2 * 5.0, "gb": 0.01, "seconds": 20.0}
     assert reached(made, Target("accuracy", 0.8)) is None
     assert reached([{"round": 1, "loss": 2.0}, {"round": 2, "loss": 0.5}], Target("loss", 0.5, False))["rounds"] == 2
 

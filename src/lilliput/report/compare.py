@@ -57,6 +57,10 @@ class Group:
     def rows(self) -> list[list[dict[str, Any]]]:
         return [run.rows for run in self.runs]
 
+    def called(self, label: str) -> Group:
+        """The same under another label."""
+        return Group(label, self.runs, self.setting)
+
     def column(self, key: str, metric: str, target: Target | None) -> Spread | None:
         """A column's numbers over the group's runs that have it."""
         found = [_number(run.rows, key, metric, target) for run in self.runs]
@@ -157,10 +161,16 @@ def compare(
     unless named, else the first that all runs evaluated of server accuracy, client accuracy and the losses.
     Raises ValueError if the data of two runs differ, a run is damaged, or no metric is common to all.
     """
-    runs = [read(folder) for folder in find(folders)]
+    return beside([read(folder) for folder in find(folders)], by, target, metric)
+
+
+def beside(
+    runs: Sequence[Run], by: Sequence[str] | None = None, target: str | float | None = None, metric: str | None = None
+) -> Comparison:
+    """The same of runs that were read already."""
     _refuse_other_data(runs)
-    aim = Target.parse(target, metric or _common_metric(runs)) if target is not None else None
-    metric = metric or (aim.metric if aim else _common_metric(runs))
+    aim = Target.parse(target, metric or common_metric(runs)) if target is not None else None
+    metric = metric or (aim.metric if aim else common_metric(runs))
     notes = [note for run in runs for note in run.notes]
     return Comparison(_groups(runs, by, notes), metric, aim, tuple(notes))
 
@@ -173,7 +183,7 @@ def _refuse_other_data(runs: Sequence[Run]) -> None:
             raise ValueError(f"the data of {shown} differ; compare runs on the same data")
 
 
-def _common_metric(runs: Sequence[Run]) -> str:
+def common_metric(runs: Sequence[Run]) -> str:
     """The metric that a reader looks for first among those that every run evaluated."""
     common = set.intersection(*({name for row in run.rows for name in row} for run in runs))
     found = headline([dict.fromkeys(common)])
@@ -209,7 +219,7 @@ def _labels(found: Sequence[Sequence[Run]], shown: Sequence[str], differ: Sequen
     """A name for each group: the settings to show, or all that differ where those are the same for two."""
     settings = [_setting(members[0]) for members in found]
     for keys in (shown, differ):
-        labels = [_label(s, keys) or _label(s, ["algorithm"]) or "all runs" for s in settings]
+        labels = [in_words(s, keys) or in_words(s, ["algorithm"]) or "all runs" for s in settings]
         if len(set(labels)) == len(labels):
             return labels
     return [str(members[0].folder) for members in found]
@@ -223,7 +233,7 @@ def _setting(run: Run) -> dict[str, Any]:
     return {key: value for key, value in run.config.items() if key.split(".")[0] not in without}
 
 
-def _label(setting: Mapping[str, Any], keys: Sequence[str]) -> str:
+def in_words(setting: Mapping[str, Any], keys: Sequence[str]) -> str:
     """The settings in words: names bare, the rest as key=value without the key's prefix."""
     bare = ("algorithm", "model", "dataset", "partition", "slice", "combine", "folder")
     given = {key: setting[key] for key in keys if setting.get(key) is not None}

@@ -26,7 +26,7 @@ Groups = Mapping[str, Sequence[Sequence[Row]]]  # by label, the rows of each see
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray]  # x, mean and standard deviation over seeds
 
 WIDTHS = {"single": 3.4, "double": 7.0}  # inches: the column and the page of the usual two-column styles
-TITLES = {"rounds": "round", "mb": "MB sent, up and down", "seconds": "simulated seconds"}
+TITLES = {"rounds": "round", "mb": "MB sent, up and down", "gb": "GB sent, up and down", "seconds": "simulated seconds"}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 MARKS = "os^Dv>P"
@@ -100,19 +100,19 @@ def curves(
     target: Target | None = None,
     width: str = "single",
 ) -> Figure:
-    """A panel for each axis of `against` (rounds, mb, seconds), with one line a group.
+    """A panel for each axis of `against` (rounds, mb, gb, seconds), with one line a group.
 
     Raises ValueError if no group evaluated the metric.
     """
     target = target if target and target.metric == metric else None
     with style():
-        figure, panels = _panels(len(against), width)
+        figure, panels = frame(len(against), width)
         for ax, axis in zip(panels, against, strict=True):
             drawn = {name: mean_curve(seeds, metric, axis) for name, seeds in groups.items()}
             if not any(len(x) for x, _, _ in drawn.values()):
                 raise ValueError(f"no run evaluated {metric!r}; {_REMEDY}")
             _draw(ax, drawn, metric, axis, target)
-        panels[0].set_ylabel(_axis_title(metric))
+        panels[0].set_ylabel(axis_title(metric))
         if target:
             name_target(panels[0], target)
         name_lines(panels)
@@ -123,7 +123,7 @@ def against_memory(groups: Groups, metric: str = "accuracy", width: str = "singl
     """The best value of the metric against the memory of the largest client: a point a group, bars over seeds."""
     best = min if lower_is_better(metric) else max
     with style():
-        figure, (ax,) = _panels(1, width)
+        figure, (ax,) = frame(1, width)
         ends = {}
         for number, (name, seeds) in enumerate(groups.items()):
             seen = [(largest(rows, "peak_memory_bytes") / 1e6, series(rows, metric)[1]) for rows in seeds]
@@ -137,10 +137,10 @@ def against_memory(groups: Groups, metric: str = "accuracy", width: str = "singl
             ax.errorbar(x, y, dy, dx, ms=4.5, lw=0.9, mew=1.1, label=name, **look)
         if not ends:
             raise ValueError(f"no run evaluated {metric!r}; {_REMEDY}")
-        ax.set(xlabel="memory of the largest client, MB", ylabel=f"best {_axis_title(metric)}")
+        ax.set(xlabel="memory of the largest client, MB", ylabel=f"best {axis_title(metric)}")
         ax.margins(0.12, 0.15)
         _scale(ax, [x for x, _ in ends.values()], margin=1.12)
-        _per_cent(ax, metric)
+        per_cent(ax, metric)
         name_points(ax, [(name, *ends[name], colour(i)) for i, name in enumerate(groups) if name in ends])
     return figure
 
@@ -156,7 +156,8 @@ def save(figure: Figure, stem: str | Path) -> list[Path]:
     return paths
 
 
-def _panels(count: int, width: str) -> tuple[Figure, Sequence[Axes]]:
+def frame(count: int, width: str) -> tuple[Figure, Sequence[Axes]]:
+    """A figure of so many panels side by side, which share their y axis."""
     from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 
     inches = WIDTHS[width]
@@ -184,7 +185,7 @@ def _draw(ax: Axes, drawn: Mapping[str, Curve], metric: str, axis: str, target: 
     ax.set_xlabel(TITLES[axis])
     ax.locator_params(axis="x", nbins=5)  # labels of five digits must not touch
     _scale(ax, [x[-1] for x, _, _ in drawn.values() if len(x)])
-    _per_cent(ax, metric)
+    per_cent(ax, metric)
 
 
 def _first(mean: np.ndarray, target: Target) -> int | None:
@@ -201,14 +202,16 @@ def _scale(ax: Axes, ends: Sequence[float], margin: float = 1.0) -> None:
         ax.set_xlim(0, margin * max(positive, default=1))
 
 
-def _axis_title(metric: str) -> str:
+def axis_title(metric: str) -> str:
+    """A metric in words."""
     words = metric.replace("clients/accuracy/worst_decile", "accuracy, worst tenth of clients").replace("_", " ")
     if words.startswith("clients/"):
         words = words.removeprefix("clients/") + " at the clients"
     return f"{words} (%)" if is_share(metric) else words
 
 
-def _per_cent(ax: Axes, metric: str) -> None:
+def per_cent(ax: Axes, metric: str) -> None:
+    """Shares of 1 in per cent on the y axis."""
     from matplotlib.ticker import FuncFormatter
 
     if is_share(metric):

@@ -60,16 +60,17 @@ class Run:
 
 
 def spent(rows: Iterable[Row]) -> Iterator[tuple[Row, dict[str, float]]]:
-    """Each row with what the run had spent when it ended: rounds, MB sent both ways (payload), simulated seconds."""
+    """Each row with what the run had spent when it ended: rounds, MB and GB sent both ways (payload), simulated
+    seconds."""
     sent, seconds = 0, 0.0
     for row in rows:
         sent += row.get("up_bytes", 0) + row.get("down_bytes", 0)
         seconds += row.get("simulated_seconds", 0.0)
-        yield row, {"rounds": row["round"], "mb": sent / 1e6, "seconds": seconds}
+        yield row, {"rounds": row["round"], "mb": sent / 1e6, "gb": sent / 1e9, "seconds": seconds}
 
 
 def series(rows: Iterable[Row], metric: str, against: str = "rounds") -> tuple[list[float], list[float]]:
-    """(x, y): the metric where it was evaluated and is finite, against rounds, mb or seconds spent until then."""
+    """(x, y): the metric where it was evaluated and is finite, against rounds, mb, gb or seconds spent until then."""
     seen = [(so_far[against], row[metric]) for row, so_far in spent(rows) if math.isfinite(row.get(metric, math.nan))]
     return [x for x, _ in seen], [y for _, y in seen]
 
