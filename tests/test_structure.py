@@ -12,10 +12,10 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "lilliput"
 LAYERS = {
-    0: "tree random registry",
+    0: "tree random registry sources",
     1: "wire header",
     2: "codecs store fleet ledger data",
-    3: "models tasks optim updates lean",
+    3: "models tasks optim updates lean subspace",
     4: "training local submodel splitter",
     5: "algorithms footprint",
     6: "engines evaluation",

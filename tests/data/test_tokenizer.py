@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lilliput.data.tokenizer import from_hub, tokenizer
+from lilliput.data.tokenizer import tokenizer
+from lilliput.sources import from_hub
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from lilliput.data.cache import Arrays, cached, files_key
+from lilliput.sources import needs
 
 IMAGE_FILES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 IMAGE_COLUMNS = ("img", "image")
@@ -220,13 +221,3 @@ def decoded(images: Sequence[bytes | Path], channels: int = 3, size: int | None 
 def _sides(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]) -> Arrays:
     columns = zip(("train_x", "train_y", "test_x", "test_y"), (*train, *test), strict=True)
     return {name: x.astype(np.int64) if name.endswith("y") else x for name, x in columns}
-
-
-def needs(module: str, package: str, extra: str = "run") -> Any:
-    """A module that is not always installed; raises ValueError with the line that installs it."""
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(f"this needs {package}; pip install 'lilliput[{extra}]'") from error

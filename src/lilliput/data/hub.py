@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lilliput.data.cache import Arrays, cached
-from lilliput.data.formats import IMAGE_COLUMNS, LABEL_COLUMNS, decoded, needs
+from lilliput.data.formats import IMAGE_COLUMNS, LABEL_COLUMNS, decoded
+from lilliput.sources import needs
 
 
 class Source(NamedTuple):

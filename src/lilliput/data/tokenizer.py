@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lilliput.data.formats import needs
+from lilliput.sources import from_hub, is_place, line, place, transformers
 
 
 def tokenizer(source: str) -> Any:
@@ -16,37 +16,15 @@ def tokenizer(source: str) -> Any:
     It is a `transformers` tokenizer: `t(text).input_ids`, `t.decode(ids)`, `len(t)`, `t.eos_token_id`.
     Raises ValueError, naming the source and what to do, for one that cannot be had or read.
     """
-    library = needs("transformers", "Hugging Face transformers", "hf")
+    library = transformers()
     if source == "bytes":
         return library.ByT5Tokenizer(extra_ids=0)
     if source.endswith(".json"):
-        return _of_file(library, existing_source(source, "tokenizer"))
+        return _of_file(library, place(source, "tokenizer"))
     if is_place(source):
-        path = str(existing_source(source, "tokenizer"))
-        return _read(source, lambda: library.AutoTokenizer.from_pretrained(path, local_files_only=True))
+        folder = str(place(source, "tokenizer"))
+        return _read(source, lambda: library.AutoTokenizer.from_pretrained(folder, local_files_only=True))
     return _read(source, lambda: from_hub(library.AutoTokenizer.from_pretrained, source))
-
-
-def is_place(source: str) -> bool:
-    """Whether a source is a place on this machine: it is there, or is written like a path."""
-    path = Path(source).expanduser()
-    return path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
-
-
-def existing_source(source: str, kind: str) -> Path:
-    """The path of a source; raises ValueError, in words about its `kind`, if there is nothing."""
-    path = Path(source).expanduser()
-    if not path.exists():
-        raise ValueError(f"there is no {kind} at {source!r}; name a folder, a .json file or a name on the hub")
-    return path
-
-
-def from_hub(load: Any, name: str, **options: Any) -> Any:
-    """What `load` makes of a name on the hub: of the copy kept here, else fetched."""
-    try:
-        return load(name, local_files_only=True, **options)
-    except OSError:
-        return load(name, **options)
 
 
 def _of_file(library: Any, path: Path) -> Any:
@@ -64,8 +42,8 @@ def _read(source: str, load: Any) -> Any:
     try:
         return load()
     except Exception as error:  # the library raises whatever a damaged file or the network makes it
-        words = " ".join(str(error).split())
+        words = line(error)
         if "sentencepiece" in words.lower() or "tiktoken" in words.lower():
             raise ValueError(f"tokenizer {source!r} is of sentencepiece; pip install sentencepiece") from error
         remedy = "name a folder with tokenizer.json or vocab.json and merges.txt, or go online"
-        raise ValueError(f"tokenizer {source!r} cannot be loaded ({words[:160]}); {remedy}") from error
+        raise ValueError(f"tokenizer {source!r} cannot be loaded ({words}); {remedy}") from error

@@ -18,6 +18,7 @@ from lilliput.models.char_lstm import CharLSTM
 from lilliput.models.cnn import CNN, PflCNN, SimpleConv
 from lilliput.models.mlp import MLP
 from lilliput.models.resnet import BottleneckResNet, CifarResNet, ResNet
+from lilliput.models.transformers import NAMES, for_data, from_source
 from lilliput.registry import nearest, resolve
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -39,6 +40,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": partial(BottleneckResNet, (3, 4, 6, 3)),
     "char_lm": CharLM,
     "char_lstm": CharLSTM,
+    **{name: partial(for_data, name) for name in NAMES},
+    "pretrained": from_source,
 }
 
 
