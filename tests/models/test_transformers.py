@@ -57,7 +57,7 @@ def test_llamas_have_their_published_sizes(size: str) -> None:
     with torch.device("meta"):
         sizes = {name: p.numel() for name, p in pretrained(f"llama_{size}").named_parameters()}
     inner = sum(n for name, n in sizes.items() if "attn" in name or "mlp" in name)
-    assert (sum(sizes.values()) / 1e6, inner / 1e6) == pytest.approx(MILLIONS[size], rel=1e-3, abs=0.051)
+    assert (sum(sizes.values()) / 1e6, inner / 1e6) == pytest.approx(MILLIONS[size], rel=1e-3, abs=0.06)
 
 
 @pytest.mark.parametrize(
