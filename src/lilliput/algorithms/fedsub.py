@@ -1,0 +1,300 @@
+"""FedSub: subspace federated learning with low-dimensional dual variables (Zhang, Xu, Yuan, 2025).
+
+https://arxiv.org/abs/2509.05213.  Client i trains b in W = x + b P and sends b alone.  Its dual lambda_i, spread over
+the tau steps of a round, cancels what its data would drift:
+
+    b <- b - lr dL/db - lambda_i / tau        tau times, from b = 0
+    x+ = x + (mean_i b_i) P                   lambda_i+ = lambda_i + b_i - mean_j b_j
+
+P, the same for all, comes from a seed and changes every few rounds; lambda is then taken to the new basis.  With P = I
+this is dual averaging in full dimension; without duals it is FedAvg.  The weighted sum of all lambda_i is zero.
+
+Ours: the current P wherever b is folded in (the published program keeps the first); ordinary parameters are averaged;
+lambda moves b beside the optimizer, not through its momentum; and gradients are not scaled by r / m.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lilliput.algorithms.fedavg import measured, model_sums, start
+from lilliput.algorithms.spaces import Bases, Spaces, aligned, forgotten, spaces_of
+from lilliput.fleet import Client, Fleet, Model, Reply, on_client
+from lilliput.local import Correction, fit, round_batches
+from lilliput.submodel import Combine, Mean, reduce, weighted_mean
+from lilliput.subspace import PROJECTIONS, leading, rotated
+from lilliput.tasks.supervised import to_device
+from lilliput.training import Training
+from lilliput.tree import Body, Tree, add, size, sub
+
+
+@dataclass(frozen=True)
+class FedSub(Training):
+    """Clients train their layers in a subspace, and carry a dual variable from round to round.
+
+    cohort, combine: as for FedAvg.
+    rank:       rows of P; a share of each layer's width if it is at most 1 and no int.
+    targets:    which layers, as `replace_with_subspace` reads them; all but the head for None.
+    skip:       which of them stay ordinary.
+    projection: cd (signed coordinates), rd (Gaussian), ss (orthonormal), idx (the identity), or svd of a sketch of the
+                clients' dense gradients, which goes up and comes down whenever P changes.
+    refresh:    rounds between two P.
+    dual:       rotated: in the subspace, as published, where a new P loses what it does not span; full: kept on the
+                device in full size, so that nothing is lost and nothing more is sent; none.
+    ordinary:   all other parameters are averaged, frozen, or (as published) each client's own.
+    downlink:   means: a device keeps the model and is sent the changes that it missed, or the model where that is
+                smaller; model: always the model, and the device keeps none.
+    along:      what of a convolution is compressed: whole filters, or the width of the kernel.
+    stale_projection: fold b in by the first P for ever, as the published program does.
+    compat="official": gradients of b scaled by rank / rows, weight decay within; layers of one width share P.
+    """
+
+    cohort: int | None = None
+    combine: Combine = weighted_mean()
+    compat: Literal["official"] | None = None
+    rank: Any = 0.25
+    targets: Any = None
+    skip: Any = ()
+    projection: Any = "cd"
+    refresh: int = 1
+    dual: Literal["rotated", "full", "none"] = "rotated"
+    ordinary: Literal["average", "frozen", "local"] = "average"
+    downlink: Literal["means", "model"] = "means"
+    along: Literal["filter", "width"] = "filter"
+    stale_projection: bool = False
+
+    ordered: ClassVar[bool] = False
+    pooled: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.refresh < 1:
+            raise ValueError(f"refresh is {self.refresh}; P changes every 1 or more rounds")
+        if not callable(self.projection) and self.projection not in PROJECTIONS:
+            raise ValueError(f"projection is {self.projection!r}; choose one of {', '.join(PROJECTIONS)}")
+        if self.stale_projection and self.projection == "svd":
+            raise ValueError("stale_projection is for projections from a seed; choose cd, rd or ss")
+        if self.optimizer_state == "average":
+            raise ValueError("optimizer_state=average is for subspace optimizers; choose reset or keep")
+
+    def init(self, task: Any) -> Body:
+        self.spaces(task)  # refuses what does not fit before anything is sent
+        return {**start(self, task), "means": {}}
+
+    def spaces(self, task: Any) -> Spaces:
+        """The task's layers in subspaces."""
+        return spaces_of(
+            task, self.projection, self.compat == "official", self.ordinary == "frozen", targets=self.targets,
+            skip=self.skip, rank=self.rank, along=self.along,
+        )  # fmt: skip
+
+    def epoch(self, round: int) -> int:
+        """How often P has changed before a round trains."""
+        epoch, late = divmod(round - 1, self.refresh)
+        return 0 if self.stale_projection and late else epoch
+
+    def folds(self, round: int) -> int:
+        """The epoch whose P folds a round's b in."""
+        return 0 if self.stale_projection else self.epoch(round)
+
+    # The server's half.
+
+    def round(self, state: Body, fleet: Fleet) -> Body:
+        spaces, cohort = self.spaces(fleet.task), fleet.sample(self.cohort)
+        down: Body = {"buffers": state["buffers"]} if state.get("buffers") else {}
+        each = {c: self._behind(spaces, state, fleet, c) for c in cohort}
+        if self.projection == "svd":
+            state, each = self._projected(spaces, state, fleet, down, each)
+        up = self._travels(spaces, state["params"])
+        replies = fitting(fleet, "delta", up, fleet.call(self.train, down, each=each))
+        sums = reduce(replies, **model_sums(self.combine, {**state, "params": up}))
+        bases = spaces.bases(fleet.seed, self.folds(fleet.round), state.get("rows"))
+        after: Body = {**state, "params": spaces.moved(state["params"], sums["delta"], bases)}
+        if "buffer_delta" in sums:
+            after["buffers"] = add(state["buffers"], sums["buffer_delta"])
+        if self.dual != "none" or self.downlink == "means":
+            for reply in fleet.call(self.settle, {"mean": sums["delta"]}, to=cohort):
+                fleet.memory[reply.client] = {"round": fleet.round, "epoch": self.epoch(fleet.round)}
+        return {**after, "means": self._remembered(state, sums["delta"], fleet, cohort)}
+
+    def models(self, state: Body, fleet: Fleet) -> dict[str, Model]:
+        return {"global": Model(state["params"], buffers=state.get("buffers"))}
+
+    def _travels(self, spaces: Spaces, params: Tree) -> Tree:
+        """Zeros in the names and shapes of what goes up: b, and the ordinary parameters where they are averaged."""
+        return {**spaces.zeros(params), **(spaces.ordinary(params) if self.ordinary == "average" else {})}
+
+    def _behind(self, spaces: Spaces, state: Body, fleet: Fleet, c: int) -> Body:
+        """What a client lacks of the model: nothing, the means that it missed, or the model where that is smaller."""
+        whole: Body = {"params": state["params"]}
+        held = fleet.memory.get(c) if self.downlink == "means" else None
+        if held is None:
+            return whole
+        missed = range(held["round"] + 1, fleet.round)
+        known = all(str(t) in state["means"] for t in missed)
+        if missed and self.projection == "svd":  # whoever missed a P cannot fold in by it
+            known = known and self.epoch(missed[-1]) == held["epoch"]
+        if not known:
+            return whole
+        body: Body = {"since": held["round"]}
+        if missed:
+            body["missed"] = {str(t): state["means"][str(t)] for t in missed}
+            body["ordinary"] = spaces.ordinary(state["params"]) if self.ordinary == "average" else {}
+        return body if size(body) < size(whole) else whole
+
+    def _remembered(self, state: Body, mean: Tree, fleet: Fleet, cohort: list[int]) -> Body:
+        """The newest means of b that together are smaller than the model, where a client may miss one."""
+        if self.downlink != "means" or len(cohort) == len(fleet.clients):
+            return {}
+        means = {**state["means"], str(fleet.round): {name: x for name, x in mean.items() if name.endswith(".b")}}
+        while size(means) > size(state["params"]):
+            del means[next(iter(means))]
+        return means
+
+    def _projected(
+        self, spaces: Spaces, state: Body, fleet: Fleet, down: Body, each: dict[int, Body]
+    ) -> tuple[Body, dict[int, Body]]:
+        """The state with the rows of P, new ones where they are due, and what goes to each client, they included."""
+        if (fleet.round - 1) % self.refresh == 0:
+            like = {layer: torch.zeros(spaces.sketch_shape(layer)) for layer in spaces.forms}
+            replies = fitting(fleet, "sketch", like, fleet.call(self.sketch, down, each=each))
+            mean: Tree = reduce(replies, sketch=Mean("examples").over(like))["sketch"]
+            state = {**state, "rows": {n: leading(x, spaces.ranks[n]).dense() for n, x in mean.items()}}
+            each = {c: {} for c in each}  # they have the model now
+        now, rows = self.epoch(fleet.round), {"rows": state["rows"]}
+        held = {c: fleet.memory.get(c, {}).get("epoch") == now for c in each}
+        return state, {c: body if held[c] else {**body, **rows} for c, body in each.items()}
+
+    # The device's half.
+
+    @on_client
+    def sketch(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
+        """The sketch of each layer's dense gradient on one batch."""
+        spaces, state = self.spaces(client.task), self._caught_up(client, state, msg)
+        model = client.task.resident(state["params"], msg.get("buffers"), "train", client.device)
+        batch = to_device(next(round_batches(client, self)), client.device, model)
+        return {"sketch": spaces.sketches(model, client.task, batch, client.seed, client.round, "sketch")}, state
+
+    @on_client(like={"buffer_delta": "buffers"})
+    def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
+        """tau steps in the subspace; b and the change of the ordinary parameters go up."""
+        spaces, state = self.spaces(client.task), self._caught_up(client, state, msg)
+        epoch, rows = self.epoch(client.round), msg.get("rows", state.get("rows"))
+        bases = spaces.bases(client.seed, epoch, rows)
+        dual = self._dual(spaces, state, client, bases)
+        ordinary = {} if self.ordinary == "frozen" else spaces.ordinary(state["params"])
+        trained = {**spaces.zeros(state["params"]), **ordinary}
+        module = spaces.resident(trained, state["params"], bases, client.device)
+        opt = state.get("opt")
+        if opt and state["epoch"] != epoch:  # what it remembers of b was in another basis
+            names = [n for n, p in module.named_parameters() if p.requires_grad and n in trained]
+            opt = forgotten(opt, [i for i, name in enumerate(names) if name.endswith(".b")])
+        buffers: Any = msg.get("buffers")
+        if self.buffers == "local":
+            buffers = state.get("buffers") or client.task.init()["buffers"]
+        official = self.compat == "official"
+        after, opt, stats = fit(
+            replace(client, task=spaces.task), trained, opt, buffers=buffers, after_step=self._displace(client, dual),
+            config=replace(self, weight_decay=0.0) if official else self,
+            corrections=[_published(spaces, self.weight_decay)] if official else [],
+        )  # fmt: skip
+        change = sub(after, trained)
+        up: Body = {"delta": {n: change[n] for n in self._travels(spaces, state["params"])}, "metrics": measured(stats)}
+        if "buffers" in msg:
+            up["buffer_delta"] = sub(stats.buffers, msg["buffers"])
+        own: Body = {"moved": change, "epoch": epoch, "opt": opt, "rows": rows, "buffers": stats.buffers}
+        if self.dual == "rotated":
+            own["dual"] = dual
+        return up, {**state, **own}
+
+    @on_client
+    def settle(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
+        """The dual moves by how far b was from the mean, and the model as the server's did."""
+        spaces, mean, moved = self.spaces(client.task), msg["mean"], state["moved"]
+        after: Body = {"round": client.round, "epoch": self.folds(client.round)}
+        kept = {"opt": True, "rows": True, "buffers": self.buffers == "local"}
+        after |= {name: state[name] for name, keep in kept.items() if keep and state.get(name)}
+        apart = {n: x - mean[n] for n, x in moved.items() if n in mean and n.endswith(".b")}
+        if self.dual == "full":
+            bases = spaces.bases(client.seed, state["epoch"], state["rows"])
+            apart = {n: bases[n.removesuffix(".b")].expand(aligned(x)) for n, x in apart.items()}
+        if self.dual != "none":
+            after["dual"] = add(state["dual"], apart) if state.get("dual") else apart
+        if self.downlink == "means":
+            own = spaces.ordinary(state["params"]) if self.ordinary == "local" else {}
+            change = {**mean, **{name: moved[name] for name in own}}
+            folds = spaces.bases(client.seed, self.folds(client.round), state["rows"])
+            after["params"] = spaces.moved(state["params"], change, folds)
+        return {}, after
+
+    def _caught_up(self, client: Client, state: Body, msg: Body) -> Body:
+        """The client's state with the model that the round starts from."""
+        spaces = self.spaces(client.task)
+        if "params" in msg:
+            own = spaces.ordinary(state["params"]) if self.ordinary == "local" and "params" in state else {}
+            return {**state, "params": {**msg["params"], **own}}
+        if "since" not in msg:
+            return state
+        if state.get("round") != msg["since"]:
+            raise ValueError(
+                f"the model here is of round {state.get('round')}, and what was sent goes on from round "
+                f"{msg['since']}; the server must send the model"
+            )
+        params = state["params"]
+        for t, mean in msg.get("missed", {}).items():
+            params = spaces.moved(params, mean, spaces.bases(client.seed, self.folds(int(t)), state.get("rows")))
+        return {**state, "params": {**params, **msg.get("ordinary", {})}}
+
+    def _dual(self, spaces: Spaces, state: Body, client: Client, bases: Bases) -> Tree:
+        """The client's dual in the coordinates of these bases; zeros at first."""
+        held: Tree = state.get("dual") or {}
+        if not held:
+            return spaces.zeros(state["params"])
+        if self.dual == "full":
+            return {n: bases[n.removesuffix(".b")].coordinates(x) for n, x in held.items()}
+        if state["epoch"] == self.epoch(client.round):
+            return held
+        old = spaces.bases(client.seed, state["epoch"], state.get("rows"))
+        return {n: rotated(x, old[n.removesuffix(".b")], bases[n.removesuffix(".b")]) for n, x in held.items()}
+
+    def _displace(self, client: Client, dual: Tree) -> Callable[[nn.Module], None]:
+        """After each of the round's tau steps, move b by -dual / tau."""
+        steps = self.local_steps if self.local_steps is not None else self.local_epochs * len(client.data)
+        each = {name: x.to(client.device) / max(steps, 1) for name, x in dual.items()}
+
+        def after_step(model: nn.Module) -> None:
+            with torch.no_grad():
+                torch._foreach_sub_([model.get_parameter(name) for name in each], list(each.values()))
+
+        return after_step
+
+
+def _published(spaces: Spaces, weight_decay: float) -> Correction:
+    """g + wd w; of b, times rank / rows (of a convolution along its kernel's width: rank / width), as published."""
+    factors = {
+        f"{n}.b": spaces.ranks[n] / (form.width if form.kind == "width" else form.rows[0])
+        for n, form in spaces.forms.items()
+    }
+
+    def correct(names: Any, params: list[Tensor], grads: list[Tensor]) -> None:
+        torch._foreach_add_(grads, params, alpha=weight_decay)
+        for name, grad in zip(names, grads, strict=True):
+            grad.mul_(factors.get(name, 1.0))
+
+    return correct
+
+
+def fitting(fleet: Fleet, key: str, like: Tree, replies: Iterable[Reply]) -> Iterator[Reply]:
+    """The replies whose tree under a key has these names and shapes; the others' clients are out for the round."""
+    for reply in replies:
+        got = reply.body.get(key)
+        if isinstance(got, Mapping) and {n: x.shape for n, x in got.items()} == {n: x.shape for n, x in like.items()}:
+            yield reply
+        else:
+            fleet.fail(reply.client, f"{key!r} of the reply has other names or shapes than its layers")
+            fleet.check_quorum()

@@ -1,0 +1,153 @@
+"""A task whose model trains in subspaces: its layers, their bases by epoch, and what moves the whole model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from lilliput.random import generator
+from lilliput.subspace import Basis, Dense, Form, replace_with_subspace, seeded_basis
+from lilliput.tasks import Supervised, frozen_norms
+from lilliput.tasks.resident import Residents
+from lilliput.tree import Tree, mapped
+
+Bases = Mapping[str, Basis]
+OVERSAMPLING = 8  # rows of a sketch beyond the rank (Halko et al., 2011, sec. 4.2)
+
+
+@dataclass(frozen=True, eq=False)
+class Spaces:
+    """The layers that train in subspaces, by name, and the task of training them.
+
+    A layer's coordinates are called `<layer>.b`.  All other trained parameters, the ordinary ones, and the frozen x of
+    each layer keep the names of the whole model.  An epoch is the time between two changes of P.
+    """
+
+    task: Supervised
+    forms: Mapping[str, Form]
+    ranks: Mapping[str, int]
+    projection: Any
+    official: bool
+    _bases: dict[Any, Bases] = field(default_factory=dict)
+
+    def bases(self, seed: int, epoch: int, rows: Tree | None = None) -> Bases:
+        """Each layer's basis of an epoch: from the seed, or these rows where they do not come from one."""
+        if rows is not None:
+            return {layer: Dense(x) for layer, x in rows.items()}
+        if (seed, epoch) not in self._bases:
+            while len(self._bases) > 1:  # the one before is what duals come from
+                del self._bases[next(iter(self._bases))]
+            self._bases[seed, epoch] = {layer: self._basis(layer, seed, epoch) for layer in self.forms}
+        return self._bases[seed, epoch]
+
+    def _basis(self, layer: str, seed: int, epoch: int) -> Basis:
+        rank, width = self.ranks[layer], self.forms[layer].width
+        if callable(self.projection):
+            return self.projection(layer, rank, width, epoch)
+        # As published, layers of one rank and width share a basis, and the rows of ss have length sqrt(width / rank).
+        basis = seeded_basis(self.projection, rank, width, seed, f"{rank}/{width}" if self.official else layer, epoch)
+        long = self.official and isinstance(basis, Dense) and self.projection == "ss"
+        return Dense(basis.dense() * (width / rank) ** 0.5) if long else basis
+
+    def zeros(self, like: Tree) -> Tree:
+        """b = 0 of every layer, in the type of a whole model's weights."""
+        return {f"{n}.b": like[f"{n}.weight"].new_zeros(*form.rows, self.ranks[n]) for n, form in self.forms.items()}
+
+    def ordinary(self, params: Tree) -> Tree:
+        """The parameters of a whole model that are in no subspace."""
+        return {name: x for name, x in params.items() if name.removesuffix(".weight") not in self.forms}
+
+    def moved(self, params: Tree, change: Tree, bases: Bases) -> Tree:
+        """A whole model after a change of its b and of its ordinary parameters: the same bits on server and device."""
+        after = dict(params)
+        for name, d in change.items():
+            layer = name.removesuffix(".b")
+            if layer in self.forms:
+                weight = f"{layer}.weight"
+                after[weight] = self.forms[layer].moved(aligned(params[weight]), aligned(d), bases[layer].to(d))
+            else:
+                after[name] = params[name] + d
+        return after
+
+    def resident(self, trained: Tree, params: Tree, bases: Bases, device: torch.device) -> nn.Module:
+        """The resident module with the frozen x of a whole model in these bases, as `fit` will find it."""
+        module = self.task.resident(trained, None, "train", device)
+        for layer in self.forms:
+            own: Any = module.get_submodule(layer)
+            own.use(bases[layer])
+            own.weight.data.copy_(params[f"{layer}.weight"])
+        return module
+
+    def sketch_shape(self, layer: str) -> tuple[int, int]:
+        """Rows and width of the sketch of a layer's gradient."""
+        form = self.forms[layer]
+        return min(self.ranks[layer] + OVERSAMPLING, form.rows.numel()), form.width
+
+    def sketches(self, model: nn.Module, task: Any, batch: Any, *key: object) -> Tree:
+        """Omega G of each layer's dense gradient G on a batch, where `key` decides the Gaussian Omega.
+
+        With one key for all devices the mean of their sketches is the sketch of their mean gradient.  Each gradient is
+        sketched and freed in a backward hook, so that no two of them live at a time.
+        """
+        found: Tree = {}
+        wanted = {layer: model.get_parameter(f"{layer}.weight") for layer in self.forms}
+        with ExitStack() as stack, torch.enable_grad():
+            stack.enter_context(frozen_norms(model))
+            for layer, p in wanted.items():
+                stack.enter_context(p.register_post_accumulate_grad_hook(self._sketcher(layer, found, key)))
+            task.loss(model.train(), batch)[0].backward(inputs=list(wanted.values()))
+        return {layer: found[layer] for layer in self.forms}
+
+    def _sketcher(self, layer: str, found: Tree, key: Sequence[object]) -> Any:
+        def hook(p: Tensor) -> None:
+            grad, p.grad = p.grad, None
+            assert grad is not None
+            g = self.forms[layer].matrix(grad).reshape(-1, self.forms[layer].width).float().cpu()
+            omega = torch.randn(self.sketch_shape(layer)[0], len(g), generator=generator(*key, layer))
+            found[layer] = omega @ g
+
+        return hook
+
+
+def aligned(x: Tensor) -> Tensor:
+    """A copy in memory of its own: what came over the wire may lie at any address, and products round by alignment."""
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def forgotten(opt: Any, positions: Sequence[int]) -> Any:
+    """An optimizer's state with that of the parameters at these positions zeroed."""
+    if not isinstance(opt, Mapping):
+        return opt
+    names = {str(i) for i in positions}
+    return {k: mapped(v, torch.zeros_like) if k in names else forgotten(v, positions) for k, v in opt.items()}
+
+
+_MADE: WeakKeyDictionary[Any, dict[Any, Spaces]] = WeakKeyDictionary()
+
+
+def spaces_of(task: Any, projection: Any, official: bool, frozen: bool, **settings: Any) -> Spaces:
+    """The spaces of a task by the settings of `replace_with_subspace`; `frozen`: ordinary parameters do not train.
+
+    Made once per task and settings, because it copies the model.
+    """
+    key = repr((projection, official, frozen, sorted(settings.items())))
+    made = _MADE.setdefault(task, {})
+    if key not in made:
+        model = copy.deepcopy(task.model)
+        if frozen:
+            model.requires_grad_(False)
+        seeded = projection if projection in ("rd", "ss", "idx") else "cd"
+        layers = replace_with_subspace(model, projection=seeded, **settings).layers
+        own = copy.copy(task)
+        own.model, own._residents = model, Residents(model)
+        forms = {name: layer.form for name, layer in layers.items()}
+        ranks = {name: layer.b.shape[-1] for name, layer in layers.items()}
+        made[key] = Spaces(own, forms, ranks, projection, official)
+    return made[key]

@@ -1,0 +1,13 @@
+"""Layers that train in a subspace: b in W = x + b P, with P the same for everyone who has its seed."""
+
+from lilliput.subspace.basis import PROJECTIONS, Basis, Columns, Dense, leading, rotated, seeded_basis
+from lilliput.subspace.conv import SubspaceConv2d
+from lilliput.subspace.form import Form
+from lilliput.subspace.layer import SubspaceLayer
+from lilliput.subspace.linear import SubspaceLinear
+from lilliput.subspace.replace import Subspace, matched, replace_with_subspace
+
+__all__ = [
+    "PROJECTIONS", "Basis", "Columns", "Dense", "Form", "Subspace", "SubspaceConv2d", "SubspaceLayer", "SubspaceLinear",
+    "leading", "matched", "replace_with_subspace", "rotated", "seeded_basis",
+]  # fmt: skip

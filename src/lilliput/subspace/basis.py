@@ -1,0 +1,152 @@
+"""The rows of P (rank x width) that span a layer's subspace: W = x + b P, with P on the input side of the weight.
+
+A basis is made from a seed wherever it is needed, so that it costs nothing on the wire.  Coordinates (`cd`, `idx`) are
+kept as columns and signs: products with them gather and scatter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lilliput.random import generator
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Signed rows of the identity.
+
+    index: distinct columns, int64 [rank]; sign: +1 or -1, [rank]; width: columns in all.
+    """
+
+    index: Tensor
+    sign: Tensor
+    width: int
+
+    @property
+    def rank(self) -> int:
+        return len(self.index)
+
+    def to(self, like: Tensor) -> Columns:
+        """On the device and in the type of a tensor."""
+        return Columns(self.index.to(like.device), self.sign.to(like), self.width)
+
+    def dense(self) -> Tensor:
+        """P itself [rank, width]."""
+        return self.expand(torch.eye(self.rank, dtype=self.sign.dtype, device=self.sign.device))
+
+    def compress(self, x: Tensor) -> Tensor:
+        """x P^T: [..., width] -> [..., rank]."""
+        return x.index_select(-1, self.index) * self.sign
+
+    def expand(self, z: Tensor) -> Tensor:
+        """z P: [..., rank] -> [..., width]."""
+        return z.new_zeros(*z.shape[:-1], self.width).index_copy_(-1, self.index, z * self.sign)
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        """The z whose z P is nearest to x."""
+        return self.compress(x)
+
+    def added(self, x: Tensor, z: Tensor) -> Tensor:
+        """x + z P, new: x [..., width], z [..., rank]."""
+        return x.index_add(-1, self.index, (z * self.sign).to(x.dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """Any rows.
+
+    matrix: P [rank, width]; orthonormal: whether P P^T = I, which saves a solve.
+    """
+
+    matrix: Tensor
+    orthonormal: bool = True
+
+    @property
+    def rank(self) -> int:
+        return self.matrix.shape[0]
+
+    @property
+    def width(self) -> int:
+        return self.matrix.shape[1]
+
+    def to(self, like: Tensor) -> Dense:
+        """On the device and in the type of a tensor."""
+        return Dense(self.matrix.to(like), self.orthonormal)
+
+    def dense(self) -> Tensor:
+        """P itself [rank, width]."""
+        return self.matrix
+
+    def compress(self, x: Tensor) -> Tensor:
+        """x P^T: [..., width] -> [..., rank]."""
+        return x @ self.matrix.T
+
+    def expand(self, z: Tensor) -> Tensor:
+        """z P: [..., rank] -> [..., width]."""
+        return z @ self.matrix
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        """The z whose z P is nearest to x."""
+        z = self.compress(x)
+        return z if self.orthonormal else torch.linalg.solve(self.matrix @ self.matrix.T, z, left=False)
+
+    def added(self, x: Tensor, z: Tensor) -> Tensor:
+        """x + z P, new: x [..., width], z [..., rank]."""
+        return torch.addmm(x.reshape(-1, self.width), z.reshape(-1, self.rank), self.matrix).view(x.shape)
+
+
+Basis = Columns | Dense
+
+
+def rotated(z: Tensor, old: Basis, new: Basis) -> Tensor:
+    """Coordinates in `new` of what z means in `old`, as near as they get: z P P'^T for an orthonormal P'."""
+    return new.coordinates(old.expand(z))
+
+
+# The generators, by name: (rank, width, generator) -> basis.
+
+
+def _cd(rank: int, width: int, g: torch.Generator) -> Basis:
+    sign = torch.randint(0, 2, (rank,), generator=g).mul_(2).sub_(1).float()
+    return Columns(torch.randperm(width, generator=g)[:rank].clone(), sign, width)
+
+
+def _rd(rank: int, width: int, g: torch.Generator) -> Basis:
+    return Dense(torch.randn(rank, width, generator=g) / width**0.5, orthonormal=False)
+
+
+def _ss(rank: int, width: int, g: torch.Generator) -> Basis:
+    # The Q of a Gaussian matrix is Haar-distributed once the signs of R's diagonal are fixed.
+    q, r = torch.linalg.qr(torch.randn(width, rank, generator=g))
+    return Dense((q * torch.where(r.diagonal() < 0, -1.0, 1.0)).T.contiguous())
+
+
+def _idx(rank: int, width: int, g: torch.Generator) -> Basis:
+    if rank != width:
+        raise ValueError(f"projection=idx is the identity: it needs rank={width}, not {rank}; use rank=1.0 or cd")
+    return Columns(torch.arange(width), torch.ones(width), width)
+
+
+SEEDED: dict[str, Callable[[int, int, torch.Generator], Basis]] = {"cd": _cd, "rd": _rd, "ss": _ss, "idx": _idx}
+PROJECTIONS = (*SEEDED, "svd")
+
+
+def seeded_basis(name: str, rank: int, width: int, *labels: object) -> Basis:
+    """The basis of this name and shape that the labels (seed, layer, epoch) stand for, the same everywhere.
+
+    cd: signed coordinates; rd: Gaussian rows of variance 1/width; ss: uniformly random orthonormal rows; idx: identity.
+    """
+    if name not in SEEDED:
+        raise ValueError(f"projection={name!r} cannot be made from a seed; choose {', '.join(SEEDED)}")
+    return SEEDED[name](rank, width, generator("projection", *labels))
+
+
+def leading(sketch: Tensor, rank: int) -> Basis:
+    """The top `rank` right singular vectors of a sketch [s, width] of a gradient (Halko et al., 2011, sec. 4)."""
+    if rank > min(sketch.shape):
+        raise ValueError(f"a sketch of shape {tuple(sketch.shape)} has no {rank} singular vectors; take more rows")
+    return Dense(torch.linalg.svd(sketch.double(), full_matrices=False).Vh[:rank].to(sketch).contiguous())

@@ -1,0 +1,73 @@
+"""What all layers in a subspace share: a frozen weight x, a trained b, and the basis P that b lives in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lilliput.subspace.basis import Basis, Columns, Dense
+from lilliput.subspace.form import Form
+
+
+class SubspaceLayer(nn.Module):
+    """A layer whose weight is x + b P.
+
+    layer: what it replaces; its `weight` becomes the frozen x, under the same name, and its `bias` stays as it is.
+    With b = 0, as it begins, this layer is that one.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: nn.Module, basis: Basis, form: Form):
+        super().__init__()
+        weight: Any = layer.weight
+        self.form = form
+        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        self.bias = layer.bias  # type: ignore[assignment]
+        self.b = nn.Parameter(weight.detach().new_zeros(*form.rows, basis.rank))
+        self.use(basis)
+
+    @property
+    def basis(self) -> Basis:
+        """P, on the layer's device."""
+        held: Any = self._buffers
+        if "index" in held:
+            return Columns(held["index"], held["sign"], self.form.width)
+        return Dense(held["rows"], self.orthonormal)
+
+    def use(self, basis: Basis) -> None:
+        """Change P; b keeps its numbers, which now mean something else."""
+        if (basis.rank, basis.width) != (self.b.shape[-1], self.form.width):
+            raise ValueError(
+                f"a basis of {basis.rank} rows of {basis.width} does not fit a layer of rank {self.b.shape[-1]} and "
+                f"width {self.form.width}"
+            )
+        for name in ("index", "sign", "rows"):
+            self._buffers.pop(name, None)
+        basis = basis.to(self.weight)
+        held = {"index": basis.index, "sign": basis.sign} if isinstance(basis, Columns) else {"rows": basis.matrix}
+        for name, x in held.items():
+            self.register_buffer(name, x, persistent=False)
+        self.orthonormal = isinstance(basis, Columns) or basis.orthonormal
+
+    @torch.no_grad()
+    def dense(self) -> Tensor:
+        """The weight in use, x + b P, in the shape of the layer replaced."""
+        return self.form.moved(self.weight, self.b, self.basis)
+
+    @torch.no_grad()
+    def fold(self, b: Tensor | None = None) -> None:
+        """x += b P, with the layer's own b by default; the layer's own is zero afterwards."""
+        self.weight.copy_(self.form.moved(self.weight, self.b if b is None else b.to(self.b), self.basis))
+        self.b.zero_()
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, rank={self.b.shape[-1]}, bias={self.bias is not None}"
+
+
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast would cast operations on a tensor."""
+    return torch.is_autocast_enabled(x.device.type) and x.is_floating_point() and x.dtype != torch.float64

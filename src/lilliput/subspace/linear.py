@@ -1,0 +1,65 @@
+"""A linear layer whose weight is W = x + b P: x is frozen, b [out, rank] is trained.
+
+dL/db = (dL/dy)^T (input P^T), so that of the input only `input P^T` is kept for the backward pass.  W is never kept:
+where the input has at least as many rows as W has columns, x + b P is made anew in each direction; elsewhere the
+low-rank product is added to the one with x, which is then less work.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from lilliput.subspace.basis import Basis
+from lilliput.subspace.form import Form
+from lilliput.subspace.layer import SubspaceLayer, autocasts
+
+
+class _Linear(torch.autograd.Function):
+    """y = input (x + b P)^T + bias: x [out, in], b [out, rank], P [rank, in]."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, x: Tensor, b: Tensor, bias: Tensor | None, basis: Basis) -> Tensor:
+        input = input.to(torch.get_autocast_dtype(input.device.type)) if autocasts(input) else input
+        basis, x_, b_ = basis.to(input), x.to(input.dtype), b.to(input.dtype)
+        z = basis.compress(input)
+        ctx.save_for_backward(z, x, b)
+        ctx.basis, ctx.bias = basis, bias is not None
+        bias = None if bias is None else bias.to(input.dtype)
+        if input.numel() >= x.shape[1] ** 2:
+            return F.linear(input, basis.added(x_, b_), bias)
+        return F.linear(input, x_, bias) + z @ b_.T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        z, x, b = ctx.saved_tensors
+        rows = grad.reshape(-1, grad.shape[-1])
+        for_input = for_b = for_bias = None
+        if ctx.needs_input_grad[0]:
+            x_, b_ = x.to(grad.dtype), b.to(grad.dtype)
+            many = len(rows) >= x.shape[1]
+            for_input = grad @ ctx.basis.added(x_, b_) if many else ctx.basis.added(grad @ x_, grad @ b_)
+        if ctx.needs_input_grad[2]:
+            for_b = (rows.T @ z.reshape(-1, z.shape[-1])).to(b.dtype)
+        if ctx.bias and ctx.needs_input_grad[3]:
+            for_bias = rows.sum(0)
+        return for_input, None, for_b, for_bias, None
+
+
+class SubspaceLinear(SubspaceLayer):
+    """y = input W^T + bias with W = x + b P: input [..., in], b [out, rank].
+
+    `transposed` says that the layer stores its weight as [in, out], as GPT-2's do.
+    """
+
+    def __init__(self, layer: nn.Module, basis: Basis, transposed: bool = False):
+        weight: Any = layer.weight
+        super().__init__(layer, basis, Form(tuple(weight.shape), "transposed" if transposed else "linear"))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _Linear.apply(input, self.form.matrix(self.weight), self.b, self.bias, self.basis)

@@ -1,0 +1,167 @@
+"""Putting a model's layers into subspaces, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lilliput.registry import nearest
+from lilliput.subspace.basis import PROJECTIONS, Basis, seeded_basis
+from lilliput.subspace.conv import SubspaceConv2d
+from lilliput.subspace.layer import SubspaceLayer
+from lilliput.subspace.linear import SubspaceLinear
+
+# (layer, rank, width) -> the basis that a layer starts with.
+Choice = Callable[[str, int, int], Basis]
+
+
+class Subspace(NamedTuple):
+    """A model in subspaces.
+
+    parameters:  numbers that are trained, the ordinary ones included.
+    layers:      by name, the layers that were replaced.
+    duals:       by name, a dual variable of zeros in the shape of the layer's b.
+    projections: by name, the basis that each layer starts with.
+    """
+
+    parameters: int
+    layers: dict[str, SubspaceLayer]
+    duals: dict[str, Tensor]
+    projections: dict[str, Basis]
+
+
+def replace_with_subspace(
+    model: nn.Module,
+    targets: str | Sequence[str] | None = None,
+    skip: str | Sequence[str] = (),
+    rank: int | float | Mapping[str, int | float] = 0.25,
+    projection: str | Choice = "cd",
+    along: Literal["filter", "width"] = "filter",
+    seed: int = 0,
+) -> Subspace:
+    """Replace linear and convolutional layers by ones that train b in W = x + b P.
+
+    targets: names of layers: the last part of a name (`q_proj`), a whole name, or a pattern (`*.mlp.*`); None takes all
+             linear and convolutional layers but the last linear one, which is most often the head.
+    skip:    parts of names (`0` leaves out layer 0), whole names or patterns of what stays as it is.
+    rank:    rows of P; a share of the layer's width if it is at most 1 and no int; or either by target.
+    projection: cd, rd, ss or idx, made from `seed` and the layer's name; svd, which begins as cd, until
+             `outer_update` is given gradients; or a function (layer, rank, width) -> basis.
+    along:   what of a convolution is compressed: whole filters, or as published the kernel's width.
+    The layers keep their biases, which are trained as they are.  Raises ValueError, with the layer's name, for targets
+    that match nothing, for layers that are neither linear nor convolutions, and for a rank over a layer's width.
+    """
+    found = matched(model, targets, skip)
+    layers: dict[str, SubspaceLayer] = {}
+    for name, target in found.items():
+        layers[name] = _subspaced(name, model.get_submodule(name), _asked(rank, name, target), projection, along, seed)
+    for name, layer in layers.items():
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, layer)
+    return Subspace(
+        sum(p.numel() for p in model.parameters() if p.requires_grad),
+        layers,
+        {name: torch.zeros_like(layer.b, requires_grad=False) for name, layer in layers.items()},
+        {name: layer.basis for name, layer in layers.items()},
+    )
+
+
+def matched(
+    model: nn.Module, targets: str | Sequence[str] | None = None, skip: str | Sequence[str] = ()
+) -> dict[str, str | None]:
+    """The layers that targets mean: name -> the target that named it, None for those meant without a target."""
+    patterns, left_out = _words(targets or ()), _words(skip)
+    named = {name: module for name, module in model.named_modules() if name and isinstance(module, _Kinds())}
+    if targets is None:
+        linears = [name for name, module in named.items() if not isinstance(module, nn.Conv2d)]
+        chosen: dict[str, str | None] = {name: None for name in named if name not in linears[-1:]}
+    else:
+        everything = {name: module for name, module in model.named_modules() if name}
+        chosen = {name: p for name in everything for p in patterns if _means(p, name)}
+        for p in patterns:
+            if p not in chosen.values():
+                last = sorted({name.rpartition(".")[2] for name in named})
+                raise ValueError(f"targets: no layer of {type(model).__name__} is called {p!r}; {nearest(p, last)}")
+    chosen = {name: p for name, p in chosen.items() if not any(_skips(s, name) for s in left_out)}
+    if not chosen:
+        raise ValueError(f"targets: no linear or convolutional layer of {type(model).__name__} is left to replace")
+    for name in chosen:
+        _check(name, model.get_submodule(name), model)
+    return chosen
+
+
+def rank_of(name: str, rank: int | float, width: int) -> int:
+    """The rows of P for a layer of this width: `rank` itself, or that share of the width."""
+    rows = rank if isinstance(rank, int) else max(1, int(width * rank)) if 0 < rank <= 1 else rank
+    if rows != int(rows) or not 1 <= rows <= width:
+        raise ValueError(
+            f"rank={rank} does not fit {name}, whose width is {width}; choose 1 to {width}, or a share from 0 to 1"
+        )
+    return int(rows)
+
+
+def _subspaced(name: str, layer: Any, rank: int | float, projection: str | Choice, along: Any, seed: int) -> Any:
+    def basis(width: int) -> Basis:
+        rows = rank_of(name, rank, width)
+        if callable(projection):
+            return projection(name, rows, width)
+        if projection not in PROJECTIONS:
+            raise ValueError(f"projection={projection!r} is not one of {', '.join(PROJECTIONS)}")
+        return seeded_basis("cd" if projection == "svd" else projection, rows, width, seed, name, 0)
+
+    if isinstance(layer, nn.Conv2d):
+        return SubspaceConv2d(
+            layer, basis(layer.weight[0].numel() if along == "filter" else layer.weight.shape[-1]), along
+        )
+    transposed = not isinstance(layer, nn.Linear)
+    return SubspaceLinear(layer, basis(layer.weight.shape[0 if transposed else 1]), transposed)
+
+
+def _asked(rank: Any, name: str, target: str | None) -> int | float:
+    if not isinstance(rank, Mapping):
+        return rank
+    for key, value in rank.items():
+        if key == target or _means(key, name):
+            return value
+    raise ValueError(f"rank names no target that means {name}; give one, or a rank for all")
+
+
+def _Kinds() -> tuple[type, ...]:
+    """Linear and convolutional layers, those of GPT-2 among them where transformers is loaded."""
+    import sys
+
+    hub: Any = sys.modules.get("transformers.pytorch_utils")
+    return (nn.Linear, nn.Conv2d, *((hub.Conv1D,) if hub else ()))
+
+
+def _check(name: str, layer: nn.Module, model: nn.Module) -> None:
+    if isinstance(layer, SubspaceLayer):
+        raise ValueError(f"{name} is in a subspace already")
+    if not isinstance(layer, _Kinds()):
+        raise ValueError(
+            f"{name} is a {type(layer).__name__}; only linear layers and 2-d convolutions go into subspaces: choose "
+            f"other targets, or skip={name}"
+        )
+    weight = layer.weight
+    sharing = [n for n, p in model.named_parameters(remove_duplicate=False) if p is weight]
+    if len(sharing) > 1:
+        raise ValueError(
+            f"{name} shares its weight with {next(n for n in sharing if n != f'{name}.weight')}; skip={name}"
+        )
+
+
+def _words(names: str | Sequence[str]) -> list[str]:
+    return [word.strip() for word in names.split(",")] if isinstance(names, str) else [str(name) for name in names]
+
+
+def _means(pattern: str, name: str) -> bool:
+    """Whether a target means a layer: its last part, its whole name, or a pattern."""
+    return pattern in (name, name.rpartition(".")[2]) or ("*" in pattern and fnmatchcase(name, pattern))
+
+
+def _skips(pattern: str, name: str) -> bool:
+    return _means(pattern, name) or pattern in name.split(".")
