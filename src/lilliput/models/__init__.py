@@ -3,9 +3,10 @@
 >>> build("cnn", shape=(3, 32, 32), classes=10)
 """
 
+from lilliput.models.adapters import lora, merged
 from lilliput.models.llama import LLAMA
 from lilliput.models.registry import MODELS, build, names
 from lilliput.models.transformers import pretrained
 from lilliput.models.weights import load_weights
 
-__all__ = ["LLAMA", "MODELS", "build", "load_weights", "names", "pretrained"]
+__all__ = ["LLAMA", "MODELS", "build", "load_weights", "lora", "merged", "names", "pretrained"]
