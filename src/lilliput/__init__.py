@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from lilliput.fleet import Client, Fleet, Model, Profile, Reply, on_client
     from lilliput.stop import Stop
     from lilliput.submodel import Slice
+    from lilliput.subspace import (
+        SubspaceConv2d,
+        SubspaceLinear,
+        outer_update,
+        replace_with_subspace,
+        subspace_optimizer,
+    )
     from lilliput.tree import Body, Tree
 
 __version__ = "0.1.0"
@@ -20,12 +27,15 @@ _HOME = {
     "Experiment": "experiment", "History": "experiment", "Stop": "stop",
     "Client": "fleet", "Fleet": "fleet", "Model": "fleet", "Profile": "fleet", "Reply": "fleet", "on_client": "fleet",
     "Slice": "submodel", "Body": "tree", "Tree": "tree",
+    "SubspaceConv2d": "subspace", "SubspaceLinear": "subspace", "outer_update": "subspace",
+    "replace_with_subspace": "subspace", "subspace_optimizer": "subspace",
 }  # fmt: skip
 _MODULES = {"algorithms", "codecs", "data", "engines", "models", "optim", "tasks"}
 
 __all__ = [
-    "Body", "Client", "Experiment", "Fleet", "History", "Model", "Profile", "Reply", "Slice", "Stop", "Tree",
-    "algorithms", "codecs", "data", "engines", "models", "on_client", "optim", "tasks",
+    "Body", "Client", "Experiment", "Fleet", "History", "Model", "Profile", "Reply", "Slice", "Stop",
+    "SubspaceConv2d", "SubspaceLinear", "Tree", "algorithms", "codecs", "data", "engines", "models", "on_client",
+    "optim", "outer_update", "replace_with_subspace", "subspace_optimizer", "tasks",
 ]  # fmt: skip
 
 

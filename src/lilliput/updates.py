@@ -32,13 +32,17 @@ class Update(Protocol):
 
 
 class Sgd:
-    """SGD with (Nesterov) momentum and coupled weight decay; arithmetic as in torch.optim.SGD."""
+    """SGD with (Nesterov) momentum, dampening and coupled weight decay; arithmetic as in torch.optim.SGD."""
 
     def __init__(
-        self, params: list[Tensor], lr: float, momentum: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False
-    ):
+        self, params: list[Tensor], lr: float, momentum: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False,
+        dampening: float = 0.0,
+    ):  # fmt: skip
+        if nesterov and dampening:
+            raise ValueError(f"nesterov goes without dampening, which is {dampening}; set dampening=0")
         self.params, self.lr = params, lr
         self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
+        self.dampening = dampening
         self._buffers: list[Tensor | None] = [None] * len(params)
 
     def apply(self, indices: Sequence[int], grads: list[Tensor]) -> None:
@@ -58,7 +62,7 @@ class Sgd:
         else:
             buffers = [b for i in indices if (b := self._buffers[i]) is not None]
             torch._foreach_mul_(buffers, self.momentum)
-            torch._foreach_add_(buffers, grads)
+            torch._foreach_add_(buffers, grads, alpha=1 - self.dampening)
         return list(torch._foreach_add(grads, buffers, alpha=self.momentum)) if self.nesterov else buffers
 
     def state(self) -> Body:
@@ -143,7 +147,7 @@ class Wrapped:
 
 
 def _like(x: Any, p: Tensor) -> Tensor | None:
-    return None if x is None else x.to(p.device, copy=True)
+    return None if x is None else torch.empty_like(p, requires_grad=False).copy_(x)  # in p's order of memory
 
 
 def to_body(value: Any) -> Any:

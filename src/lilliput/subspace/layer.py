@@ -15,11 +15,15 @@ class SubspaceLayer(nn.Module):
     """A layer whose weight is x + b P.
 
     layer: what it replaces; its `weight` becomes the frozen x, under the same name, and its `bias` stays as it is.
-    With b = 0, as it begins, this layer is that one.
+    With b = 0, as it begins, this layer is that one.  For loops of a user's own it has room for a `dual`, in the shape
+    of b or, in full size, of the matrix, and counts the `epoch` of its basis; P, dual and epoch are in its state dict.
     """
 
     weight: Tensor
     bias: Tensor | None
+    dual: Tensor | None
+    epoch: Tensor
+    origin: tuple[int, str, str | None] = (0, "", None)  # of the basis: seed, label, projection
 
     def __init__(self, layer: nn.Module, basis: Basis, form: Form):
         super().__init__()
@@ -28,6 +32,8 @@ class SubspaceLayer(nn.Module):
         self.weight = nn.Parameter(weight.detach(), requires_grad=False)
         self.bias = layer.bias  # type: ignore[assignment]
         self.b = nn.Parameter(weight.detach().new_zeros(*form.rows, basis.rank))
+        self.register_buffer("dual", None)
+        self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
         self.use(basis)
 
     @property
@@ -50,7 +56,7 @@ class SubspaceLayer(nn.Module):
         basis = basis.to(self.weight)
         held = {"index": basis.index, "sign": basis.sign} if isinstance(basis, Columns) else {"rows": basis.matrix}
         for name, x in held.items():
-            self.register_buffer(name, x, persistent=False)
+            self.register_buffer(name, x)
         self.orthonormal = isinstance(basis, Columns) or basis.orthonormal
 
     @torch.no_grad()

@@ -24,7 +24,7 @@ class Subspace(NamedTuple):
 
     parameters:  numbers that are trained, the ordinary ones included.
     layers:      by name, the layers that were replaced.
-    duals:       by name, a dual variable of zeros in the shape of the layer's b.
+    duals:       by name, the layer's dual variable, which begins as zeros.
     projections: by name, the basis that each layer starts with.
     """
 
@@ -41,6 +41,7 @@ def replace_with_subspace(
     rank: int | float | Mapping[str, int | float] = 0.25,
     projection: str | Choice = "cd",
     along: Literal["filter", "width"] = "filter",
+    dual: Literal["rotated", "full", "none"] = "rotated",
     seed: int = 0,
 ) -> Subspace:
     """Replace linear and convolutional layers by ones that train b in W = x + b P.
@@ -52,6 +53,7 @@ def replace_with_subspace(
     projection: cd, rd, ss or idx, made from `seed` and the layer's name; svd, which begins as cd, until
              `outer_update` is given gradients; or a function (layer, rank, width) -> basis.
     along:   what of a convolution is compressed: whole filters, or as published the kernel's width.
+    dual:    in the shape of b (rotated to each new P, as published), in full size (nothing is lost), or none.
     The layers keep their biases, which are trained as they are.  Raises ValueError, with the layer's name, for targets
     that match nothing, for layers that are neither linear nor convolutions, and for a rank over a layer's width.
     """
@@ -62,10 +64,14 @@ def replace_with_subspace(
     for name, layer in layers.items():
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent), own, layer)
+        layer.origin = (seed, name, projection if isinstance(projection, str) else None)
+        if dual != "none":
+            like = layer.b if dual == "rotated" else layer.form.matrix(layer.weight)
+            layer.dual = torch.zeros_like(like, requires_grad=False, memory_format=torch.contiguous_format)
     return Subspace(
         sum(p.numel() for p in model.parameters() if p.requires_grad),
         layers,
-        {name: torch.zeros_like(layer.b, requires_grad=False) for name, layer in layers.items()},
+        {name: layer.dual for name, layer in layers.items() if layer.dual is not None},
         {name: layer.basis for name, layer in layers.items()},
     )
 
