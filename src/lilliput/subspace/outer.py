@@ -1,0 +1,141 @@
+"""FedSub in a training loop of one's own, one process per client under torch.distributed.
+
+>>> subspace = replace_with_subspace(model, ["q_proj", "v_proj"], rank=64)
+>>> optimizer, schedule = subspace_optimizer(model, lr=1e-3, tau=10)
+>>> for step, batch in enumerate(batches, 1):
+...     loss(model, batch).backward()
+...     optimizer.step(); schedule.step(); optimizer.zero_grad()
+...     if step % 10 == 0:
+...         outer_update(model, refresh=step % 100 == 0, optimizer=optimizer)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lilliput.random import generator
+from lilliput.subspace.basis import Basis, leading, rotated, seeded_basis
+from lilliput.subspace.layer import SubspaceLayer
+
+
+def subspace_layers(model: nn.Module) -> dict[str, SubspaceLayer]:
+    """The layers of a model that are in subspaces, by name.  Raises ValueError if there are none."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, SubspaceLayer)}
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no layer in a subspace; call replace_with_subspace first")
+    return found
+
+
+def subspace_optimizer(
+    model: nn.Module, lr: float, tau: int, optimizer: Callable[..., Any] | None = None, *, warmup: int = 0,
+    steps: int | None = None, **options: Any,
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:  # fmt: skip
+    """An optimizer of all that is trained, which also moves each b by -dual / tau per step, and its schedule.
+
+    tau:       steps between two outer updates, over which a dual moves b by exactly its negative, whatever the rate.
+    optimizer: a class of (parameters, lr=..., **options): torch's, SGD by default, or one of `lilliput.optim`.
+    warmup:    steps over which the rate rises to lr; steps: after how many it has fallen to 0 along a cosine, if given.
+    The dual moves b beside the optimizer: it is in no momentum and no second moment.
+    """
+    if tau < 1 or not lr > 0:
+        what = f"tau is {tau}" if tau < 1 else f"lr is {lr}"
+        raise ValueError(f"{what}; it must be at least 1" if tau < 1 else f"{what}; it must be positive")
+    layers = subspace_layers(model)
+    made = (optimizer or torch.optim.SGD)([p for p in model.parameters() if p.requires_grad], lr=lr, **options)
+    made.register_step_post_hook(lambda *_: displace(layers, tau))
+
+    def factor(step: int) -> float:
+        rising = min(1.0, (step + 1) / warmup) if warmup else 1.0
+        done = (step - warmup) / max(1, steps - warmup) if steps is not None else 0.0
+        return rising * 0.5 * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
+
+    return made, torch.optim.lr_scheduler.LambdaLR(made, factor)
+
+
+@torch.no_grad()
+def displace(layers: Mapping[str, SubspaceLayer], tau: int) -> None:
+    """Move each b by -dual / tau: the dual's share of one of tau steps."""
+    for layer in layers.values():
+        if layer.dual is not None:
+            full = layer.dual.shape != layer.b.shape
+            layer.b.sub_(layer.basis.coordinates(layer.dual) if full else layer.dual, alpha=1 / tau)
+
+
+@torch.no_grad()
+def outer_update(
+    model: nn.Module, refresh: bool = False, gradients: Mapping[str, Tensor] | None = None,
+    optimizer: torch.optim.Optimizer | None = None, group: Any = None,
+) -> None:  # fmt: skip
+    """End a round: average b and all ordinary parameters over the processes, fold b in, move the duals.
+
+        dual += b - mean b,   x += (mean b) P,   b = 0
+
+    refresh:   change P, and take the duals to the new one.
+    gradients: by layer, this process's dense gradient of the weight [like the weight], which `svd` finds its P from.
+    optimizer: its state of each b is zeroed when P changes, as it was of another basis.
+    Without torch.distributed there is one client, whose duals stay zero.  Raises ValueError for svd without gradients.
+    """
+    layers = subspace_layers(model)
+    own = {name: layer.b.detach().clone() for name, layer in layers.items()}
+    _average([p for p in model.parameters() if p.requires_grad], group)
+    _average([b for b in _statistics(model)], group)
+    for name, layer in layers.items():
+        old, apart = layer.basis, own[name] - layer.b
+        full = layer.dual is not None and layer.dual.shape != layer.b.shape
+        if layer.dual is not None:
+            layer.dual.add_(old.expand(apart) if full else apart)
+        layer.fold()
+        if refresh:
+            layer.epoch.add_(1)
+            layer.use(_next(name, layer, gradients, group))
+            if layer.dual is not None and not full:
+                layer.dual.copy_(rotated(layer.dual, old, layer.basis))
+            if optimizer is not None:
+                for x in optimizer.state.get(layer.b, {}).values():
+                    if isinstance(x, Tensor):
+                        x.zero_()
+
+
+def _next(name: str, layer: SubspaceLayer, gradients: Mapping[str, Tensor] | None, group: Any) -> Basis:
+    seed, label, projection = layer.origin
+    rank, epoch = layer.b.shape[-1], int(layer.epoch)
+    if projection is None:
+        raise ValueError(f"{name} has a basis of your own; give it the next one with layer.use(basis)")
+    if projection != "svd":
+        return seeded_basis(projection, rank, layer.form.width, seed, label, epoch)
+    if not gradients or name not in gradients:
+        raise ValueError(
+            f"projection=svd needs the dense gradient of {name} to change P; pass gradients={{{name!r}: ...}}, or use cd"
+        )
+    g = layer.form.matrix(gradients[name]).reshape(-1, layer.form.width).float()
+    omega = torch.randn(min(rank + 8, len(g)), len(g), generator=generator("sketch", seed, label, epoch)).to(g)
+    sketch = omega @ g
+    _average([sketch], group)
+    return leading(sketch, rank)
+
+
+def _statistics(model: nn.Module) -> Iterator[Tensor]:
+    """BatchNorm's running statistics."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            yield from (module.running_mean, module.running_var)  # type: ignore[misc]
+
+
+def _average(tensors: list[Tensor], group: Any) -> None:
+    """The mean over processes, in place, by one exchange for each type; gloo knows sums only."""
+    from torch import distributed
+
+    if not tensors or not (distributed.is_available() and distributed.is_initialized()):
+        return
+    world = distributed.get_world_size(group)
+    for dtype in {x.dtype for x in tensors}:
+        alike = [x for x in tensors if x.dtype == dtype]
+        flat = torch.cat([x.detach().reshape(-1) for x in alike])
+        distributed.all_reduce(flat, group=group)
+        for x, mean in zip(alike, (flat / world).split([x.numel() for x in alike]), strict=True):
+            x.copy_(mean.view_as(x))
