@@ -9,26 +9,26 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lilliput.tree import Body, size, tensors
+from lilliput.tree import Body, tensors
 
 Out = TypeVar("Out")
 _current: ContextVar[Meter | None] = ContextVar("meter", default=None)
 
 
 class Cost(NamedTuple):
-    """Of one step: FLOPs, the peak of bytes it allocated, and the bytes of what it worked on (model, optimizer)."""
+    """Of one step: FLOPs, and the peak of bytes it allocated."""
 
     flops: float
     peak_bytes: int
-    held_bytes: int
 
 
 class Instrument(TorchDispatchMode):
@@ -75,6 +75,15 @@ class Instrument(TorchDispatchMode):
         self.bytes -= self._live.pop(key, 0)
 
 
+def published(kind: str) -> bool:
+    """Whether the papers count this kind of payload: everything but labels.
+
+    They count a model up and down in every round.  Of ours the first comes down before, of theirs the last one after,
+    so that this holds over any number of rounds.
+    """
+    return kind != "labels" and kind != "headers"
+
+
 def _flat(values: Any) -> list[Tensor]:
     found = []
     for value in values:
@@ -89,7 +98,7 @@ class Meter:
     """Accounts for the memory and FLOPs of one call of a handler; `local.step` reports to the meter in force.
 
     Peak memory is what the call holds throughout (message, client state, model, optimizer) plus the larger of what a
-    step allocates and what the call hands back.
+    step allocates and what the call hands back.  A tensor that is several of these counts once.
     """
 
     def __init__(self, cache: dict[Any, Cost], handler: str, message: Body, state: Body):
@@ -97,7 +106,8 @@ class Meter:
         self._handler = handler
         self._steps: dict[Any, Cost] = {}
         self._message = message
-        self._held = size(message) + size(state)
+        self._there = _distinct((*tensors(message), *tensors(state)))
+        self._working: dict[int, Tensor] = {}  # what the largest step works on
         self._kept = 0
         self.flops = 0.0
 
@@ -108,40 +118,49 @@ class Meter:
     def __exit__(self, *error: object) -> None:
         _current.reset(self._token)
 
-    def step(self, label: Any, held: Callable[[], int], run: Callable[[], Out]) -> Out:
+    def step(self, label: Any, held: Callable[[], Iterable[Tensor]], run: Callable[[], Out]) -> Out:
         """Run a step, instrumented if none of this handler, message shape and `label` was measured before."""
         cost = self._steps.get(label)
         if cost is not None:  # all but a call's first step of a kind: a small key, for the sake of small models
             self.flops += cost.flops
             return run()
-        out, cost = self._measured(label, held, run)
+        out, cost = self._measured(label, run)
+        self._working = max(self._working, _distinct(held(), but=self._there), key=_bytes)
         self._steps[label] = cost
         self.flops += cost.flops
         return out
 
-    def _measured(self, label: Any, held: Callable[[], int], run: Callable[[], Out]) -> tuple[Out, Cost]:
+    def _measured(self, label: Any, run: Callable[[], Out]) -> tuple[Out, Cost]:
         shapes = tuple(x.shape for x in tensors(self._message))
         key = (self._handler, shapes, label)
         if key in self._cache:
             return run(), self._cache[key]
         with Instrument() as probe:
             out = run()
-        self._cache[key] = Cost(probe.flops, probe.peak_bytes, held())
+        self._cache[key] = Cost(probe.flops, probe.peak_bytes)
         return out, self._cache[key]
 
     def keep(self, reply: Body, state: Body) -> None:
         """Note what the call hands back."""
-        self._kept = size(reply) + size(state)
+        self._kept = _bytes(_distinct((*tensors(reply), *tensors(state)), but=self._there | self._working))
 
     @property
     def peak_memory_bytes(self) -> int:
-        held = max((cost.held_bytes for cost in self._steps.values()), default=0)
         allocated = max((cost.peak_bytes for cost in self._steps.values()), default=0)
-        return self._held + held + max(allocated, self._kept)
+        return _bytes(self._there) + _bytes(self._working) + max(allocated, self._kept)
 
 
-def metered(label: Any, held: Callable[[], int], run: Callable[[], Out]) -> Out:
-    """Run a step under the meter in force, or plainly where there is none."""
+def _distinct(found: Iterable[Tensor], but: Mapping[int, Tensor] = MappingProxyType({})) -> dict[int, Tensor]:
+    """Tensors by identity, without those of `but`."""
+    return {id(x): x for x in found if id(x) not in but}
+
+
+def _bytes(held: Mapping[int, Tensor]) -> int:
+    return sum(x.nbytes for x in held.values())
+
+
+def metered(label: Any, held: Callable[[], Iterable[Tensor]], run: Callable[[], Out]) -> Out:
+    """Run a step on what it holds under the meter in force, or plainly where there is none."""
     meter = _current.get()
     return run() if meter is None else meter.step(label, held, run)
 

@@ -19,7 +19,7 @@ from lilliput.fleet import Client
 from lilliput.ledger import metered
 from lilliput.tasks.recompute import checkpointed, frozen_norms
 from lilliput.tasks.resident import buffers as buffers_of
-from lilliput.tasks.supervised import columns, count, to_device
+from lilliput.tasks.supervised import columns, count, counted, labels, to_device
 from lilliput.training import Training
 from lilliput.tree import Body, Tree
 
@@ -74,10 +74,11 @@ class Trainer:
 
     def state(self) -> Body:
         """The optimizer's state, on the CPU, sharing no memory with the one in use."""
-        return tree.mapped(
-            {"update": self.update.state(), "scale": self.scale, "good_steps": self.good_steps},
-            lambda x: x.detach().to("cpu", copy=True),
-        )
+        return tree.mapped(self.live(), lambda x: x.detach().to("cpu", copy=True))
+
+    def live(self) -> Body:
+        """The optimizer's state: the very tensors in use, which later steps change."""
+        return {"update": self.update.state(), "scale": self.scale, "good_steps": self.good_steps}
 
     def projections(self) -> Tree:
         """The subspaces that the optimizer trains in, where they are to be averaged."""
@@ -107,10 +108,9 @@ class Trainer:
             torch._foreach_mul_(grads, (self.config.clip / (norm + 1e-6)).clamp(max=1.0))
         self.update.apply(indices, grads)
 
-    def held_bytes(self) -> int:
-        """Bytes of the model and its optimizer state."""
-        model = sum(x.nbytes for x in (*self.model.parameters(), *self.model.buffers()))
-        return model + tree.size(self.update.state())
+    def held(self) -> list[Tensor]:
+        """The tensors of the model and of its optimizer's state."""
+        return [*self.model.parameters(), *self.model.buffers(), *tree.tensors(self.update.state())]
 
 
 def step(
@@ -124,7 +124,7 @@ def step(
     path = _step_in_hooks if opt.config.per_layer else _step_at_once
     label = (getattr(loss, "__qualname__", type(loss).__name__), *(x.shape for x in columns(batch)))
     with torch.enable_grad():
-        return metered(label, opt.held_bytes, partial(path, model, opt, loss, batch, context))
+        return metered(label, opt.held, partial(path, model, opt, loss, batch, context))
 
 
 def _forward(opt: Trainer, model: nn.Module, loss: Loss, batch: Any, context: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -224,7 +224,7 @@ def _apply_and_free(opt: Trainer, i: int) -> Callable[[Tensor], None]:
 
 
 class Stats(NamedTuple):
-    """What `fit` did: steps, examples seen, example-weighted mean loss and metrics, buffers and projections after.
+    """What `fit` did: steps, examples seen, mean loss and metrics (see `counted`), buffers and projections after.
 
     `projections` are those of a subspace optimizer, under optimizer_state=average.
     """
@@ -270,11 +270,12 @@ def fit(
         if config.checkpointing:
             stack.enter_context(checkpointed(model))
         for batch in round_batches(client, config):
+            weight = counted(labels(batch))  # where it is: to ask a GPU would be to wait for it
             batch = to_device(batch, client.device, model)
             value, metrics = step(model, trainer, loss or client.task.loss, batch, context)
             counts.append(count(batch))
             for name, x in {"loss": value, **metrics}.items():
-                seen.setdefault(name, []).append((counts[-1], x))
+                seen.setdefault(name, []).append((weight, x))
             if after_step is not None:
                 after_step(model)
     means = {name: _mean(values) for name, values in seen.items()}
@@ -287,7 +288,7 @@ def fit(
 
 
 def _mean(values: Sequence[tuple[int, Tensor]]) -> float:
-    """The mean of scalars weighted by their examples.  They leave their device here, once, not at every step."""
+    """The mean of scalars by weight.  They leave their device here, once, not at every step."""
     scalars = torch.stack([x for _, x in values]).tolist()
     return sum(n * x for (n, _), x in zip(values, scalars, strict=True)) / sum(n for n, _ in values)
 

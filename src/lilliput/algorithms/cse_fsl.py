@@ -14,7 +14,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lilliput.algorithms.fedavg import advance, model_sums
-from lilliput.algorithms.half import Half, gradients, plain
+from lilliput.algorithms.half import Half, Payload, gradients, plain
 from lilliput.algorithms.splitting import (
     SplitTraining,
     begin,
@@ -22,6 +22,7 @@ from lilliput.algorithms.splitting import (
     client_half,
     end,
     key_of,
+    noisy,
     seen,
     serve,
     take,
@@ -32,7 +33,7 @@ from lilliput.submodel import reduce
 from lilliput.tasks.split import portion
 from lilliput.tasks.supervised import labels
 from lilliput.training import Training
-from lilliput.tree import Body, Tree, add, sub
+from lilliput.tree import Body, Tree, add, mapped, sub
 
 
 @dataclass(frozen=True)
@@ -128,15 +129,16 @@ class CseFsl(SplitTraining):
             run = partial(_step, half, head, batch, key_of(client, n), again, learns)
             cut, loss = half.metered([batch], run, head)
             if n % self.server_update_interval == 0 and not again:
-                reply["cut"][str(n)], reply["labels"][str(n)] = plain(cut), plain(labels(batch))
+                reply["cut"][str(n)] = noisy(self, client, n, plain(cut))
+                reply["labels"][str(n)] = plain(labels(batch))
             state = {**state, **seen(state, [batch], loss), "next": n + 1}
-        changed, state = end(self, {**state, "model": half.after()})
+        changed, state = end(self, client, {**state, "client": half.live()})
         return {**reply, **changed}, state
 
 
 def _step(
     half: Half, head: Half, batch: Any, key: tuple[object, ...], again: bool, learns: bool
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Payload, Tensor]:
     """A step of the device's part and, if it `learns`, of the head: (activations, loss), both from before it."""
     cut = half.output(batch, key, again)
     loss = head.loss((cut, labels(batch)), (*key, "auxiliary"), again=not learns)
@@ -144,7 +146,7 @@ def _step(
     half.apply(grads[: len(half.params)])
     if learns:
         head.apply(grads[len(half.params) :])
-    return cut.detach(), loss.detach()
+    return mapped(cut, Tensor.detach), loss.detach()
 
 
 def first_head(task: Any) -> Tree:

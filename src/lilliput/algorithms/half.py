@@ -1,7 +1,8 @@
 """A part of the model in training: what both ends of split learning are made of.
 
 No autograd graph survives between calls: a forward that is needed again is run again, under the same random labels and
-without touching BatchNorm's statistics.
+without touching BatchNorm's statistics.  What crosses a cut is a payload: a tensor, or a flat dict of tensors whose
+dimension 0 is the example.
 """
 
 from __future__ import annotations
@@ -13,98 +14,136 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from lilliput import random
+from lilliput import random, tree
 from lilliput.ledger import metered
 from lilliput.local import Trainer
 from lilliput.tasks import Supervised, frozen_norms
 from lilliput.tasks.resident import buffers as buffers_of
 from lilliput.tasks.supervised import columns
 from lilliput.training import Training
-from lilliput.tree import Body, Tree
+from lilliput.tree import Body
 
 Out = TypeVar("Out")
+Payload = Any  # Tensor | Tree
 
 
 class Half:
-    """A part of the model in training: its resident module and its optimizer.
+    """A part of the model in training: weights of its own, their optimizer, and a module to run them.
 
-    held: `params`, `buffers` (without any, batches are normalised by themselves alone) and `opt`.
+    held: `params`, `buffers` (without any, batches are normalised by themselves alone) and `opt`; they are copied.
+
+    All halves of a part and role share the module, which is lent the weights of the one whose turn it is.
     """
 
     def __init__(
         self, part: Supervised, held: Body, config: Training, lr: float, role: str, device: torch.device | str = "cpu"
     ):
         self.part, self.held, self.device = part, held, torch.device(device)
-        self.model = part.resident(held["params"], held.get("buffers"), role, self.device).train()
+        self._resident = part.lendable(held["params"], role, self.device)
+        self.model = self._resident.module.train()
+        self._given = held.get("buffers") or {}
+        self._weights, self._buffers = self._resident.copied(held["params"], self._given or buffers_of(part.model))
+        self._take()
         self.trainer = Trainer(self.model, config, lr, only=held["params"])
         self.params = self.trainer.params
         if held.get("opt"):
             self.trainer.load(held["opt"])
 
-    def output(self, batch: Any, key: Sequence[object], again: bool = False) -> Tensor:
+    def _take(self) -> None:
+        self._resident.lend(self, self._weights, self._buffers)
+
+    def output(self, batch: Any, key: Sequence[object], again: bool = False) -> Payload:
         """The part's output on a batch.  `key` names its randomness; `again` says that this repeats a forward."""
         with self._rules(key, again):
-            return self.part.outputs(self.model, batch)["logits"]
+            return self.part.forward(self.model, batch)
 
     def loss(self, batch: Any, key: Sequence[object], again: bool = False) -> Tensor:
-        """The part's mean loss on (activations, labels)."""
+        """The part's mean loss on (payload, labels)."""
         with self._rules(key, again):
             return self.part.loss(self.model, batch)[0]
 
-    def cut(self, batch: Any, key: Sequence[object]) -> Tensor:
-        """What the device sends of a batch: its part's output, without a graph."""
+    def sent(self, batch: Any, key: Sequence[object]) -> Payload:
+        """What goes to the other end of a batch: the part's output, without a graph."""
         with torch.no_grad():
             return self.metered([batch], lambda: plain(self.output(batch, key)))
 
-    def pull(self, batch: Any, key: Sequence[object], gradient: Tensor) -> list[Tensor]:
-        """The part's gradients from the one at its output, by running the batch's forward again."""
+    def pull(self, batch: Any, key: Sequence[object], gradient: Payload, *inputs: Tensor) -> list[Tensor]:
+        """Gradients of the part's parameters, and of `inputs`, from the one at its output; the forward is run again."""
         again = self.output(batch, key, again=True)
-        return gradients(again, self.params, gradient.to(again, copy=True))
+        pairs = [(again, gradient)] if isinstance(gradient, Tensor) else [(again[n], g) for n, g in gradient.items()]
+        pairs = [(x, torch.empty_like(x).copy_(g)) for x, g in pairs if x.requires_grad]
+        return gradients([x for x, _ in pairs], [*self.params, *inputs], [g for _, g in pairs])
 
     def metered(self, batches: Iterable[Any], run: Callable[[], Out], *others: Half) -> Out:
         """Run a step on batches, for the ledger to measure; `others` are held beside this part."""
         what = getattr(run, "func", run).__qualname__
         label = (what, *(x.shape for batch in batches for x in columns(batch)))
-        return metered(label, lambda: sum(half.trainer.held_bytes() for half in (self, *others)), run)
+        return metered(label, lambda: [x for half in (self, *others) for x in half._tensors()], run)
+
+    def _tensors(self) -> Iterator[Tensor]:
+        self._take()
+        yield from self._weights.values()
+        yield from (p for name, p in self.model.named_parameters() if name not in self._weights)
+        yield from self.model.buffers()
+        yield from tree.tensors(self.trainer.update.state())
 
     def apply(self, grads: Sequence[Tensor]) -> None:
         """One optimizer step by these gradients of the part's parameters."""
-        self.trainer.apply(self.trainer.everything, list(grads))
+        self._take()
+        if self.params:
+            self.trainer.apply(self.trainer.everything, list(grads))
+
+    def live(self) -> Body:
+        """`params`, `buffers` and `opt`: the very tensors in use, which later steps change."""
+        buffers = {name: self._buffers[name] for name in self._given}
+        return {"params": self._weights, "buffers": buffers, "opt": self.trainer.live()}
+
+    def is_of(self, held: Body) -> bool:
+        """Whether a state holds the very tensors that are in use here."""
+        return all(x is self._weights.get(name) for name, x in held["params"].items())
 
     def after(self) -> Body:
         """`params`, `buffers` and `opt` as they are now, on the CPU, sharing no memory with those in use."""
-        params = dict(zip(self.trainer.names, self.params, strict=True))
-        return {
-            "params": {n: plain(params[n]) for n in self.held["params"]},
-            "buffers": self.buffers(),
-            "opt": self.trainer.state(),
-        }
-
-    def buffers(self) -> Tree:
-        """BatchNorm's statistics as they are now, of those that were given."""
-        own = buffers_of(self.model)
-        return {n: plain(own[n]) for n in self.held.get("buffers") or {}}
+        return plain(self.live())
 
     @contextmanager
     def _rules(self, key: Sequence[object], again: bool) -> Iterator[None]:
+        self._take()
         with ExitStack() as stack:
             stack.enter_context(random.seeded(*key))
             if self.device.type == "cuda":  # dropout draws from the GPU's own generator there
                 stack.enter_context(torch.random.fork_rng([self.device]))
                 stack.enter_context(torch.cuda.device(self.device))
                 torch.cuda.manual_seed(random.key(*key))
-            if again or not self.held.get("buffers"):
+            if again or not self._given:
                 stack.enter_context(frozen_norms(self.model))
             if self.trainer.config.precision == "bf16":
                 stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
             yield
 
 
-def plain(x: Tensor) -> Tensor:
-    """A contiguous copy on the CPU, out of any graph."""
-    return x.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
+def plain(value: Any) -> Any:
+    """A tensor, or a body of them, as contiguous copies on the CPU, out of any graph."""
+    return tree.mapped(value, lambda x: x.detach().to("cpu", memory_format=torch.contiguous_format, copy=True))
 
 
-def gradients(value: Tensor, inputs: Sequence[Tensor], at: Tensor | None = None, graph: bool = False) -> list[Tensor]:
-    """d value / d inputs, times `at` where value is no scalar; `graph` lets the result be differentiated again."""
-    return list(torch.autograd.grad(value, inputs, at, create_graph=graph, allow_unused=True, materialize_grads=True))
+def received(payload: Payload, device: torch.device) -> Payload:
+    """A payload where a part is, images in channels_last.
+
+    Copies: what came over the wire may lie at any address, and matrix products round by alignment.
+    """
+
+    def copied(x: Tensor) -> Tensor:
+        order = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+        return x.detach().to(device, memory_format=order, copy=True)
+
+    return tree.mapped(payload, copied)
+
+
+def gradients(values: Any, inputs: Sequence[Tensor], at: Any = None, graph: bool = False) -> list[Tensor]:
+    """d values / d inputs, times `at` where values are no scalars; `graph` lets the result be differentiated again."""
+    if not inputs:
+        return []
+    if isinstance(values, list) and not values:
+        return [torch.zeros_like(x) for x in inputs]
+    return list(torch.autograd.grad(values, inputs, at, create_graph=graph, allow_unused=True, materialize_grads=True))

@@ -37,7 +37,7 @@ class SplitFedV1(SplitTraining):
     def round(self, state: Body, fleet: Fleet) -> Body:
         cohort, first = fleet.sample(self.cohort), portion(fleet.task.server_part, state)
         held = {c: {**first, **fleet.memory.get(c, {})} for c in cohort}
-        copies = {c: self.server(fleet, held[c], f"copy {i}") for i, c in enumerate(cohort)}
+        copies = {c: self.server(fleet, held[c]) for c in cohort}
         trained = self.exchange(fleet, state, cohort, copies)
         replies = self._whole(fleet, fleet.call(self.finish, to=trained), copies)
         return {**state, **advance(state, reduce(replies, **model_sums(self.combine, state)))}
@@ -92,9 +92,9 @@ class SplitFedV1(SplitTraining):
 
         half.metered(batches.values(), run)
         done = seen(state, batches.values(), msg["loss"])
-        return {}, {**state, **done, "next": numbers.stop, "model": half.after()}
+        return {}, {**state, **done, "next": numbers.stop, "client": half.live()}
 
     @on_client(like={"delta": "params", "buffer_delta": "buffers"})
     def finish(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
         """How the device's part changed in the round."""
-        return end(self, state)
+        return end(self, client, state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,15 +11,16 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from lilliput import random, tree
 from lilliput.algorithms.fedavg import model_reply, start
-from lilliput.algorithms.half import Half, gradients, plain
+from lilliput.algorithms.half import Half, Payload, gradients, plain, received
 from lilliput.fleet import Client, Fleet, Model, Reply
 from lilliput.local import Stats, round_batches
 from lilliput.submodel import Combine, weighted_mean
 from lilliput.tasks.split import portion
-from lilliput.tasks.supervised import count, labels, to_device
+from lilliput.tasks.supervised import count, counted, labels, to_device
 from lilliput.training import Training, factor
-from lilliput.tree import Body, Tree
+from lilliput.tree import Body
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class SplitTraining(Training):
     combine:         how the clients' deltas become one.
     server_lr:       the server part's learning rate; that of the clients for None.
     server_device:   where the server part is trained.
+    cut_noise:       standard deviation of the Gaussian noise that a device adds to the activations it sends, drawn for
+                     each batch of a round.  An auxiliary head on the device sees them without it.
     """
 
     optimizer_state: Literal["reset", "keep"] = "keep"
@@ -37,10 +41,12 @@ class SplitTraining(Training):
     combine: Combine = weighted_mean()
     server_lr: float | None = None
     server_device: str = "cpu"
+    cut_noise: float = 0.0
     compat: Literal["official"] | None = None
 
     ordered: ClassVar[bool] = False
     pooled: ClassVar[bool] = False
+    split: ClassVar[bool] = True  # wants a task whose model is cut
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,6 +61,8 @@ class SplitTraining(Training):
             )
         if self.server_lr is not None and not self.server_lr > 0:
             raise ValueError(f"server_lr is {self.server_lr}; it must be positive")
+        if not 0 <= self.cut_noise < math.inf:
+            raise ValueError(f"cut_noise is {self.cut_noise}, a standard deviation; it must be 0 or more, and finite")
 
     def init(self, task: Any) -> Body:
         if not hasattr(task, "server_part"):
@@ -94,49 +102,75 @@ def check_order(order: str) -> None:
 
 
 def begin(config: SplitTraining, client: Client, state: Body, msg: Body) -> Body:
-    """Stage the model that a round starts from: `model` will change, `start` stays for the delta."""
+    """Stage what a round starts from: the device's `client` part will change, `start` stays for the delta."""
+    client.task.halves.pop(client.id, None)
     first: Body = {kind: msg[kind] for kind in ("params", "buffers") if kind in msg}
-    model: Body = {"buffers": {}, **first, "opt": state.get("opt", {})}
+    held: Body = {"buffers": {}, **first, "opt": state.get("opt", {})}
     if config.buffers == "local":
-        model["buffers"] = state.get("buffers") or client.task.client_part.init()["buffers"]
-    return {**state, "model": model, "start": first, "next": 0, "examples": 0, "loss": 0.0}
+        held["buffers"] = state.get("buffers") or client.task.client_part.init()["buffers"]
+    return {**state, "client": held, "start": first, "next": 0, "examples": 0, "weight": 0, "loss": 0.0}
 
 
-def client_half(config: SplitTraining, client: Client, state: Body, trains: bool = True) -> Half:
-    """The device's part as the last call left it, with its optimizer if it is to be trained."""
-    lr, held = config.lr_at(client.round, client.rounds), state["model"]
-    return Half(client.task.client_part, held if trains else {**held, "opt": {}}, config, lr, "train", client.device)
+def client_half(config: SplitTraining, client: Client, state: Body) -> Half:
+    """The device's part as the last call left it.
+
+    Like the epoch under way it stays with the task between calls; whoever does not have it makes it from the state.
+    """
+    half: Half | None = client.task.halves.get(client.id)
+    if half is None or not half.is_of(state["client"]):
+        lr = config.lr_at(client.round, client.rounds)
+        half = Half(client.task.client_part, state["client"], config, lr, "train", client.device)
+        client.task.halves[client.id] = half
+    return half
 
 
 def sent(config: SplitTraining, client: Client, state: Body, numbers: range) -> tuple[Body, Body]:
     """Activations and labels of these batches, and the state after their forward."""
-    half = client_half(config, client, state, trains=False)
+    half = client_half(config, client, state)
     batches = dict(zip(numbers, take(client, config, numbers), strict=True))
     reply = {
-        "cut": {str(n): half.cut(batch, key_of(client, n)) for n, batch in batches.items()},
+        "cut": {str(n): noisy(config, client, n, half.sent(x, key_of(client, n))) for n, x in batches.items()},
         "labels": {str(n): plain(labels(batch)) for n, batch in batches.items()},
     }
-    return reply, {**state, "model": {**state["model"], "buffers": half.buffers()}}
+    return reply, {**state, "client": half.live()}
+
+
+def noisy(config: SplitTraining, client: Client, number: int, cut: Payload) -> Payload:
+    """What leaves the device of a batch's activations: with `cut_noise` added to its floats."""
+    if not config.cut_noise:
+        return cut
+    generator = random.generator(*key_of(client, number), "noise")
+
+    def add(x: Tensor) -> Tensor:
+        noise = torch.randn(x.shape, generator=generator)
+        return x.add(noise.to(x), alpha=config.cut_noise) if x.is_floating_point() else x
+
+    return tree.mapped(cut, add)
 
 
 def seen(state: Body, batches: Iterable[Any], loss: Tensor | float) -> Body:
     """The round's tally with these batches, whose mean loss this is, added."""
-    examples = sum(count(batch) for batch in batches)
-    return {"examples": state["examples"] + examples, "loss": state["loss"] + examples * loss}
+    batches = list(batches)
+    weight = sum(counted(labels(batch)) for batch in batches)
+    return {
+        "examples": state["examples"] + sum(count(batch) for batch in batches),
+        "weight": state["weight"] + weight, "loss": state["loss"] + weight * loss,
+    }  # fmt: skip
 
 
-def end(config: SplitTraining, state: Body) -> tuple[Body, Body]:
+def end(config: SplitTraining, client: Client, state: Body) -> tuple[Body, Body]:
     """What goes up at the end of a round, and the state that outlives it."""
-    model, examples = state["model"], state["examples"]
-    metrics = {"loss": float(state["loss"]) / examples} if examples else {}
-    reply = model_reply(state["start"], model["params"], Stats(state["next"], examples, metrics, model["buffers"]))
-    staged = ("model", "start", "next", "examples", "loss", "opened", "opt")
+    client.task.halves.pop(client.id, None)
+    held, weight = plain(state["client"]), state["weight"]
+    metrics = {"loss": float(state["loss"]) / weight} if weight else {}
+    stats = Stats(state["next"], state["examples"], metrics, held["buffers"])
+    staged = ("client", "start", "next", "examples", "weight", "loss", "opened", "opt")
     kept = {name: x for name, x in state.items() if name not in staged}
     if config.optimizer_state == "keep":
-        kept["opt"] = model["opt"]
+        kept["opt"] = held["opt"]
     if config.buffers == "local":
-        kept["buffers"] = model["buffers"]
-    return reply, kept
+        kept["buffers"] = held["buffers"]
+    return model_reply(state["start"], held["params"], stats), kept
 
 
 def key_of(client: Client, number: int) -> tuple[object, ...]:
@@ -181,7 +215,7 @@ def take(client: Client, config: Training, numbers: range) -> list[Any]:
 # The server's half.
 
 
-def step(server: Half, cut: Tensor, y: Tensor, key: Sequence[object], back: bool) -> tuple[Tensor | None, float]:
+def step(server: Half, cut: Payload, y: Tensor, key: Sequence[object], back: bool) -> tuple[Payload | None, float]:
     """One step of the server's part on uploaded activations and labels: (gradient at the cut, mean loss).
 
     The gradient is taken before the step, and only if it is to go `back`.
@@ -189,25 +223,37 @@ def step(server: Half, cut: Tensor, y: Tensor, key: Sequence[object], back: bool
     return server.metered([(cut, y)], partial(_step, server, cut, y, key, back))
 
 
-def _step(server: Half, cut: Tensor, y: Tensor, key: Sequence[object], back: bool) -> tuple[Tensor | None, float]:
-    # A copy: what came over the wire may lie at any address, and matrix products round by alignment.
-    h = cut.detach().to(server.device, copy=True).requires_grad_(back)
+def _step(server: Half, cut: Payload, y: Tensor, key: Sequence[object], back: bool) -> tuple[Payload | None, float]:
+    h = received(cut, server.device)
+    inputs = slopes(h) if back else {}
     loss = server.loss((h, y.to(server.device)), key)
-    grads = gradients(loss, [*server.params, h] if back else server.params)
+    grads = gradients(loss, [*server.params, *inputs.values()])
+    check_finite(loss, grads)
+    server.apply(grads[: len(server.params)])
+    at = dict(zip(inputs, grads[len(server.params) :], strict=True))
+    return (plain(at.get("", at)) if back else None), loss.item()
+
+
+def slopes(payload: Payload) -> dict[str, Tensor]:
+    """The tensors of a payload that gradients are taken at, by name ("" for that of a payload which is a tensor)."""
+    named = {"": payload} if isinstance(payload, Tensor) else payload
+    return {name: x.requires_grad_() for name, x in named.items() if x.is_floating_point()}
+
+
+def check_finite(loss: Tensor, grads: list[Tensor]) -> None:
+    """Raise ValueError if the loss or a gradient is not finite."""
     if not torch.stack([x.float() for x in (loss.detach(), *torch._foreach_norm(grads))]).isfinite().all():
         raise ValueError("the loss or its gradient is not finite")
-    server.apply(grads[: len(server.params)])
-    return (plain(grads[-1]) if back else None), loss.item()
 
 
 def serve(
     fleet: Fleet, server: Half, reply: Reply, back: bool = False, only: str | None = None
-) -> tuple[Tree, float] | None:
+) -> tuple[Body, float] | None:
     """Step on what a reply uploads, in its order: (gradients at the cut by batch number, mean loss).
 
     A client whose upload does not fit the server's part is out for the round, and None is returned.
     """
-    out: Tree = {}
+    out: Body = {}
     losses: list[tuple[int, float]] = []
     try:
         for number, cut in reply.body["cut"].items():
@@ -215,12 +261,12 @@ def serve(
                 y = reply.body["labels"][number]
                 key = (fleet.seed, fleet.round, reply.client, "server", number)
                 gradient, loss = step(server, cut, y, key, back)
-                losses.append((len(y), loss))
+                losses.append((counted(y), loss))
                 if gradient is not None:
                     out[number] = gradient
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         fleet.fail(reply.client, f"what it uploaded does not fit the server's part: {error}", error)
         fleet.check_quorum()
         return None
-    examples = sum(n for n, _ in losses)
-    return out, sum(n * loss for n, loss in losses) / max(examples, 1)
+    weight = sum(n for n, _ in losses)
+    return out, sum(n * loss for n, loss in losses) / max(weight, 1)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lilliput import tree
 from lilliput.tree import Tree, shapes
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -24,30 +25,90 @@ _ATTRIBUTES: dict[type, tuple[tuple[str, int, str], ...]] = {
 }
 
 
+class Resident:
+    """A module, and where its parameters and buffers are."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+        self.params = dict(module.named_parameters())
+        kept = buffers(module)
+        self._buffers = {
+            f"{prefix}.{name}" if prefix else name: (owner, name)
+            for prefix, owner in module.named_modules()
+            for name in owner._buffers
+            if (f"{prefix}.{name}" if prefix else name) in kept
+        }
+        self._holder: object = None
+
+    def load(self, params: Tree, held: Tree | None) -> nn.Module:
+        """The module with these weights copied into it."""
+        if self._holder is not None:
+            raise RuntimeError("the weights of this module are another's own; take one of another role")
+        tree.copy_({n: self.params[n] for n in params}, params)
+        if held:
+            tree.copy_({n: self.buffer(n) for n in held}, held)
+        return self.module
+
+    def buffer(self, name: str) -> Tensor:
+        owner, own = self._buffers[name]
+        return owner._buffers[own]  # type: ignore[return-value]
+
+    def lend(self, holder: object, params: Tree, held: Tree) -> None:
+        """Let the module run on these very tensors, which are `holder`'s, until it is lent to another."""
+        if self._holder is not holder:
+            for name, x in params.items():
+                self.params[name].data = x
+            for name, x in held.items():
+                owner, own = self._buffers[name]
+                owner._buffers[own] = x
+            self._holder = holder
+
+    def copied(self, params: Tree, held: Tree) -> tuple[Tree, Tree]:
+        """Copies of weights to lend to this module: on its device, in its order of memory."""
+        with torch.no_grad():
+            return (
+                {n: torch.empty_like(self.params[n], requires_grad=False).copy_(x) for n, x in params.items()},
+                {n: torch.empty_like(self.buffer(n)).copy_(x) for n, x in held.items()},
+            )
+
+
 class Residents:
-    """A bounded set of modules derived from one, by (names and shapes of parameters, role, device)."""
+    """A bounded set of modules derived from one, by (names and shapes of parameters, role, device).
+
+    Parameters that are not trained are shared by all modules of a device.
+    """
 
     def __init__(self, model: nn.Module, limit: int = 8):
         self._model = model
         self._limit = limit
-        self._modules: OrderedDict[Any, nn.Module] = OrderedDict()
+        self._residents: OrderedDict[Any, Resident] = OrderedDict()
+        self._frozen: dict[tuple[str, torch.device], nn.Parameter] = {}
 
-    def get(self, params: Tree, role: str, device: torch.device) -> nn.Module:
+    def get(self, params: Tree, role: str, device: torch.device) -> Resident:
         """The module whose parameters have these names and shapes, with whatever weights it had last."""
         key = (shapes(params), role, device)
-        module = self._modules.get(key)
-        if module is None:
-            module = self._modules[key] = self._build(params).to(device)
+        resident = self._residents.get(key)
+        if resident is None:
+            module = self._build(params, device).to(device)
             if any(isinstance(m, nn.Conv2d) for m in module.modules()):
                 # Pooling in channels_last is an order of magnitude faster on a CPU, convolutions of few channels too.
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            if len(self._modules) > self._limit:
-                self._modules.popitem(last=False)
-        self._modules.move_to_end(key)
-        return module
+            resident = self._residents[key] = Resident(module)
+            if len(self._residents) > self._limit:
+                self._residents.popitem(last=False)
+        self._residents.move_to_end(key)
+        return resident
 
-    def _build(self, params: Tree) -> nn.Module:
-        module = copy.deepcopy(self._model)
+    def _shared(self, name: str, p: nn.Parameter, device: torch.device) -> nn.Parameter:
+        """The one copy of a parameter that is not trained on a device."""
+        if (name, device) not in self._frozen:
+            self._frozen[name, device] = nn.Parameter(p.detach().to(device), requires_grad=False)
+        return self._frozen[name, device]
+
+    def _build(self, params: Tree, device: torch.device) -> nn.Module:
+        untrained = [(n, p) for n, p in self._model.named_parameters() if not p.requires_grad and n not in params]
+        frozen = {id(p): self._shared(n, p, device) for n, p in untrained}
+        module = copy.deepcopy(self._model, frozen)  # type: ignore[arg-type]
         named = dict(module.named_parameters())
         unknown = params.keys() - named.keys()
         if unknown:

@@ -56,10 +56,12 @@ class Split(Supervised):
         self.client_part = Supervised(Chain(client=client), loss, {})
         self.server_part = Supervised(Chain(server=server), loss, {})
         self.auxiliary_part = None if auxiliary is None else Supervised(Chain(auxiliary=auxiliary), loss, {})
-        self.streams: dict[int, Any] = {}  # epochs under way by client, between the calls of a round
+        # What is under way between the calls of a round, by client: its epoch, and its part in training.
+        self.streams: dict[int, Any] = {}
+        self.halves: dict[int, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "streams": {}}
+        return {**super().__getstate__(), "streams": {}, "halves": {}}
 
 
 def portion(part: Supervised, state: Body) -> Body:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lilliput import tree
 from lilliput.tasks.recompute import frozen_norms
-from lilliput.tasks.resident import Residents, buffers
+from lilliput.tasks.resident import Resident, Residents, buffers
 from lilliput.tree import Body, Tree
 
 Outputs = dict[str, Any]
@@ -77,19 +77,21 @@ class Supervised:
 
         The same module is loaded again by the next call of the same role; several live side by side under other roles.
         """
-        module = self._residents.get(params, role, torch.device(device))
-        tree.copy_({n: p for n, p in module.named_parameters() if n in params}, params)
-        if held:
-            own = buffers(module)
-            tree.copy_({n: own[n] for n in held}, held)
-        return module
+        return self.lendable(params, role, device).load(params, held)
+
+    def lendable(self, params: Tree, role: str, device: torch.device | str = "cpu") -> Resident:
+        """The resident of this architecture and role, to run on tensors of the caller's own without a copy."""
+        return self._residents.get(params, role, torch.device(device))
+
+    def forward(self, model: nn.Module, batch: Any) -> Any:
+        """What the model returns for a batch."""
+        if isinstance(batch, dict):
+            return model(**{k: v for k, v in batch.items() if k != "labels"})
+        return model(batch[0])
 
     def outputs(self, model: nn.Module, batch: Any) -> Outputs:
         """Named outputs of a forward; `features` is filled in on demand by `with_features`."""
-        if isinstance(batch, dict):
-            out = model(**{k: v for k, v in batch.items() if k != "labels"})
-        else:
-            out = model(batch[0])
+        out = self.forward(model, batch)
         return dict(out) if isinstance(out, dict) else {"logits": out}
 
     def with_features(self, model: nn.Module, batch: Any) -> Outputs:
@@ -125,10 +127,10 @@ class Supervised:
     def evaluate(
         self, params: Tree, held: Tree | None, data: Any, device: torch.device | str = "cpu"
     ) -> dict[str, float]:
-        """Mean loss and metrics over all examples of `data`; a model without buffers uses batch statistics."""
+        """Mean loss and metrics over all labels of `data` that count; a model without buffers uses batch statistics."""
         model = self.resident(params, held, "evaluate", device)
         totals: dict[str, Tensor | float] = {}
-        examples = 0
+        mass = 0
         with ExitStack() as stack:
             model.eval()
             if not held:
@@ -136,13 +138,13 @@ class Supervised:
             for batch in data.epoch(None):
                 batch = to_device(batch, device, model)
                 logits, y = self.outputs(model, batch)["logits"], labels(batch)
-                n = count(batch)
-                for name, metric in {"loss": self.criterion, **self.metrics}.items():
+                n = counted(y)
+                for name, metric in {"loss": self.criterion, **self.metrics}.items() if n else ():
                     totals[name] = totals.get(name, 0.0) + n * metric(logits, y).double()
-                examples += n
-        if not examples:
-            raise ValueError("there is nothing to evaluate on: the data has no examples")
-        return {name: float(total) / examples for name, total in totals.items()}
+                mass += n
+        if not mass:
+            raise ValueError("there is nothing to evaluate on: the data has no examples, or no label that counts")
+        return {name: float(total) / mass for name, total in totals.items()}
 
 
 def _plain(params: Mapping[str, Tensor]) -> Tree:
@@ -155,13 +157,22 @@ def labels(batch: Any) -> Tensor:
 
 
 def columns(batch: Any) -> Iterator[Tensor]:
-    """The tensors of a batch."""
-    return iter(batch.values() if isinstance(batch, dict) else batch)
+    """The tensors of a batch; what crosses a cut may itself be a dict of them."""
+    for x in batch.values() if isinstance(batch, dict) else batch:
+        yield from tree.tensors(x)
 
 
 def count(batch: Any) -> int:
     """Examples in a batch."""
     return next(columns(batch)).shape[0]
+
+
+def counted(y: Tensor) -> int:
+    """What a batch's mean loss and metrics weigh beside another's: its examples, or in text its labels but for -100.
+
+    Batches of text differ in length, and their loss is a mean over labels.
+    """
+    return int((y != -100).sum()) if y.dim() > 1 and not y.is_floating_point() else len(y)
 
 
 def to_device(batch: Any, device: torch.device | str, model: nn.Module) -> Any:
@@ -173,4 +184,4 @@ def to_device(batch: Any, device: torch.device | str, model: nn.Module) -> Any:
 
     if isinstance(batch, dict):
         return {name: move(x) for name, x in batch.items()}
-    return tuple(move(x) for x in batch)
+    return tuple(tree.mapped(x, move) for x in batch)

@@ -1,0 +1,151 @@
+"""Split learning: what cutting a model in two costs beside training it whole.
+
+    python benchmarks/split.py [--quick] [--check] [--models resnet18 resnet20]
+
+The work: 3 clients of 6 batches of 32 images (3, 32, 32), one epoch a round, SGD with momentum, on one thread.  The
+models are cut behind layer2 (ResNet-18, with the published stem) and layer1 (ResNet-20).
+
+    splitfed_v1   against FedAvg of the whole model and the device's forward once more, which no graph outliving a call
+                  costs: at most 1.1 times as long
+    fsl_sage      against CSE-FSL, with the same head and q = 5, in rounds without an alignment: at most 1.05
+
+Printed as JSON: CPU seconds of a round that is not a run's first, medians over turns (A B C D A B C D ...), and ratios,
+the medians of those of single turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lilliput import Experiment, models
+from lilliput.algorithms import CseFsl, FedAvg, FslSage, SplitFedV1
+from lilliput.engines import Sequential
+from lilliput.engines.tuning import keep_freed_memory
+from lilliput.tasks import Split
+
+CLIENTS, BATCHES, BATCH, CLASSES = 3, 6, 32, 10
+TRAINING: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "optimizer_state": "keep"}
+GOALS = {"splitfed_v1": 1.1, "fsl_sage": 1.05}
+METHODS: dict[str, Any] = {
+    "fedavg": FedAvg(**TRAINING),
+    "splitfed_v1": SplitFedV1(**TRAINING),
+    "cse_fsl": CseFsl(**TRAINING),
+    "fsl_sage": FslSage(**TRAINING, align_interval=1000, align_epochs=1),
+}
+
+
+def task(name: str) -> Split:
+    """The model cut in two, with an auxiliary head of the server's first stage."""
+    torch.manual_seed(0)
+    stem = {"stem": "imagenet"} if name == "resnet18" else {}
+    whole: Any = models.build(name, shape=(3, 32, 32), classes=CLASSES, **stem)
+    first = [whole.conv1, whole.bn1, nn.ReLU(), *([whole.maxpool] if stem else []), whole.layer1]
+    stages = [stage for stage in (whole.layer2, whole.layer3, getattr(whole, "layer4", None)) if stage is not None]
+    if name == "resnet18":
+        first.append(stages.pop(0))
+    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    last = getattr(whole, "fc", None) or whole.linear
+    width = next(p.shape[0] for n, p in reversed(list(stages[0].named_parameters())) if p.dim() == 4)
+    head = models.build(name, shape=(3, 32, 32), classes=CLASSES, **stem)
+    stage = head.layer3 if name == "resnet18" else head.layer2
+    return Split(
+        nn.Sequential(*first),
+        nn.Sequential(*stages, *pool, last),
+        nn.Sequential(stage, *pool, nn.Linear(width, CLASSES)),
+    )
+
+
+def data() -> dict[int, list[Any]]:
+    rng = torch.Generator().manual_seed(1)
+    shape = (BATCH, 3, 32, 32)
+    return {
+        c: [
+            (torch.randn(shape, generator=rng), torch.randint(CLASSES, (BATCH,), generator=rng)) for _ in range(BATCHES)
+        ]
+        for c in range(CLIENTS)
+    }
+
+
+class Clock:
+    """A reporter that notes the CPU seconds of each round after the first."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._last = 0.0
+
+    def start(self, experiment: Experiment, rows: list) -> None: ...
+
+    def progress(self, round: int, done: int, total: int) -> None: ...
+
+    def row(self, row: dict) -> None:
+        now = time.process_time()
+        self.seconds.append(now - self._last)
+        self._last = now
+
+    def end(self, rows: list) -> None: ...
+
+
+def second_round(method: Any, on: Split, owned: dict[int, list[Any]]) -> float:
+    clock = Clock()
+    Experiment(method, on, owned, rounds=2, reporters=[clock]).run(Sequential())
+    return clock.seconds[1]
+
+
+def forward_again(on: Split, owned: dict[int, list[Any]]) -> float:
+    """CPU seconds of the device's forward over a round's batches."""
+    client = on.client_part
+    model = client.resident(client.init()["params"], client.init()["buffers"], "benchmark").train()
+    started = time.process_time()
+    with torch.no_grad():
+        for batches in owned.values():
+            for x, _ in batches:
+                model(x.contiguous(memory_format=torch.channels_last))
+    return time.process_time() - started
+
+
+def measure(name: str, turns: int) -> dict[str, Any]:
+    """Medians of a round's CPU seconds, and the ratios that the goals are about."""
+    on, owned = task(name), data()
+    programs: dict[str, Callable[[], float]] = {
+        label: lambda method=method: second_round(method, on, owned) for label, method in METHODS.items()
+    }
+    programs["forward"] = lambda: forward_again(on, owned)
+    seconds: dict[str, list[float]] = {label: [] for label in programs}
+    for _ in range(turns):
+        for label, run in programs.items():
+            seconds[label].append(run())
+    rows = [dict(zip(seconds, turn, strict=True)) for turn in zip(*seconds.values(), strict=True)]
+    ratios = {
+        "splitfed_v1": statistics.median(r["splitfed_v1"] / (r["fedavg"] + r["forward"]) for r in rows),
+        "fsl_sage": statistics.median(r["fsl_sage"] / r["cse_fsl"] for r in rows),
+    }
+    goals = {
+        label: {"ratio": round(r, 3), "most": GOALS[label], "met": r <= GOALS[label]} for label, r in ratios.items()
+    }
+    return {"cpu_seconds": {label: round(statistics.median(x), 4) for label, x in seconds.items()}, **goals}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer turns")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a goal is missed")
+    parser.add_argument("--models", nargs="+", choices=("resnet18", "resnet20"), default=["resnet18", "resnet20"])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    result = {name: measure(name, 3 if options.quick else 9) for name in options.models}
+    print(json.dumps({"torch": torch.__version__, **result}, indent=2))
+    sys.exit(options.check and not all(row[goal]["met"] for row in result.values() for goal in GOALS))
+
+
+if __name__ == "__main__":
+    main()
