@@ -27,12 +27,12 @@ class _Conv2d(torch.autograd.Function):
         ctx: Any, input: Tensor, x: Tensor, b: Tensor, bias: Tensor | None, basis: Basis, form: Form, how: tuple
     ) -> Tensor:
         input = input.to(torch.get_autocast_dtype(input.device.type)) if autocasts(input) else input
-        basis, bias = basis.to(input), None if bias is None else bias.to(input.dtype)
-        y = F.conv2d(input, form.moved(x.to(input.dtype), b.to(input.dtype), basis), bias, *how)
+        bias = None if bias is None else bias.to(input.dtype)
+        y = F.conv2d(input, form.moved(x, b, basis).to(input.dtype), bias, *how)
         groups, seen = how[-1], basis.rank * how[-1] * y[0, 0].numel()
         compressed = form.kind == "filter" and seen < input[0].numel()
         if compressed:
-            filters = basis.dense().view(basis.rank, *form.shape[1:]).repeat(groups, 1, 1, 1)
+            filters = basis.dense().to(input.dtype).view(basis.rank, *form.shape[1:]).repeat(groups, 1, 1, 1)
             kept = F.conv2d(input, filters, None, *how)
         else:
             kept = input
@@ -47,13 +47,12 @@ class _Conv2d(torch.autograd.Function):
         basis, form, how, compressed, shape = ctx.about
         for_input = for_b = for_bias = None
         if ctx.needs_input_grad[0]:
-            w = form.moved(x.to(grad.dtype), b.to(grad.dtype), basis)
-            for_input = conv2d_input(shape, w, grad, *how)
+            for_input = conv2d_input(shape, form.moved(x, b, basis).to(grad.dtype), grad, *how)
         if ctx.needs_input_grad[2] and compressed:
             g, z = (t.unflatten(1, (how[-1], -1)).flatten(3) for t in (grad, kept))  # [examples, groups, channels, hw]
             for_b = torch.einsum("ngop,ngrp->gor", g, z).reshape(b.shape).to(b.dtype)
         elif ctx.needs_input_grad[2]:
-            for_b = basis.compress(form.matrix(conv2d_weight(kept, form.shape, grad, *how))).to(b.dtype)
+            for_b = basis.compress(form.matrix(conv2d_weight(kept, form.shape, grad, *how)).to(b.dtype))
         if ctx.needs_input_grad[3]:
             for_bias = grad.sum((0, 2, 3))
         return for_input, None, for_b, for_bias, None, None, None

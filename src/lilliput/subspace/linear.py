@@ -25,14 +25,14 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, x: Tensor, b: Tensor, bias: Tensor | None, basis: Basis) -> Tensor:
         input = input.to(torch.get_autocast_dtype(input.device.type)) if autocasts(input) else input
-        basis, x_, b_ = basis.to(input), x.to(input.dtype), b.to(input.dtype)
-        z = basis.compress(input)
+        low = basis.to(input)
+        z = low.compress(input)
         ctx.save_for_backward(z, x, b)
-        ctx.basis, ctx.bias = basis, bias is not None
+        ctx.basis, ctx.low, ctx.bias = basis, low, bias is not None
         bias = None if bias is None else bias.to(input.dtype)
-        if input.numel() >= x.shape[1] ** 2:
-            return F.linear(input, basis.added(x_, b_), bias)
-        return F.linear(input, x_, bias) + z @ b_.T
+        if input.numel() >= x.shape[1] ** 2:  # added in the weight's own precision, and rounded once
+            return F.linear(input, basis.added(x, b).to(input.dtype), bias)
+        return F.linear(input, x.to(input.dtype), bias) + z @ b.to(input.dtype).T
 
     @staticmethod
     @once_differentiable
@@ -41,9 +41,10 @@ class _Linear(torch.autograd.Function):
         rows = grad.reshape(-1, grad.shape[-1])
         for_input = for_b = for_bias = None
         if ctx.needs_input_grad[0]:
-            x_, b_ = x.to(grad.dtype), b.to(grad.dtype)
-            many = len(rows) >= x.shape[1]
-            for_input = grad @ ctx.basis.added(x_, b_) if many else ctx.basis.added(grad @ x_, grad @ b_)
+            if len(rows) >= x.shape[1]:
+                for_input = grad @ ctx.basis.added(x, b).to(grad.dtype)
+            else:
+                for_input = ctx.low.added(grad @ x.to(grad.dtype), grad @ b.to(grad.dtype))
         if ctx.needs_input_grad[2]:
             for_b = (rows.T @ z.reshape(-1, z.shape[-1])).to(b.dtype)
         if ctx.bias and ctx.needs_input_grad[3]:

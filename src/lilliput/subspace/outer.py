@@ -110,7 +110,7 @@ def _next(name: str, layer: SubspaceLayer, gradients: Mapping[str, Tensor] | Non
         return seeded_basis(projection, rank, layer.form.width, seed, label, epoch)
     if not gradients or name not in gradients:
         raise ValueError(
-            f"projection=svd needs the dense gradient of {name} to change P; pass gradients={{{name!r}: ...}}, or use cd"
+            f"projection=svd needs the dense gradient of {name} to change P; give it as gradients[{name!r}], or use cd"
         )
     g = layer.form.matrix(gradients[name]).reshape(-1, layer.form.width).float()
     omega = torch.randn(min(rank + 8, len(g)), len(g), generator=generator("sketch", seed, label, epoch)).to(g)

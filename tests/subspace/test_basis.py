@@ -1,0 +1,77 @@
+"""Bases: orthonormal, unbiased, the same for whoever has the seed; and what changes of basis keep."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lilliput.subspace import Columns, Dense, leading, rotated, seeded_basis
+
+
+@pytest.mark.parametrize("projection", ["cd", "ss", "idx"])
+def test_rows_are_orthonormal(projection: str) -> None:
+    rank = 12 if projection == "idx" else 5
+    p = seeded_basis(projection, rank, 12, 0, "layer", 3).dense()
+    torch.testing.assert_close(p @ p.T, torch.eye(rank), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("projection", ["cd", "rd", "ss"])
+def test_projection_is_unbiased_up_to_its_share(projection: str) -> None:
+    draws, rank, width = 10_000, 2, 6
+    mean = sum(p.T @ p for i in range(draws) for p in [seeded_basis(projection, rank, width, i).dense()]) / draws
+    # The entries' standard error is below sqrt(2 / width) / sqrt(draws) * rank / width ~ 0.002.
+    torch.testing.assert_close(mean, rank / width * torch.eye(width), atol=0.012, rtol=0)
+
+
+@pytest.mark.parametrize("projection", ["cd", "rd", "ss"])
+def test_the_labels_decide_a_basis(projection: str) -> None:
+    one, same, other = (seeded_basis(projection, 3, 8, 0, layer, 1).dense() for layer in ("a", "a", "b"))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_coordinates_gather_and_scatter() -> None:
+    basis = seeded_basis("cd", 3, 8, 0)
+    p, x, z = basis.dense(), torch.randn(4, 8), torch.randn(4, 3)
+    assert isinstance(basis, Columns)
+    assert torch.equal(basis.compress(x), x @ p.T)
+    assert torch.equal(basis.expand(z), z @ p)
+    assert torch.equal(basis.added(x, z), x + z @ p)
+    assert p.abs().sum() == 3 and (p.abs().sum(1) == 1).all()
+
+
+@pytest.mark.parametrize("projection", ["cd", "ss", "rd"])
+def test_a_dual_in_the_same_span_means_the_same_afterwards(projection: str) -> None:
+    old = seeded_basis(projection, 4, 9, 0)
+    turn, _ = torch.linalg.qr(torch.randn(4, 4))
+    new = Dense(turn @ old.dense(), orthonormal=projection != "rd")
+    dual = torch.randn(5, 4)
+    torch.testing.assert_close(rotated(dual, old, new) @ new.dense(), dual @ old.dense(), atol=1e-5, rtol=0)
+
+
+def test_a_change_between_orthonormal_bases_is_their_product() -> None:
+    old, new, dual = seeded_basis("ss", 4, 9, 0), seeded_basis("ss", 4, 9, 1), torch.randn(5, 4)
+    torch.testing.assert_close(rotated(dual, old, new), dual @ old.dense() @ new.dense().T)
+
+
+def test_a_change_of_coordinates_is_a_signed_partial_permutation() -> None:
+    old, new = seeded_basis("cd", 4, 9, 0), seeded_basis("cd", 4, 9, 1)
+    factor = rotated(torch.eye(4), old, new)
+    assert set(factor.unique().tolist()) <= {-1.0, 0.0, 1.0}
+    assert (factor.abs().sum(0) <= 1).all() and (factor.abs().sum(1) <= 1).all()
+
+
+def test_leading_directions_of_a_sketch_are_the_gradients() -> None:
+    u, v = torch.linalg.qr(torch.randn(40, 3))[0], torch.linalg.qr(torch.randn(12, 3))[0]
+    gradient = u @ torch.diag(torch.tensor([9.0, 4.0, 2.0])) @ v.T
+    found = leading(torch.randn(11, 40) @ gradient, 3).dense()
+    torch.testing.assert_close(found.T @ found, v @ v.T, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="has no 5 singular vectors"):
+        leading(torch.randn(4, 12), 5)
+
+
+def test_what_has_no_seed_or_no_room_is_refused() -> None:
+    with pytest.raises(ValueError, match="'svd' cannot be made from a seed"):
+        seeded_basis("svd", 2, 8, 0)
+    with pytest.raises(ValueError, match="needs rank=8, not 2"):
+        seeded_basis("idx", 2, 8, 0)

@@ -1,0 +1,144 @@
+"""A loop of one's own: what the dual does over a round, and two processes against the engine."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lilliput
+from lilliput import optim
+from lilliput.algorithms.fedsub import FedSub
+from lilliput.subspace import subspace_layers
+from lilliput.tasks import Supervised
+
+TAU, ROUNDS = 3, 4
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+def batches(client: int) -> list[tuple[Tensor, Tensor]]:
+    g = torch.Generator().manual_seed(client)
+    return [(torch.randn(4, 6, generator=g) + client, torch.randint(3, (4,), generator=g)) for _ in range(TAU)]
+
+
+@pytest.mark.parametrize("dual", ["rotated", "full"])
+@pytest.mark.parametrize(
+    "options", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"optimizer": optim.Lion}]
+)
+def test_without_gradients_a_round_moves_b_by_minus_the_dual(dual: Any, options: dict[str, Any]) -> None:
+    model = network()
+    subspace = lilliput.replace_with_subspace(model, ["0", "2"], rank=2, dual=dual)
+    for own in subspace.duals.values():
+        own.normal_()
+    optimizer, schedule = lilliput.subspace_optimizer(model, lr=0.1, tau=TAU, warmup=2, steps=9, **options)
+    for _ in range(TAU):
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        optimizer.step(), schedule.step()
+    for name, layer in subspace.layers.items():
+        own = subspace.duals[name]
+        torch.testing.assert_close(layer.b.data, -(layer.basis.coordinates(own) if dual == "full" else own))
+
+
+def test_an_outer_update_of_one_process_changes_no_output() -> None:
+    model, x = network(), torch.randn(5, 6)
+    subspace = lilliput.replace_with_subspace(model, rank=2)
+    for layer in subspace.layers.values():
+        nn.init.normal_(layer.b)
+    before = model(x)
+    lilliput.outer_update(model, refresh=True)
+    torch.testing.assert_close(model(x), before)
+    assert not any(own.any() for own in subspace.duals.values())
+
+
+def test_new_bases_drop_the_momentum_of_b_alone() -> None:
+    model = network()
+    lilliput.replace_with_subspace(model, ["0"], rank=2)
+    optimizer, _ = lilliput.subspace_optimizer(model, lr=0.1, tau=TAU, momentum=0.9)
+    model(torch.randn(4, 6)).sum().backward()
+    optimizer.step()
+    layer = subspace_layers(model)["0"]
+    old = layer.basis.dense()
+    lilliput.outer_update(model, refresh=True, optimizer=optimizer)
+    assert not torch.equal(layer.basis.dense(), old)
+    assert not optimizer.state[layer.b]["momentum_buffer"].any()
+    assert optimizer.state[model[4].weight]["momentum_buffer"].any()
+
+
+def test_svd_takes_the_leading_directions_of_the_gradient() -> None:
+    model, x = network(), torch.randn(16, 6)
+    layer = lilliput.replace_with_subspace(model, ["0"], rank=2, projection="svd").layers["0"]
+    with pytest.raises(ValueError, match="projection=svd needs the dense gradient of 0"):
+        lilliput.outer_update(model, refresh=True)
+    gradient = torch.randn(8, 2) @ torch.randn(2, 6)
+    lilliput.outer_update(model, refresh=True, gradients={"0": gradient})
+    p = layer.basis.dense()
+    torch.testing.assert_close(gradient @ p.T @ p, gradient, atol=1e-4, rtol=0)
+    assert model(x).isfinite().all()
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(ValueError, match="Sequential has no layer in a subspace"):
+        lilliput.outer_update(network())
+    model = network()
+    lilliput.replace_with_subspace(model, rank=2)
+    with pytest.raises(ValueError, match="tau is 0"):
+        lilliput.subspace_optimizer(model, lr=0.1, tau=0)
+    with pytest.raises(ValueError, match="lr is 0"):
+        lilliput.subspace_optimizer(model, lr=0.0, tau=1)
+
+
+def test_a_state_dict_carries_bases_duals_and_epochs() -> None:
+    one, two = network(), network()
+    for model, seed in ((one, 0), (two, 1)):
+        lilliput.replace_with_subspace(model, rank=2, seed=seed)
+    for layer in subspace_layers(one).values():
+        nn.init.normal_(layer.b), layer.dual.normal_()  # type: ignore[union-attr]
+    lilliput.outer_update(one, refresh=True)
+    two.load_state_dict(one.state_dict())
+    x = torch.randn(4, 6)
+    assert torch.equal(one(x), two(x))
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+
+
+def own_loop(rank: int, port: int, folder: str) -> None:
+    """One of two processes: client `rank` of FedSub."""
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    model = network()
+    lilliput.replace_with_subspace(model, rank=2)
+    optimizer, _ = lilliput.subspace_optimizer(model, lr=0.1, tau=TAU)
+    for round in range(ROUNDS):
+        for x, y in batches(rank):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        lilliput.outer_update(model, refresh=round % 2 == 1)
+    torch.save({n: p.detach() for n, p in model.state_dict().items()}, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_are_the_engine(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(own_loop, (port, str(tmp_path)), nprocs=2)
+    history = lilliput.Experiment(
+        algorithm=FedSub(lr=0.1, rank=2, refresh=2), task=Supervised(network()),
+        data={c: batches(c) for c in range(2)}, rounds=ROUNDS, evaluate="none",
+    ).run("sequential")  # fmt: skip
+    for rank in range(2):
+        own = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, x in history.state["params"].items():
+            torch.testing.assert_close(own[name], x, atol=1e-6, rtol=0)
