@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lilliput.data import images, text
+from lilliput.data import images, nlg, text
 from lilliput.data.batches import ArrayBatches, Batch, Batches, ListBatches, Pooled, as_batches, pooled
 from lilliput.data.datasets import Dataset
 from lilliput.data.embedded import digits, stdlib
@@ -32,6 +32,8 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "text": text.text,
     "tinyshakespeare": text.tinyshakespeare,
     "shakespeare_roles": text.shakespeare_roles,
+    "e2e": nlg.e2e,
+    "webnlg": nlg.webnlg,
 }
 
 __all__ = [

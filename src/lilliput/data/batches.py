@@ -59,6 +59,11 @@ class ArrayBatches:
         self._size, self._transform, self._drop_last = batch_size, transform, drop_last
         self.examples = len(self._columns[0])
 
+    def like(self, change: Callable[[Tensor], Tensor]) -> ArrayBatches:
+        """The same batches of other columns."""
+        columns = [change(x) for x in self._columns]
+        return ArrayBatches(columns, self._size, transform=self._transform, drop_last=self._drop_last)
+
     def __len__(self) -> int:
         whole, rest = divmod(self.examples, self._size)
         return whole + (rest > 0 and not (self._drop_last and whole))
@@ -99,6 +104,8 @@ def pooled(parts: Sequence[Batches]) -> Batches:
     if all(isinstance(p, ArrayBatches) for p in parts):
         columns = [torch.cat(xs) for xs in zip(*(p._columns for p in parts), strict=True)]  # type: ignore[attr-defined]
         return ArrayBatches(columns, first._size, transform=first._transform)  # type: ignore[attr-defined]
+    if hasattr(first, "joined") and all(type(p) is type(first) for p in parts):
+        return first.joined(parts[1:])
     return Pooled(parts)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-KINDS = ("image", "tabular", "text")
+KINDS = ("image", "tabular", "text", "tokens")
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +20,7 @@ class Dataset:
 
     Images are (N, C, H, W), uint8 in [0, 255] or float; tables (N, features) float; texts (N, length) int64 characters
     with labels (N, length), the next character at every position.  Other labels are (N,) int64 in [0, classes).
+    Tokens (N, L) go with spans (N, 2), as in `TokenBatches`.
     Left out, `shape` is that of one input and `kind` follows from it.
     """
 
@@ -28,7 +29,7 @@ class Dataset:
     test: tuple[Tensor, ...]
     classes: int
     shape: tuple[int, ...] = ()  # of one input: (C, H, W), (features,) or (length,)
-    kind: str = ""  # image, tabular or text
+    kind: str = ""  # image, tabular, text (characters) or tokens
     mean: tuple[float, ...] | None = None  # per channel, of images scaled to [0, 1]
     std: tuple[float, ...] | None = None
     owners: Tensor | None = None  # the natural client of each training example, from 0
@@ -36,6 +37,9 @@ class Dataset:
     owner_names: tuple[str, ...] = ()
     vocabulary: str | None = None  # of texts: character i stands at place i, the last one for all others
     augment: tuple[str, ...] = ()  # what training batches of images go through unless a run says otherwise
+    tokenizer: str = ""  # of tokens: where their tokenizer comes from; `classes` is the size of its vocabulary
+    bucket: int = 1  # of tokens: batches cut from examples sorted by length at a time
+    tasks: tuple[tuple[tuple[int, ...], tuple[str, ...]], ...] = ()  # each distinct prompt of the test: what may follow
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "train", tuple(self.train))
@@ -78,7 +82,9 @@ class Dataset:
 
     @property
     def tokens_per_example(self) -> int | None:
-        """Characters or tokens of one text; None for what is no text."""
+        """Characters or (on average) tokens of one text; None for what is no text."""
+        if self.kind == "tokens":
+            return round(float(self.train[1][:, 1].double().mean())) - 1
         return self.shape[0] if self.kind == "text" else None
 
     def fingerprint(self) -> str:

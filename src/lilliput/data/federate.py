@@ -13,9 +13,11 @@ from lilliput.data.augment import Augment
 from lilliput.data.batches import ArrayBatches, Batches, Transform
 from lilliput.data.datasets import Dataset, digest
 from lilliput.data.partition import split
+from lilliput.data.token_batches import TokenBatches
 from lilliput.random import generator
 
 EVALUATION_BATCH = 512
+EVALUATION_TEXTS = 32  # logits over a vocabulary at every place are large
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +56,10 @@ def federate(
     parts = split(dataset, partition, clients, seed, **partition_options)
     own_test = {c: _kept(c, index, test_fraction, seed) for c, index in parts.items()}
     train_part = {c: index[~torch.isin(index, own_test[c])] for c, index in parts.items()}
-    plain = _transform(dataset, None)
-    kept = _batches(dataset.train, own_test, EVALUATION_BATCH, plain) if test_fraction else _owned(dataset, parts)
+    kept = _batches(dataset, dataset.train, own_test) if test_fraction else _owned(dataset, parts)
     return Federated(
-        _batches(dataset.train, train_part, batch_size, _transform(dataset, augment)),
-        ArrayBatches(dataset.test, EVALUATION_BATCH, transform=plain),
+        _batches(dataset, dataset.train, train_part, batch_size, _transform(dataset, augment)),
+        _cut(dataset, dataset.test),
         kept or None,
         parts,
         digest([*parts.values(), *train_part.values()], dataset.fingerprint()),
@@ -81,10 +82,24 @@ def _kept(client: int, index: Tensor, fraction: float, seed: int) -> Tensor:
 
 
 def _batches(
-    columns: Sequence[Tensor], parts: Mapping[int, Tensor], size: int, transform: Transform | None
-) -> dict[int, Batches]:
+    dataset: Dataset, columns: Sequence[Tensor], parts: Mapping[int, Tensor], size: int | None = None,
+    transform: Transform | None = None,
+) -> dict[int, Batches]:  # fmt: skip
     held = {client: index for client, index in parts.items() if len(index)}
-    return {c: ArrayBatches(columns, size, index=index, transform=transform) for c, index in held.items()}
+    return {c: _cut(dataset, columns, size, transform, index) for c, index in held.items()}
+
+
+def _cut(
+    dataset: Dataset, columns: Sequence[Tensor], size: int | None = None, transform: Transform | None = None,
+    index: Tensor | None = None,
+) -> Batches:  # fmt: skip
+    """Rows of columns as batches: of `size` to train on, else as they are evaluated."""
+    tokens = dataset.kind == "tokens"
+    if size is None:
+        size, transform = EVALUATION_TEXTS if tokens else EVALUATION_BATCH, _transform(dataset, None)
+    if tokens:
+        return TokenBatches(columns, size, index=index, bucket=dataset.bucket)
+    return ArrayBatches(columns, size, index=index, transform=transform)
 
 
 def _owned(dataset: Dataset, parts: Mapping[int, Tensor]) -> dict[int, Batches] | None:
@@ -95,4 +110,4 @@ def _owned(dataset: Dataset, parts: Mapping[int, Tensor]) -> dict[int, Batches] 
     if sum(map(len, mine.values())) > len(dataset.owners.unique()):
         return None
     test = {c: torch.isin(dataset.test_owners, owners).nonzero().flatten() for c, owners in mine.items()}
-    return _batches(dataset.test, test, EVALUATION_BATCH, _transform(dataset, None))
+    return _batches(dataset, dataset.test, test)

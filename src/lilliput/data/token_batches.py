@@ -1,0 +1,72 @@
+"""Batches of token sequences of different lengths, for language models: padded to the longest of each batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from lilliput.data.batches import Batch
+
+IGNORED = -100  # the label that does not count
+
+
+class TokenBatches:
+    """Token sequences, shuffled per epoch and cut into batches.
+
+    A batch is a dict of int64 (examples, longest - 1): `input_ids`; `attention_mask`, 1 where these are real; and
+    `labels`, at every place the token that follows, or -100 where that does not count.
+
+    columns: tokens (N, L), and spans (N, 2): which token is the first to count, and how many tokens there are.
+    index:   which rows are meant, all for None.
+    bucket:  how many batches are cut from examples sorted by length at a time; 1 leaves the draw as it is.
+    """
+
+    def __init__(self, columns: Sequence[Tensor], batch_size: int, *, index: Tensor | None = None, bucket: int = 1):
+        for name, value in (("batch_size", batch_size), ("bucket", bucket)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        self._columns = tuple(x if index is None else x[index] for x in columns)
+        self._size, self._bucket = batch_size, bucket
+        self.examples = len(self._columns[0])
+
+    def joined(self, others: Sequence[TokenBatches]) -> TokenBatches:
+        """These examples and those of others as one."""
+        columns = [torch.cat(xs) for xs in zip(*(part._columns for part in (self, *others)), strict=True)]
+        return TokenBatches(columns, self._size, bucket=self._bucket)
+
+    def __len__(self) -> int:
+        return -(-self.examples // self._size)
+
+    def epoch(self, generator: torch.Generator | None) -> Iterator[Batch]:
+        for rows in self._rows(generator):
+            yield self._batch(rows)
+
+    def _rows(self, generator: torch.Generator | None) -> list[Tensor]:
+        """Which rows each batch has."""
+        if generator is None:
+            order = torch.arange(self.examples)
+        else:
+            order = torch.randperm(self.examples, generator=generator)
+        if self._bucket == 1:
+            return list(order.split(self._size))
+        lengths = self._columns[1][:, 1]
+        pools = order.split(self._bucket * self._size)
+        sorted_pools = [pool[lengths[pool].argsort(stable=True)] for pool in pools]
+        batches = [rows for pool in sorted_pools for rows in pool.split(self._size)]
+        turns = range(len(batches)) if generator is None else torch.randperm(len(batches), generator=generator).tolist()
+        return [batches[i] for i in turns]
+
+    def _batch(self, rows: Tensor) -> Batch:
+        tokens, spans = (x[rows] for x in self._columns)
+        first, length = spans[:, :1], spans[:, 1:]
+        longest = int(length.max())
+        place = torch.arange(1, longest)  # of the label
+        real = place < length
+        inputs, labels = tokens[:, : longest - 1].long(), tokens[:, 1:longest].long()
+        return {
+            "input_ids": inputs.masked_fill(~real, 0),
+            "attention_mask": real.long(),
+            "labels": labels.masked_fill(~(real & (place >= first)), IGNORED),
+        }
