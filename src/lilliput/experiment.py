@@ -9,10 +9,12 @@ from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from lilliput import evaluation
 from lilliput.data.batches import as_batches, pooled
-from lilliput.engines import Engine, resolve
+from lilliput.engines import Dry, Engine, resolve
+from lilliput.engines.dry import predict
 from lilliput.engines.tuning import tuned
-from lilliput.fleet import Model, Profile
+from lilliput.fleet import Job, Model, Profile
 from lilliput.loop import Run
 from lilliput.stop import Row, Stop
 from lilliput.tree import Body, Tree, shapes
@@ -135,10 +137,13 @@ class Experiment:
     def run(self, engine: str | Engine = "auto", resume: bool = False) -> History:
         """Run to the end (or, with `resume`, on from the folder's checkpoint) and return the history.
 
-        engine: auto, sequential, workers, or an engine object.
+        engine: auto, sequential, workers, dry (which tells what a run would cost), or an engine object.
         Raises QuorumError if too few clients answer, CheckpointError if there is nothing sound to resume.
         """
         chosen = resolve(engine)
+        if isinstance(chosen, Dry):
+            predicted = predict(self)
+            return History(predicted.rows, {}, {}, predicted.stopped)
         with tuned(self.task, getattr(chosen, "threads", 1)) as report:
             run = Run(self, chosen, resume)
             try:
@@ -146,6 +151,15 @@ class Experiment:
                 return History(run.rows, run.state, run.models, run.stopped, report)
             finally:
                 run.engine.close()
+
+    def job(self, run: str) -> Job:
+        """What server and devices agree on before a run of this name starts."""
+        given = self.profiles if isinstance(self.profiles, Mapping) else dict.fromkeys(self.data, self.profiles)
+        profiles = {c: given.get(c) or Profile() for c in self.data}
+        return Job(
+            run, self.algorithm, self.task, self.data, profiles, self.seed, self.rounds, self.codec,
+            self.client_test or {}, {"evaluate": evaluation.evaluate},
+        )  # fmt: skip
 
     def _start(self) -> Body:
         state = self.algorithm.init(self.task)

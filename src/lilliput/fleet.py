@@ -199,8 +199,19 @@ class Response:
     cause: BaseException | None = None
 
 
+class Computed(NamedTuple):
+    """What a handler gave back, and what it took."""
+
+    reply: Body
+    state: Body
+    flops: float
+    peak_memory_bytes: int
+
+
 class Device:
     """The device's half of every engine: runs handlers over client state, staged until the round is committed."""
+
+    meter: type[Meter] = Meter
 
     def __init__(self, job: Job, device: torch.device | str = "cpu", clone: bool = False):
         """`clone`: messages live in a buffer that will be reused, so what a state keeps of them must be copied."""
@@ -235,16 +246,11 @@ class Device:
         before = self._states.get(c, {})
         client = self._client(c, tag.round)
         decoded = time.perf_counter()
-        with (
-            Meter(self._costs, request.handler, message, before) as meter,
-            random.seeded(job.seed, tag.round, c, tag.call),
-        ):
-            reply, after = job.handler(request.handler)(client, before, message)
-        meter.keep(reply, after)
-        if meter.peak_memory_bytes > client.profile.memory_bytes:
-            missing = (meter.peak_memory_bytes - client.profile.memory_bytes) / 2**20
+        reply, after, flops, peak = self._computed(request, client, before, message)
+        if peak > client.profile.memory_bytes:
+            missing = (peak - client.profile.memory_bytes) / 2**20
             raise MemoryError(
-                f"needs {meter.peak_memory_bytes / 2**20:.1f} MiB, {missing:.1f} MiB more than the device has; "
+                f"needs {peak / 2**20:.1f} MiB, {missing:.1f} MiB more than the device has; "
                 f"choose a smaller model, slice or batch"
             )
         computed = time.perf_counter()
@@ -258,7 +264,17 @@ class Device:
             "compute": computed - decoded,
             "encode": time.perf_counter() - computed,
         }
-        return Response(c, reply, None, seconds, meter.flops, meter.peak_memory_bytes)
+        return Response(c, reply, None, seconds, flops, peak)
+
+    def _computed(self, request: Request, client: Client, before: Body, message: Body) -> Computed:
+        job, tag = self.job, request.tag
+        with (
+            self.meter(self._costs, request.handler, message, before) as meter,
+            random.seeded(job.seed, tag.round, client.id, tag.call),
+        ):
+            reply, after = job.handler(request.handler)(client, before, message)
+        meter.keep(reply, after)
+        return Computed(reply, after, meter.flops, meter.peak_memory_bytes)
 
     def _client(self, c: int, round: int) -> Client:
         job = self.job

@@ -7,13 +7,13 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lilliput import checkpoint, evaluation
 from lilliput.engines import Engine, Round
-from lilliput.fleet import Job, Model, Profile
+from lilliput.fleet import Model
 from lilliput.stop import Row, stale
 from lilliput.store import Store, write
 
@@ -32,12 +32,7 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
         saved = self._find(resume)
         run = saved.run if saved else uuid.uuid4().hex[:12]
-        profiles = e.profiles if isinstance(e.profiles, Mapping) else {c: e.profiles or Profile() for c in e.data}
-        profiles = {c: profiles[c] if c in profiles else Profile() for c in e.data}
-        handlers = {"evaluate": evaluation.evaluate}
-        self.job = Job(
-            run, e.algorithm, e.task, e.data, profiles, e.seed, e.rounds, e.codec, e.client_test or {}, handlers
-        )
+        self.job = e.job(run)
         self.store = Store(self.folder / "checkpoint" if self.folder else None, e.store_bytes)
         self.rows: list[Row] = []
         self.done, self.attempt, self.stopped = 0, 0, ""

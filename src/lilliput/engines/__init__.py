@@ -7,12 +7,13 @@ from typing import Any
 
 from lilliput.engines.auto import Auto
 from lilliput.engines.base import Engine, QuorumError, Round
+from lilliput.engines.dry import Dry
 from lilliput.engines.sequential import Sequential
 from lilliput.engines.workers import Workers
 
-ENGINES: dict[str, Callable[..., Engine]] = {"auto": Auto, "sequential": Sequential, "workers": Workers}
+ENGINES: dict[str, Callable[..., Engine]] = {"auto": Auto, "sequential": Sequential, "workers": Workers, "dry": Dry}
 
-__all__ = ["ENGINES", "Auto", "Engine", "QuorumError", "Round", "Sequential", "Workers", "resolve"]
+__all__ = ["ENGINES", "Auto", "Dry", "Engine", "QuorumError", "Round", "Sequential", "Workers", "resolve"]
 
 
 def resolve(engine: str | Engine, **options: Any) -> Engine:

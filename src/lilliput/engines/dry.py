@@ -1,0 +1,205 @@
+"""Prediction: a method's own rounds over tensors without values, on the ledger of every other engine.
+
+What travels is exact: bytes depend on names, shapes and types alone.  A device runs one step of every kind that a call
+has, and the rest of the call costs as much again; what is done by one client is not done again for another of the same
+message, state and batches.  So what a handler sends may depend on these, not on the round's number or the client's id.
+Memory and FLOPs are those of the instrument that measures real runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+
+from lilliput.data.batches import ArrayBatches, Batches, ListBatches
+from lilliput.engines.base import QuorumError, Round
+from lilliput.engines.ghosts import Copies, Ghosts, copied, is_ghost
+from lilliput.engines.prediction import Prediction, RoundCost
+from lilliput.engines.sequential import Sequential
+from lilliput.fleet import Client, Computed, Device, Job, Request
+from lilliput.ledger import Ledger, Meter
+from lilliput.store import Store
+from lilliput.tree import Body, mapped, tensors
+
+Out = TypeVar("Out")
+
+
+class Dry(Sequential):
+    """Trains nothing: tells what a run would cost.  `device` is of no account."""
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        super().__init__()
+
+    def __repr__(self) -> str:
+        return "Dry()"
+
+    def open(self, job: Job) -> None:
+        self._device: DryDevice = DryDevice(job)
+
+    @property
+    def short(self) -> dict[int, int]:
+        """Bytes of memory that clients were found to lack."""
+        return self._device.short
+
+
+def predict(experiment: Any, rounds: int | None = None) -> Prediction:
+    """What an experiment's first `rounds` rounds would cost, all of them by default.
+
+    Its model and its data may lie on the meta device.  Nothing is evaluated, and nothing written.
+    """
+    engine, found, stopped = Dry(), [], ""
+    try:
+        for ledger, examples in ledgers(experiment, engine, rounds):
+            found.append(RoundCost.of(ledger, examples))
+    except QuorumError as error:
+        if not engine.short:
+            raise
+        stopped = str(error)
+    return Prediction(tuple(found), len(experiment.data), experiment.rounds, dict(engine.short), stopped)
+
+
+def ledgers(experiment: Any, engine: Dry, rounds: int | None = None) -> Iterator[tuple[Ledger, int]]:
+    """The ledger of each round, and the examples that it trains on."""
+    e, ghosts = experiment, Ghosts()
+    with ExitStack() as stack:
+        stack.enter_context(ghosts)
+        stack.enter_context(Copies(ghosts))
+        stack.enter_context(Once({}, "server", {}, {}))
+        job = haunted(e.job("dry"), ghosts)
+        engine.open(job)
+        store, state = Store(limit_bytes=sys.maxsize), e.algorithm.init(job.task)
+        for number in range(1, (rounds or e.rounds) + 1):
+            cohort = e.cohorts[number - 1] if e.cohorts else None
+            fleet = Round(engine, job, store, number, cohort=cohort, quorum=e.quorum, reply_limit=e.reply_limit)
+            state = e.algorithm.round(state, fleet)
+            fleet.commit()
+            yield fleet.ledger, sum(int(m.get("examples", n)) for n, m in fleet.metrics)
+
+
+def haunted(job: Job, ghosts: Ghosts) -> Job:
+    """The job with ghosts for its model and its data, and nothing to evaluate."""
+    task = copied(job.task, ghosts)
+    seen: dict[Any, Shapes] = {}
+    data = {c: batches_of(own, ghosts, seen) for c, own in job.data.items()}
+    codec = None if job.codec is None else Coded(job.codec, ghosts)
+    return replace(job, task=task, data=data, codec=codec, client_test={})
+
+
+class Once(Meter):
+    """Runs the first step of a kind, and counts each further one as much without running it."""
+
+    def step(self, label: Any, held: Any, run: Any) -> Any:
+        outs = self.__dict__.setdefault("_outs", {})
+        if label not in outs:
+            outs[label] = super().step(label, held, run)
+        else:
+            self.flops += self._steps[label].flops
+        return outs[label]
+
+
+class DryDevice(Device):
+    """Runs a handler once for every message, state and batches that it can be given."""
+
+    meter = Once
+
+    def __init__(self, job: Job):
+        super().__init__(job)
+        self.short: dict[int, int] = {}
+        self._known: dict[Any, Computed] = {}
+
+    def _computed(self, request: Request, client: Client, before: Body, message: Body) -> Computed:
+        data: Any = client.data
+        own = data.shapes if isinstance(data, Shapes) else (client.id, client.round)
+        key = (request.handler, signature(message), signature(before), own, client.profile)
+        computed = self._known.get(key)
+        if computed is None:
+            computed = super()._computed(request, client, before, message)
+            made = tensors({"reply": computed.reply, "state": computed.state})
+            if all(is_ghost(x) for x in made):  # else it drew something of its own
+                self._known[key] = computed
+        missing = computed.peak_memory_bytes - client.profile.memory_bytes
+        if missing > 0:
+            self.short[client.id] = max(missing, self.short.get(client.id, 0))
+        return computed
+
+
+class Coded:
+    """A codec whose draws are ghosts, and which codes what it has seen before as it did then."""
+
+    def __init__(self, codec: Any, ghosts: Ghosts):
+        self._codec, self._ghosts = codec, ghosts
+        self._known: dict[Any, Body] = {}
+
+    def encode(self, body: Body, key: tuple[object, ...]) -> Body:
+        """The coded body."""
+        return self._remembered(("encode", signature(body)), lambda: self._codec.encode(body, key))
+
+    def decode(self, body: Body) -> Body:
+        """The names, shapes and dtypes that went in."""
+        return self._remembered(("decode", signature(body)), lambda: self._codec.decode(body))
+
+    def _remembered(self, key: Any, run: Any) -> Body:
+        if key not in self._known:
+            self._ghosts.haunts = True
+            try:
+                self._known[key] = run()
+            finally:
+                self._ghosts.haunts = False
+        return self._known[key]
+
+
+def signature(body: Any) -> Any:
+    """What tells bodies apart: names, numbers, shapes and dtypes, and the values of tensors that have any."""
+    if isinstance(body, torch.Tensor):
+        values = None if is_ghost(body) else tuple(body.flatten().tolist())
+        return tuple(body.shape), body.dtype, values
+    return tuple((name, signature(x)) for name, x in body.items()) if isinstance(body, Mapping) else body
+
+
+# Data.
+
+
+class Shapes(ListBatches):
+    """Batches of ghosts, alike in every epoch."""
+
+    def __init__(self, batches: Any):
+        super().__init__(batches)
+        self.shapes = tuple(
+            signature(batch if isinstance(batch, dict) else dict(enumerate(batch))) for batch in batches
+        )
+
+
+class Drawn:
+    """Batches whose shapes depend on the draw: the real ones, drawn and forgotten."""
+
+    def __init__(self, data: Batches, ghosts: Ghosts):
+        self.examples, self._data, self._ghosts = data.examples, data, ghosts
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def epoch(self, generator: torch.Generator | None) -> Iterator[Any]:
+        """As the data's own."""
+        return (_ghostly(batch, self._ghosts) for batch in self._data.epoch(generator))
+
+
+def batches_of(data: Batches, ghosts: Ghosts, seen: dict[Any, Shapes]) -> Batches:
+    """The data as ghosts.  `seen` keeps those of clients that have as much."""
+    if isinstance(data, ListBatches):
+        return Shapes([_ghostly(batch, ghosts) for batch in data.epoch(None)])
+    if not isinstance(data, ArrayBatches):
+        return Drawn(data, ghosts)
+    alike = data.like(lambda x: ghosts.of(x))
+    key = (len(alike), alike.examples, *(signature(x) for x in next(iter(alike.epoch(None)))))
+    if key not in seen:
+        seen[key] = Shapes(list(alike.epoch(None)))
+    return seen[key]
+
+
+def _ghostly(batch: Any, ghosts: Ghosts) -> Any:
+    return mapped(batch, ghosts.of) if isinstance(batch, dict) else tuple(ghosts.of(x) for x in batch)
