@@ -82,6 +82,13 @@ def pretrained(source: str, *, attention: str = "sdpa", **options: Any) -> nn.Mo
     return _made(source, _configured(source, raw, options), place, attention)
 
 
+def empty(source: str, *, attention: str = "sdpa", **options: Any) -> nn.Module:
+    """The same model on the meta device: shapes without numbers, whatever its size."""
+    raw, _ = _source(source)
+    with torch.device("meta"):
+        return _made(source, _configured(source, raw, options), None, attention)
+
+
 def for_data(
     source: str, *, shape: Sequence[int], classes: int, layers: int | None = None, hidden: int | None = None,
     mlp: int | None = None, heads: int | None = None, positions: int | None = None, patch: int | None = None,

@@ -14,7 +14,9 @@ from lilliput.optim.rules import Moments, Options, Rule
 from lilliput.optim.states import opened, working_dtype
 from lilliput.optim.update import decays_after
 
-CHUNK = 2**17  # elements at a time on a CPU where states are coded: the scratch stays in cache
+# Elements at a time where states are coded: on a CPU the scratch stays in cache, elsewhere below half a gigabyte.
+CHUNK = 2**17
+LARGE_CHUNK = 2**24
 
 
 def step_(
@@ -69,5 +71,5 @@ def _move(w: Tensor, g: Tensor, moments: Moments, step: int, lr: float, rule: Ru
 
 
 def _parts(p: Tensor) -> Iterator[slice]:
-    size = CHUNK if p.device.type == "cpu" else max(p.numel(), 1)
+    size = CHUNK if p.device.type == "cpu" else LARGE_CHUNK
     return (slice(i, min(i + size, p.numel())) for i in range(0, p.numel(), size))
