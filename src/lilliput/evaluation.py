@@ -69,7 +69,7 @@ def spread(results: Mapping[int, tuple[int, Mapping[str, float]]], prefix: str) 
     total = sum(n for n, _ in results.values())
     for name in next(iter(results.values()))[1]:
         out[f"{prefix}{name}"] = sum(n * m[name] for n, m in results.values()) / total
-        if name != "loss":
+        if name not in ("loss", "perplexity"):
             out[f"{prefix}{name}/worst_decile"] = worst_decile([m[name] for _, m in results.values()])
     return out
 

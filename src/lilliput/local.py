@@ -135,14 +135,15 @@ def _forward(opt: Trainer, model: nn.Module, loss: Loss, batch: Any, context: An
 
 
 def _parts(batch: Any, pieces: int) -> Iterator[tuple[Any, float]]:
-    """Micro-batches with their share of the batch's examples."""
+    """Micro-batches with their share of the batch's loss (see `counted`)."""
     if pieces == 1:
         yield batch, 1.0
         return
-    total = count(batch)
+    total = counted(labels(batch))
     keys = list(batch) if isinstance(batch, dict) else None
-    for part in zip(*(x.chunk(pieces) for x in columns(batch)), strict=True):
-        yield (dict(zip(keys, part, strict=True)) if keys else part), part[0].shape[0] / total
+    for columns_of_part in zip(*(x.chunk(pieces) for x in columns(batch)), strict=True):
+        part = dict(zip(keys, columns_of_part, strict=True)) if keys else columns_of_part
+        yield part, counted(labels(part)) / total
 
 
 def _step_at_once(

@@ -2,6 +2,6 @@
 
 from lilliput.tasks.recompute import checkpointed, frozen_norms
 from lilliput.tasks.split import Split
-from lilliput.tasks.supervised import Supervised, accuracy, cross_entropy
+from lilliput.tasks.supervised import Derived, Supervised, accuracy, cross_entropy, perplexity
 
-__all__ = ["Split", "Supervised", "accuracy", "checkpointed", "cross_entropy", "frozen_norms"]
+__all__ = ["Derived", "Split", "Supervised", "accuracy", "checkpointed", "cross_entropy", "frozen_norms", "perplexity"]

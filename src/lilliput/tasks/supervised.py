@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,13 +33,28 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(-1) == labels)[counted].float().mean()
 
 
+@dataclass(frozen=True)
+class Derived:
+    """A metric that is a function of another's mean over all examples, not a mean itself."""
+
+    source: str
+    of: Callable[[float], float]
+
+
+def _exp(loss: float) -> float:
+    return math.exp(min(loss, 700.0))  # the largest that a float holds is about exp(709)
+
+
+perplexity = Derived("loss", _exp)
+
+
 class Supervised:
     """A module, a loss and metrics.  A batch is (inputs, labels), or a dict with `labels` for a model of keywords.
 
     model:    any `nn.Module`; the weights it has are where training starts.  Its forward gives logits, or a dict of
               named outputs with `logits` (and `features`, `exits`).  Only parameters that require gradients take part.
     loss:     (logits, labels) -> scalar mean over the batch.
-    metrics:  name -> (logits, labels) -> scalar mean over the batch.
+    metrics:  name -> (logits, labels) -> scalar mean over the batch, or what is `Derived` from such a mean.
     features: the submodule whose output counts as the features; the input of the last Linear by default.
     tokens_per_example: how many tokens an example of text has, for reports of tokens per second.
     """
@@ -46,7 +63,7 @@ class Supervised:
         self,
         model: nn.Module,
         loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
-        metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]] | None = None,
+        metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor] | Derived] | None = None,
         features: str | None = None,
         tokens_per_example: int | None = None,
     ):
@@ -131,6 +148,7 @@ class Supervised:
         model = self.resident(params, held, "evaluate", device)
         totals: dict[str, Tensor | float] = {}
         mass = 0
+        means = {"loss": self.criterion} | {n: m for n, m in self.metrics.items() if not isinstance(m, Derived)}
         with ExitStack() as stack:
             model.eval()
             if not held:
@@ -139,12 +157,13 @@ class Supervised:
                 batch = to_device(batch, device, model)
                 logits, y = self.outputs(model, batch)["logits"], labels(batch)
                 n = counted(y)
-                for name, metric in {"loss": self.criterion, **self.metrics}.items() if n else ():
+                for name, metric in means.items() if n else ():
                     totals[name] = totals.get(name, 0.0) + n * metric(logits, y).double()
                 mass += n
         if not mass:
             raise ValueError("there is nothing to evaluate on: the data has no examples, or no label that counts")
-        return {name: float(total) / mass for name, total in totals.items()}
+        found = {name: float(total) / mass for name, total in totals.items()}
+        return found | {n: m.of(found[m.source]) for n, m in self.metrics.items() if isinstance(m, Derived)}
 
 
 def _plain(params: Mapping[str, Tensor]) -> Tree:
