@@ -40,7 +40,7 @@ class Spaces:
     def bases(self, seed: int, epoch: int, rows: Tree | None = None) -> Bases:
         """Each layer's basis of an epoch: from the seed, or these rows where they do not come from one."""
         if rows is not None:
-            return {layer: Dense(x) for layer, x in rows.items()}
+            return {layer: Dense(x.to(self.dtype(layer))) for layer, x in rows.items()}
         if (seed, epoch) not in self._bases:
             while len(self._bases) > 1:  # the one before is what duals come from
                 del self._bases[next(iter(self._bases))]
@@ -52,9 +52,14 @@ class Spaces:
         if callable(self.projection):
             return self.projection(layer, rank, width, epoch)
         # As published, layers of one rank and width share a basis, and the rows of ss have length sqrt(width / rank).
-        basis = seeded_basis(self.projection, rank, width, seed, f"{rank}/{width}" if self.official else layer, epoch)
+        label = f"{rank}/{width}" if self.official else layer
+        basis = seeded_basis(self.projection, rank, width, seed, label, epoch, dtype=self.dtype(layer))
         long = self.official and isinstance(basis, Dense) and self.projection == "ss"
         return Dense(basis.dense() * (width / rank) ** 0.5) if long else basis
+
+    def dtype(self, layer: str) -> torch.dtype:
+        """The type of a layer's weight."""
+        return self.task.model.get_parameter(f"{layer}.weight").dtype
 
     def zeros(self, like: Tree) -> Tree:
         """b = 0 of every layer, in the type of a whole model's weights."""

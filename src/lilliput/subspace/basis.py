@@ -121,7 +121,7 @@ def _rd(rank: int, width: int, g: torch.Generator) -> Basis:
 
 def _ss(rank: int, width: int, g: torch.Generator) -> Basis:
     # The Q of a Gaussian matrix is Haar-distributed once the signs of R's diagonal are fixed.
-    q, r = torch.linalg.qr(torch.randn(width, rank, generator=g))
+    q, r = torch.linalg.qr(torch.randn(width, rank, generator=g).double())
     return Dense((q * torch.where(r.diagonal() < 0, -1.0, 1.0)).T.contiguous())
 
 
@@ -135,14 +135,14 @@ SEEDED: dict[str, Callable[[int, int, torch.Generator], Basis]] = {"cd": _cd, "r
 PROJECTIONS = (*SEEDED, "svd")
 
 
-def seeded_basis(name: str, rank: int, width: int, *labels: object) -> Basis:
+def seeded_basis(name: str, rank: int, width: int, *labels: object, dtype: torch.dtype = torch.float32) -> Basis:
     """The basis of this name and shape that the labels (seed, layer, epoch) stand for, the same everywhere.
 
     cd: signed coordinates; rd: Gaussian rows of variance 1/width; ss: uniformly random orthonormal rows; idx: identity.
     """
     if name not in SEEDED:
         raise ValueError(f"projection={name!r} cannot be made from a seed; choose {', '.join(SEEDED)}")
-    return SEEDED[name](rank, width, generator("projection", *labels))
+    return SEEDED[name](rank, width, generator("projection", *labels)).to(torch.empty((), dtype=dtype))
 
 
 def leading(sketch: Tensor, rank: int) -> Basis:

@@ -107,7 +107,7 @@ def _next(name: str, layer: SubspaceLayer, gradients: Mapping[str, Tensor] | Non
     if projection is None:
         raise ValueError(f"{name} has a basis of your own; give it the next one with layer.use(basis)")
     if projection != "svd":
-        return seeded_basis(projection, rank, layer.form.width, seed, label, epoch)
+        return seeded_basis(projection, rank, layer.form.width, seed, label, epoch, dtype=layer.weight.dtype)
     if not gradients or name not in gradients:
         raise ValueError(
             f"projection=svd needs the dense gradient of {name} to change P; give it as gradients[{name!r}], or use cd"

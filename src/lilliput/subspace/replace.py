@@ -117,7 +117,8 @@ def _subspaced(name: str, layer: Any, rank: int | float, projection: str | Choic
             return projection(name, rows, width)
         if projection not in PROJECTIONS:
             raise ValueError(f"projection={projection!r} is not one of {', '.join(PROJECTIONS)}")
-        return seeded_basis("cd" if projection == "svd" else projection, rows, width, seed, name, 0)
+        made = "cd" if projection == "svd" else projection
+        return seeded_basis(made, rows, width, seed, name, 0, dtype=layer.weight.dtype)
 
     if isinstance(layer, nn.Conv2d):
         return SubspaceConv2d(
