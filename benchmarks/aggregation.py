@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from lilliput import models
-from lilliput.engines.tuning import keep_freed_memory
 from lilliput.fleet import Reply
+from lilliput.lean.policy import keep_freed_memory
 from lilliput.submodel import reduce, weighted_mean
 from lilliput.tree import Tree
 

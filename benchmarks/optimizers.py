@@ -22,8 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput import optim
-from lilliput.engines.tuning import keep_freed_memory
-from lilliput.optim.matmul import fast
+from lilliput.lean.policy import fast, keep_freed_memory
 
 RANK = 128
 HIDDEN, MLP, LAYERS, VOCABULARY = 512, 1376, 8, 32000

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lilliput.engines.tuning import keep_freed_memory
+from lilliput.lean.policy import fast, keep_freed_memory
 from lilliput.optim import basis, pca
-from lilliput.optim.matmul import fast
 from lilliput.optim.project import Basis, project
 from optimizers import ATTENTION_AND_MLP, LAYERS, RANK, Clock, gradient
 

@@ -35,7 +35,7 @@ from lilliput import Experiment, models
 from lilliput.algorithms import FedAvg
 from lilliput.data.batches import ArrayBatches
 from lilliput.engines import Sequential
-from lilliput.engines.tuning import has_amx
+from lilliput.lean.policy import exact
 from lilliput.random import generator
 from lilliput.tasks import Supervised
 
@@ -88,7 +88,7 @@ def loop(name: str, rounds: int, turn: Callable[[], None], tuned: bool) -> list[
     if tuned:
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 1 << 30), libc.mallopt(-1, (1 << 31) - 1)
-    if fast and not has_amx():
+    if fast and exact():
         torch.set_float32_matmul_precision("medium")
     data, model = example_data(name), by_hand(name)
     with torch.no_grad():

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lilliput.lean.policy import fast
 from lilliput.optim import checkpoint, dense, options, sharded, subspace
 from lilliput.optim.groups import split
-from lilliput.optim.matmul import fast
 from lilliput.optim.project import Basis, project
 from lilliput.optim.rules import Rule
 from lilliput.optim.states import Layout, allocate, layout, opened, working_dtype

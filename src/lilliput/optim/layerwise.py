@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lilliput.lean.policy import fast
 from lilliput.optim import subspace
 from lilliput.optim.driver import SubspaceOptimizer, Work
-from lilliput.optim.matmul import fast
 from lilliput.optim.options import ranked
 from lilliput.optim.states import working_dtype
 

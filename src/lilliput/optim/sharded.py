@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lilliput.lean.policy import fast
 from lilliput.optim import dense
-from lilliput.optim.matmul import fast
 from lilliput.optim.options import ranked
 from lilliput.optim.states import allocate, layout, working_dtype
 

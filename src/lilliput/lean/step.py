@@ -1,0 +1,47 @@
+"""The loss of a language model on a batch, and the bytes that its forward pass keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lilliput.lean.modules import LABELS, patched
+
+
+def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Mean cross-entropy of a causal model of transformers; logits never exist whole if `patch` knew the model.
+
+    batch: `input_ids` and what else the forward takes, [examples, tokens], and `labels` of that shape, already shifted:
+    the label at position t is the token at t + 1, and -100 does not count.  Wrapped (DDP, FSDP, PEFT) models work too.
+    """
+    inputs = {name: x for name, x in batch.items() if name != "labels"}
+    if not patched(model):
+        logits = model(**inputs, use_cache=False).logits
+        return F.cross_entropy(logits.flatten(0, -2), batch["labels"].flatten())
+    token = LABELS.set(batch["labels"])
+    try:
+        return model(**inputs, use_cache=False).logits
+    finally:
+        LABELS.reset(token)
+
+
+def activations(model: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], Tensor] = loss) -> int:
+    """Bytes that the forward pass of this loss keeps for the backward pass: storages counted once, parameters not.
+
+    Gradients of parameters are not counted either, as `cross_entropy` makes that of the last layer early.  Works under
+    autocast, and on meta or fake tensors.
+    """
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        kept[x.untyped_storage()._cdata] = x
+        return x
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        loss(model, batch)
+    return sum(x.untyped_storage().nbytes() for key, x in kept.items() if key not in own)

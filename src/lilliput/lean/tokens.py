@@ -1,0 +1,138 @@
+"""The loss of a language model from its hidden states, without its logits ever existing whole.
+
+The logits of a chunk of tokens are made, turned into their own gradient, multiplied into the gradients of the hidden
+states and of the weight, and forgotten.  So the gradients exist after the forward pass already: no product is done
+twice, and the weight's gradient is one that the backward pass would make before any other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lilliput.lean.remake import autocast_dtype
+
+IGNORED = -100
+CHUNK = 2**25  # bytes of logits at a time: from 32 MiB on, larger products are hardly faster
+Parts = tuple[Tensor, Tensor, Tensor | None]  # hidden [tokens, n], weight [classes, n], bias [classes]
+Grads = tuple[Tensor | None, ...]
+
+
+def cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None = None,
+    *,
+    tokens: int | None = None,
+    recompute: bool = False,
+) -> Tensor:
+    """Mean cross-entropy of hidden [..., n] @ weight [classes, n].T + bias [classes] against int64 labels [...].
+
+    Labels of -100 do not count; without any that counts it is nan, as torch's.  Under autocast products are in its type
+    and the rest in float32.  tokens: logits are made for so many at a time, by default as many as fill 32 MiB.
+    recompute: do not hold gradients between forward and backward; the logits are then made twice.
+    Raises ValueError if hidden and labels differ in shape.
+    """
+    if hidden.shape[:-1] != labels.shape:
+        raise ValueError(
+            f"labels {list(labels.shape)} do not fit hidden states {list(hidden.shape)}: all but the last axis"
+        )
+    dtype = autocast_dtype(hidden)
+    size = tokens or max(64, CHUNK // (weight.shape[0] * (dtype or hidden.dtype).itemsize) // 64 * 64)
+    early = torch.is_grad_enabled() and not recompute
+    return _CrossEntropy.apply(hidden.flatten(0, -2), weight, bias, labels.flatten(), size, early, dtype)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, size: int, early: bool,
+        dtype: torch.dtype | None,
+    ) -> Tensor:  # fmt: skip
+        ctx.size, ctx.dtype = size, dtype
+        ctx.save_for_backward(hidden, weight, bias, labels)
+        wanted = ctx.needs_input_grad[:3] if early else (False, False, False)
+        with torch.autocast(hidden.device.type, enabled=False):
+            loss, grads = _sweep((hidden, weight, bias), labels, size, dtype, wanted)
+        ctx.grads = grads if early else None
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Grads:
+        *parts, labels = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():  # to be differentiated again: by the plain operations
+            return *_plain(parts, labels, ctx.dtype, grad, wanted), None, None, None, None
+        grads, ctx.grads = ctx.grads, None  # handed out once, so that they can be scaled in place
+        if grads is None:
+            _, grads = _sweep(parts, labels, ctx.size, ctx.dtype, wanted)
+        scale = grad / _count(labels).clamp(min=1)
+        scaled = [None if g is None else g.mul_(scale).to(x.dtype) for g, x in zip(grads, parts, strict=True)]
+        return *scaled, None, None, None, None
+
+
+def _sweep(
+    parts: Parts, labels: Tensor, size: int, dtype: torch.dtype | None, wanted: tuple[bool, ...]
+) -> tuple[Tensor, Grads]:
+    """The mean loss, and those gradients of the summed loss that are wanted, in float32 or wider."""
+    wide = torch.promote_types(parts[0].dtype, torch.float32)
+    grads = tuple(
+        torch.zeros_like(x, dtype=wide) if x is not None and want else None
+        for x, want in zip(parts, wanted, strict=True)
+    )
+    h, W, b = _cast(parts, dtype)
+    losses = torch.empty_like(labels, dtype=wide)
+    for start in range(0, len(labels), size):
+        rows = slice(start, start + size)
+        counted = labels[rows, None] != IGNORED
+        targets = labels[rows, None].where(counted, 0)
+        logits = F.linear(h[rows], W, b)
+        p = torch.softmax(logits, -1, dtype=wide)
+        # log(sum(exp(logits))) from the likeliest class, where both are exact: no second pass of exponentials.
+        total = logits.amax(1, keepdim=True) - p.amax(1, keepdim=True).log_()
+        losses[rows] = (total - logits.gather(1, targets)).where(counted, 0).squeeze(1)
+        if any(wanted):
+            slope = p.scatter_add_(1, targets, -torch.ones_like(targets, dtype=wide))
+            _add(grads, rows, slope.to(W.dtype), h[rows], W, counted)
+    return losses.sum() / _count(labels), grads
+
+
+def _add(grads: Grads, rows: slice, slope: Tensor, h: Tensor, W: Tensor, counted: Tensor) -> None:
+    """Add what a chunk with d(loss)/d(logits) = slope gives; the small factors carry the mask, not the logits."""
+    gh, gw, gb = grads
+    if gh is not None:
+        gh[rows] = (slope @ W) * counted
+    if gw is not None and slope.dtype == gw.dtype:
+        gw.addmm_(slope.mT, h * counted)
+    elif gw is not None:
+        gw += slope.mT @ (h * counted)
+    if gb is not None:
+        gb += (slope * counted).sum(0)
+
+
+def _plain(
+    parts: Parts, labels: Tensor, dtype: torch.dtype | None, grad: Tensor, wanted: tuple[bool, ...]
+) -> list[Tensor | None]:
+    with torch.enable_grad():
+        logits = F.linear(*_cast(parts, dtype))
+        loss = F.cross_entropy(logits.to(torch.promote_types(parts[0].dtype, torch.float32)), labels)
+    chosen = [x for x, want in zip(parts, wanted, strict=True) if x is not None and want]
+    grads = iter(torch.autograd.grad(loss, chosen, grad, create_graph=True))
+    return [next(grads) if want else None for want in wanted]
+
+
+def _cast(parts: Parts, dtype: torch.dtype | None) -> Parts:
+    hidden, weight, bias = parts
+    return (
+        hidden.to(dtype or hidden.dtype),
+        weight.to(dtype or weight.dtype),
+        None if bias is None else bias.to(dtype or bias.dtype),
+    )
+
+
+def _count(labels: Tensor) -> Tensor:
+    return (labels != IGNORED).sum()
