@@ -137,16 +137,16 @@ def test_the_order_of_clients_matters_to_version_two_alone() -> None:
 def test_the_server_takes_its_steps_in_the_stated_order(
     method: type, order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lilliput.algorithms import splitting
+    from lilliput.algorithms import server_end
 
     taken: list[tuple[int, int]] = []
-    step = splitting.step
+    step = server_end.step
 
-    def noted(server: Any, cut: Tensor, y: Tensor, key: Any, back: bool) -> Any:
+    def noted(server: Any, cut: Tensor, y: Tensor, key: Any, at: Any) -> Any:
         taken.append((key[2], int(key[4])))
-        return step(server, cut, y, key, back)
+        return step(server, cut, y, key, at)
 
-    monkeypatch.setattr(splitting, "step", noted)
+    monkeypatch.setattr(server_end, "step", noted)
     run(method(**SETTINGS, order=order), batches(3), rounds=1)
     every = [(c, n) for c in range(3) for n in range(2 * (1 + c)) if method is SplitFedV2 or n % 5 == 0]
     assert taken == (every if order == "sequential" else sorted(every, key=lambda at: (at[1], at[0])))

@@ -13,21 +13,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from lilliput.algorithms.device_end import begin, device_half, end, key_of, left, noisy, seen, take, total
 from lilliput.algorithms.fedavg import advance, model_sums
 from lilliput.algorithms.half import Half, Payload, gradients, plain
-from lilliput.algorithms.splitting import (
-    SplitTraining,
-    begin,
-    check_order,
-    client_half,
-    end,
-    key_of,
-    noisy,
-    seen,
-    serve,
-    take,
-    total,
-)
+from lilliput.algorithms.server_end import serve
+from lilliput.algorithms.splitting import SplitTraining, check_order
 from lilliput.fleet import Client, Fleet, Reply, on_client
 from lilliput.submodel import reduce
 from lilliput.tasks.split import portion
@@ -65,9 +55,22 @@ class CseFsl(SplitTraining):
 
     def init(self, task: Any) -> Body:
         state = super().init(task)
+        name = type(self).__name__
         if task.auxiliary_part is None:
-            name = type(self).__name__
-            raise ValueError(f"{name} needs an auxiliary head; give the task one: Split(client, server, auxiliary)")
+            raise ValueError(
+                f"{name} needs an auxiliary head; give the task one: Split(client, server, auxiliary) or "
+                "Split.of(model, at, auxiliary=1)"
+            )
+        if task.tail_part is not None:
+            raise ValueError(
+                f"{name} trains the server's part on labels, and a tail on the device keeps them there; leave the tail "
+                "to the server, or use SplitFedV1 or SplitFedV2"
+            )
+        if task.tied:
+            raise ValueError(
+                f"{name} trains the device's part on its head's loss and the server's on every q-th batch alone, so "
+                f"{next(iter(task.tied.values()))!r} has no common gradient; cut with tied='untie' or 'frozen'"
+            )
         return {**state, "server_opt": {}, "auxiliary": first_head(task)}
 
     def round(self, state: Body, fleet: Fleet) -> Body:
@@ -81,7 +84,7 @@ class CseFsl(SplitTraining):
             sums["auxiliary_delta"] = self.combine.over(state["auxiliary"])
         replies = fleet.call(self.train, down, to=fleet.sample(self.cohort))
         sums = reduce(self.served(fleet, server, replies), **sums)
-        after = self.moved(state, advance(own, sums), server)
+        after = self.moved(fleet.task, state, advance(own, sums), server)
         return {**after, "auxiliary": add(state["auxiliary"], sums["auxiliary_delta"])} if shared else after
 
     def served(self, fleet: Fleet, server: Half, replies: Iterable[Reply]) -> Iterator[Reply]:
@@ -121,7 +124,7 @@ class CseFsl(SplitTraining):
 
     def local(self, client: Client, state: Body, head: Half, learns: bool) -> tuple[Body, Body]:
         """The batches that are left of the round, with or without training the head: (reply, client state)."""
-        half = client_half(self, client, state)
+        half = device_half(self, client, state)
         reply: Body = {"cut": {}, "labels": {}}
         for n in range(total(self, client)):
             (batch,) = take(client, self, range(n, n + 1))
@@ -132,7 +135,7 @@ class CseFsl(SplitTraining):
                 reply["cut"][str(n)] = noisy(self, client, n, plain(cut))
                 reply["labels"][str(n)] = plain(labels(batch))
             state = {**state, **seen(state, [batch], loss), "next": n + 1}
-        changed, state = end(self, client, {**state, "client": half.live()})
+        changed, state = end(self, client, left(state, client=half))
         return {**reply, **changed}, state
 
 

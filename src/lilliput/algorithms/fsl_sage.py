@@ -21,9 +21,9 @@ from torch import Tensor
 
 from lilliput import random
 from lilliput.algorithms.cse_fsl import CseFsl
+from lilliput.algorithms.device_end import begin, sent, total
 from lilliput.algorithms.fedavg import advance, model_sums
 from lilliput.algorithms.half import Half, gradients
-from lilliput.algorithms.splitting import begin, sent, total
 from lilliput.fleet import Client, Fleet, Reply, on_client
 from lilliput.submodel import reduce
 from lilliput.tasks.split import portion
@@ -65,7 +65,7 @@ class FslSage(CseFsl):
         server, own = self.one_server(fleet, state), portion(fleet.task.client_part, state)
         aligner = Aligner(self, fleet, server, state)
         sums = reduce(self._rounds(fleet, server, own, aligner), **model_sums(self.combine, own))
-        return {**self.moved(state, advance(own, sums), server), **aligner.shared}
+        return {**self.moved(fleet.task, state, advance(own, sums), server), **aligner.shared}
 
     def _rounds(self, fleet: Fleet, server: Half, down: Body, aligner: Aligner) -> Iterator[Reply]:
         """Each client's round: where its head is due, the first cut up and the head down; then the rest."""

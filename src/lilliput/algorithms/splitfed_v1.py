@@ -3,19 +3,26 @@
 Per batch a device sends the activations at the cut and gets back the gradient there; the server trains a copy of its
 part for each client, and both parts are averaged at the end of the round.  This is FedAvg of the whole model, with
 the work cut in two.
+
+Where a tail stays on the device too (U-shape, section 3.1 of Vepakomma et al., https://arxiv.org/abs/1812.00564) the
+labels do as well: one more exchange per batch takes the server's activations down and the gradient at them up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+from lilliput.algorithms.device_end import begin, device_half, end, key_of, left, seen, sent, take, total
 from lilliput.algorithms.fedavg import advance, model_sums
 from lilliput.algorithms.half import Half
-from lilliput.algorithms.splitting import SplitTraining, begin, client_half, end, key_of, seen, sent, serve, take, total
+from lilliput.algorithms.server_end import attempt, passed, pulled, serve, step
+from lilliput.algorithms.splitting import SplitTraining, devices, down, joined, servers
 from lilliput.fleet import Client, Fleet, Reply, on_client
 from lilliput.submodel import reduce
-from lilliput.tasks.split import portion
+from lilliput.tasks.supervised import labels
 from lilliput.tree import Body, sub
 
 
@@ -35,39 +42,66 @@ class SplitFedV1(SplitTraining):
             raise ValueError(f"chunk is {self.chunk}; an exchange needs at least 1 batch")
 
     def round(self, state: Body, fleet: Fleet) -> Body:
-        cohort, first = fleet.sample(self.cohort), portion(fleet.task.server_part, state)
-        held = {c: {**first, **fleet.memory.get(c, {})} for c in cohort}
-        copies = {c: self.server(fleet, held[c]) for c in cohort}
+        cohort, first = fleet.sample(self.cohort), servers(fleet.task, state)
+        copies = {c: self.server(fleet, {**first, **fleet.memory.get(c, {})}) for c in cohort}
         trained = self.exchange(fleet, state, cohort, copies)
-        replies = self._whole(fleet, fleet.call(self.finish, to=trained), copies)
+        replies = self._whole(fleet, joined(fleet.call(self.finish, to=trained)), copies)
         return {**state, **advance(state, reduce(replies, **model_sums(self.combine, state)))}
 
-    def exchange(self, fleet: Fleet, state: Body, clients: list[int], servers: Mapping[int, Half]) -> list[int]:
+    def exchange(self, fleet: Fleet, state: Body, clients: list[int], copies: Mapping[int, Half]) -> list[int]:
         """Cut up, gradient down, until each client has had all its batches; those that saw it through."""
-        down, trained = portion(fleet.task.client_part, state), []
+        message, trained = down(fleet.task, devices(fleet.task, state)), []
         while clients:
-            back: dict[int, Body] = {}
-            more = set()
-            for reply in fleet.call(self.forward, down, to=clients):
-                served = serve(fleet, servers[reply.client], reply, back=True)
-                if served is not None:
-                    back[reply.client] = {"gradient": served[0], "loss": served[1]}
-                    more |= {reply.client} if reply.body["more"] else set()
+            replies = fleet.call(self.forward, message, to=clients)
+            back, more = (self._served if fleet.task.tail_part is None else self._turned)(fleet, replies, copies)
             alive = [reply.client for reply in fleet.call(self.backward, each=back)]
             trained += [c for c in alive if c not in more]
-            clients, down = [c for c in alive if c in more], {}
+            clients, message = [c for c in alive if c in more], {}
         return trained
 
+    def _served(
+        self, fleet: Fleet, replies: Iterable[Reply], copies: Mapping[int, Half]
+    ) -> tuple[dict[int, Body], set[int]]:
+        """Steps of the server on activations and labels: what each client gets back, and who has more batches."""
+        back: dict[int, Body] = {}
+        more = set()
+        for reply in replies:
+            served = serve(fleet, copies[reply.client], reply, at=fleet.task.differentiable)
+            if served is not None:
+                back[reply.client] = {"gradient": served[0], "loss": served[1]}
+                more |= {reply.client} if reply.body["more"] else set()
+        return back, more
+
+    def _turned(
+        self, fleet: Fleet, replies: Iterable[Reply], copies: Mapping[int, Half]
+    ) -> tuple[dict[int, Body], set[int]]:
+        """The same without labels: through the server's part to the tail on the device, and back."""
+        uploads = {reply.client: reply for reply in replies}
+        back: dict[int, Body] = {}
+        # A server part that all clients share must not have moved between a batch's way there and its way back.
+        shared = len({id(half) for half in copies.values()}) < len(copies)
+        for clients in [[c] for c in uploads] if shared else [list(uploads)]:
+            there = {c: attempt(fleet, c, partial(passed, fleet, copies[c], uploads[c])) for c in clients}
+            middle = {c: {"middle": found} for c, found in there.items() if found is not None}
+            for reply in fleet.call(self.turn, each=middle):
+                c = reply.client
+                found = attempt(fleet, c, partial(pulled, fleet, copies[c], uploads[c], reply))
+                if found is not None:
+                    back[c] = {"gradient": found}
+        return back, {c for c in back if uploads[c].body["more"]}
+
     def _whole(self, fleet: Fleet, replies: Iterable[Reply], copies: Mapping[int, Half]) -> Iterator[Reply]:
-        """The replies with the change of the client's server copy beside that of its own part."""
+        """The replies with the change of the client's server copy beside that of its own parts."""
         for reply in replies:
             copy, body = copies[reply.client], dict(reply.body)
             after = copy.after()
             fleet.memory[reply.client] = {"opt": self.kept(after["opt"])}
-            body["delta"] = {**body["delta"], **sub(after["params"], copy.held["params"])}
+            delta = {**body["delta"], **sub(after["params"], copy.held["params"])}
+            for mine, theirs in fleet.task.tied.items():
+                delta[theirs] = delta[theirs] + delta.pop(mine)
             if after["buffers"]:
                 body["buffer_delta"] = {**body.get("buffer_delta", {}), **sub(after["buffers"], copy.held["buffers"])}
-            yield Reply(reply.client, body, reply.examples, reply.metrics)
+            yield Reply(reply.client, {**body, "delta": delta}, reply.examples, reply.metrics)
 
     @on_client
     def forward(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
@@ -80,21 +114,36 @@ class SplitFedV1(SplitTraining):
         return {**reply, "more": numbers.stop < last}, state
 
     @on_client
+    def turn(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
+        """U-shape: a step of the tail on each batch that has passed the server, and the gradient where it came in."""
+        tail, reply = device_half(self, client, state, "tail"), {}
+        for n, batch in _numbered(self, client, state, msg["middle"]).items():
+            key = (*key_of(client, n), "tail")
+            reply[str(n)], loss = step(tail, msg["middle"][str(n)], labels(batch), key, at=None)
+            state = {**state, **seen(state, [batch], loss)}
+        return {"middle_gradient": reply}, left(state, tail=tail)
+
+    @on_client
     def backward(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
         """A step for each gradient that came back, on the forward of its batch run again."""
-        half = client_half(self, client, state)
-        numbers = range(state["next"], state["next"] + len(msg["gradient"]))
-        batches = dict(zip(numbers, take(client, self, numbers), strict=True))
+        half = device_half(self, client, state)
+        batches = _numbered(self, client, state, msg["gradient"])
 
         def run() -> None:
             for grads in [half.pull(x, key_of(client, n), msg["gradient"][str(n)]) for n, x in batches.items()]:
                 half.apply(grads)
 
         half.metered(batches.values(), run)
-        done = seen(state, batches.values(), msg["loss"])
-        return {}, {**state, **done, "next": numbers.stop, "client": half.live()}
+        done = seen(state, batches.values(), msg["loss"]) if "loss" in msg else {}
+        return {}, left({**state, **done, "next": state["next"] + len(batches)}, client=half)
 
-    @on_client(like={"delta": "params", "buffer_delta": "buffers"})
+    @on_client(like={"delta": "params", "buffer_delta": "buffers", "tied_delta": "tied"})
     def finish(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
-        """How the device's part changed in the round."""
+        """How the device's parts changed in the round."""
         return end(self, client, state)
+
+
+def _numbered(config: SplitTraining, client: Client, state: Body, like: Body) -> dict[int, Any]:
+    """The batches of the exchange under way, as many as there are in `like`."""
+    numbers = range(state["next"], state["next"] + len(like))
+    return dict(zip(numbers, take(client, config, numbers), strict=True))

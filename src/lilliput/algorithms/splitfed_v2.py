@@ -11,10 +11,9 @@ from typing import Any, ClassVar, Literal
 
 from lilliput.algorithms.fedavg import advance, model_sums
 from lilliput.algorithms.splitfed_v1 import SplitFedV1
-from lilliput.algorithms.splitting import check_order
+from lilliput.algorithms.splitting import check_order, devices, joined
 from lilliput.fleet import Fleet
 from lilliput.submodel import reduce
-from lilliput.tasks.split import portion
 from lilliput.tree import Body
 
 
@@ -42,6 +41,6 @@ class SplitFedV2(SplitFedV1):
         trained: list[int] = []
         for clients in [[c] for c in cohort] if self.order == "sequential" else [cohort]:
             trained += self.exchange(fleet, state, clients, dict.fromkeys(clients, server))
-        own = portion(fleet.task.client_part, state)
-        sums = reduce(fleet.call(self.finish, to=trained), **model_sums(self.combine, own))
-        return self.moved(state, advance(own, sums), server)
+        own = devices(fleet.task, state)
+        sums = reduce(joined(fleet.call(self.finish, to=trained)), **model_sums(self.combine, own))
+        return self.moved(fleet.task, state, advance(own, sums), server)
