@@ -224,20 +224,23 @@ def distance(algorithm: Any, rounds: int) -> float:
     return (history.state["params"]["0.weight"] - best).norm().item()
 
 
-SETTINGS: dict[str, Any] = {"lr": 0.05, "local_epochs": 10, "targets": ["0"]}
+SETTINGS: dict[str, Any] = {"lr": 0.3, "local_epochs": 4, "targets": ["0"]}
 
 
-@pytest.mark.parametrize("refresh", [1, 5])
-def test_full_duals_reach_the_optimum_where_fedavg_stalls(refresh: int) -> None:
-    assert distance(FedSub(**SETTINGS, rank=3, dual="full", refresh=refresh), 700) < 1e-10
-    assert distance(FedSub(**SETTINGS, rank=1.0, projection="idx"), 300) < 1e-10
-    assert distance(FedAvg(lr=0.05, local_epochs=10), 300) > 1e-2
+@pytest.mark.parametrize(("refresh", "rounds"), [(1, 110), (5, 180)])
+def test_full_duals_reach_the_optimum(refresh: int, rounds: int) -> None:
+    assert distance(FedSub(**SETTINGS, rank=3, dual="full", refresh=refresh), rounds) < 1e-10
+
+
+def test_in_full_dimension_it_reaches_the_optimum_where_fedavg_stalls() -> None:
+    assert distance(FedSub(**SETTINGS, rank=1.0, projection="idx"), 50) < 1e-10
+    assert distance(FedAvg(lr=0.3, local_epochs=4), 50) > 0.1
 
 
 def test_rotated_duals_forget() -> None:
     # Stated, not wished for: each change of P drops the part of the dual that the new one does not span.
-    none, rotated = (distance(FedSub(**SETTINGS, rank=3, dual=d, refresh=20), 400) for d in ("none", "rotated"))
-    assert 1e-10 < rotated < none / 5
+    none, rotated = (distance(FedSub(**SETTINGS, rank=3, dual=d, refresh=20), 100) for d in ("none", "rotated"))
+    assert 1e-4 < rotated < none / 10
 
 
 def moved_rank(**settings: Any) -> int:
