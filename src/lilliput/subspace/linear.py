@@ -1,8 +1,7 @@
 """A linear layer whose weight is W = x + b P: x is frozen, b [out, rank] is trained.
 
 dL/db = (dL/dy)^T (input P^T), so that of the input only `input P^T` is kept for the backward pass.  W is never kept:
-where the input has at least as many rows as W has columns, x + b P is made anew in each direction; elsewhere the
-low-rank product is added to the one with x, which is then less work.
+x + b P is made anew in each direction where that is less work than adding a low-rank product to the one with x.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lilliput.subspace.basis import Basis
+from lilliput.subspace.basis import Basis, Columns
 from lilliput.subspace.form import Form
 from lilliput.subspace.layer import SubspaceLayer, autocasts
 
@@ -30,7 +29,8 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(z, x, b)
         ctx.basis, ctx.low, ctx.bias = basis, low, bias is not None
         bias = None if bias is None else bias.to(input.dtype)
-        if input.numel() >= x.shape[1] ** 2:  # added in the weight's own precision, and rounded once
+        if isinstance(basis, Columns) or input.numel() >= x.shape[1] ** 2:
+            # Added in the weight's own precision, and rounded once.
             return F.linear(input, basis.added(x, b).to(input.dtype), bias)
         return F.linear(input, x.to(input.dtype), bias) + z @ b.to(input.dtype).T
 
@@ -41,7 +41,7 @@ class _Linear(torch.autograd.Function):
         rows = grad.reshape(-1, grad.shape[-1])
         for_input = for_b = for_bias = None
         if ctx.needs_input_grad[0]:
-            if len(rows) >= x.shape[1]:
+            if isinstance(ctx.basis, Columns) or len(rows) * sum(x.shape) >= x.numel():
                 for_input = grad @ ctx.basis.added(x, b).to(grad.dtype)
             else:
                 for_input = ctx.low.added(grad @ x.to(grad.dtype), grad @ b.to(grad.dtype))
