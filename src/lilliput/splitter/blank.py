@@ -38,7 +38,7 @@ class Blank(Tensor):
     def __init__(self, outline: Tensor, device: torch.device, origin: frozenset[str]):
         self.outline, self.origin = outline, origin
 
-    def __repr__(self, *, tensor_contents: Any = None) -> Any:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"Blank({tuple(self.shape)}, {self.dtype}, {sorted(self.origin)})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Blank:

@@ -46,7 +46,7 @@ def split(
         front, tail = split(model, at[1], example=example, tied=tied, shared=shared)
         client, server = split(front, at[0], example=example, tied=tied, shared=shared)
         return client, server, tail
-    with untouched(model.train()):
+    with untouched(model):
         inputs = probes(model, example, tuple(shared))
     name = place(model, at, inputs)
     try:

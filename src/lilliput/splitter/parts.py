@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,19 +67,12 @@ def everything(module: nn.Module) -> Iterator[nn.Module]:
             yield child
 
 
-class Taken(NamedTuple):
-    """What the cut module is called with, raised out of the client's forward and caught there."""
-
-    args: tuple
-    kwargs: dict[str, Any]
-
-
 class Reached(BaseException):
-    """The client's forward has come to the cut.  No Exception: nobody on the way may catch it."""
+    """A client's forward has come to its cut, about to call this module.  No Exception: nobody on the way catches it."""
 
-    def __init__(self, taken: Taken):
+    def __init__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]):
         super().__init__()
-        self.taken = taken
+        self.module, self.taken = module, (args, kwargs)
 
 
 class Client(Part):
@@ -99,15 +92,20 @@ class Client(Part):
         self.inputs: frozenset[str] = frozenset()
         self.tied: dict[str, str] = {}
 
+    @property
+    def takes(self) -> nn.Module:
+        """The module whose arguments it is called with."""
+        return self.whole[0]
+
     def reach(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Everything that the cut module is called with, by name."""
-        stop = self.cut.register_forward_pre_hook(_raise, with_kwargs=True)
-        try:
-            self.whole[0](*args, **kwargs)
-        except Reached as reached:
-            return Call(self.cut).bind(*reached.taken)
-        finally:
-            stop.remove()
+        with self.cut.register_forward_pre_hook(_raise, with_kwargs=True):
+            try:
+                self.whole[0](*args, **kwargs)
+            except Reached as reached:
+                if reached.module is not self.cut:
+                    raise  # by a part of this part
+                return Call(self.cut).bind(*reached.taken)
         raise RuntimeError(f"{type(core(self)).__name__} came to its end without calling {self.at!r}, where it is cut")
 
     def forward(self, *args: Any, **kwargs: Any) -> Payload:
@@ -124,7 +122,7 @@ class Client(Part):
 
 
 def _raise(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-    raise Reached(Taken(args, kwargs))
+    raise Reached(module, args, kwargs)
 
 
 def wire_name(name: str, inputs: Iterable[str]) -> str:

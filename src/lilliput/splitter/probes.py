@@ -47,7 +47,7 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
 def _error(model: nn.Module, inputs: Inputs) -> Exception | None:
     try:
         with torch.no_grad(), random.seeded("probe"):
-            call(model, inputs)
+            call(model.train(), inputs)
     except Exception as error:
         return error
     return None

@@ -41,6 +41,8 @@ class Call:
     """How a module's forward names what it is called with: arguments by the names in its signature."""
 
     def __init__(self, module: nn.Module):
+        while hasattr(module, "takes"):  # a client's part is called like the whole
+            module = module.takes  # type: ignore[assignment]
         self.parameters = inspect.signature(module.forward).parameters.values()
 
     def bind(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
