@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lilliput import algorithms, codecs, data, engines, models, optim, splitter, tasks
     from lilliput.experiment import Experiment, History
     from lilliput.fleet import Client, Fleet, Model, Profile, Reply, on_client
+    from lilliput.pretraining import pretrain
     from lilliput.splitter import split
     from lilliput.stop import Stop
     from lilliput.submodel import Slice
@@ -27,7 +28,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Experiment": "experiment", "History": "experiment", "Stop": "stop",
     "Client": "fleet", "Fleet": "fleet", "Model": "fleet", "Profile": "fleet", "Reply": "fleet", "on_client": "fleet",
-    "Slice": "submodel", "split": "splitter", "Body": "tree", "Tree": "tree",
+    "Slice": "submodel", "split": "splitter", "Body": "tree", "Tree": "tree", "pretrain": "pretraining",
     "SubspaceConv2d": "subspace", "SubspaceLinear": "subspace", "outer_update": "subspace",
     "replace_with_subspace": "subspace", "subspace_optimizer": "subspace",
 }  # fmt: skip
@@ -36,7 +37,7 @@ _MODULES = {"algorithms", "codecs", "data", "engines", "models", "optim", "split
 __all__ = [
     "Body", "Client", "Experiment", "Fleet", "History", "Model", "Profile", "Reply", "Slice", "Stop",
     "SubspaceConv2d", "SubspaceLinear", "Tree", "algorithms", "codecs", "data", "engines", "models", "on_client",
-    "optim", "outer_update", "replace_with_subspace", "split", "splitter", "subspace_optimizer", "tasks",
+    "optim", "outer_update", "pretrain", "replace_with_subspace", "split", "splitter", "subspace_optimizer", "tasks",
 ]  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 COMMANDS = {
     "run": "train, as key=value settings say; -m sweeps over several values",
+    "pretrain": "train a language model on one owner's text; LLaMA and others, in a fraction of the memory",
     "resume": "continue an interrupted run exactly where it stopped",
     "compare": "tables and figures of several runs",
     "evaluate": "score a run's model, or weights of your own, on the test set",

@@ -35,15 +35,25 @@ def _word(s: Settings, axis: str) -> str:
 
 def refuse_taken(s: Settings) -> None:
     """Raise ValueError if the run was given a name that another has."""
-    if s["name"] is not None and (path := place(s)).exists() and any(path.iterdir()):
+    if s["name"] is not None:
+        refuse_full(place(s))
+
+
+def refuse_full(path: Path) -> None:
+    """Raise ValueError if there is something in a folder that a new run was to have."""
+    if path.exists() and any(path.iterdir()):
         raise ValueError(f"{path} exists; go on with `lilliput resume {path}`, remove it, or choose another name=")
 
 
 def make(s: Settings) -> Path:
-    """Make the folder of a new run; a number sets those apart that start in the same second."""
+    """Make the folder of a new run."""
     refuse_taken(s)
-    folder = place(s)
-    if s["name"] is not None:
+    return fresh(place(s), named=s["name"] is not None)
+
+
+def fresh(folder: Path, named: bool) -> Path:
+    """Make a folder; unless its name was chosen, a number sets those apart that start in the same second."""
+    if named:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     for number in range(1, 1000):
@@ -56,13 +66,13 @@ def make(s: Settings) -> Path:
     raise ValueError(f"{folder} is taken a thousand times over; choose a name=")
 
 
-def write_config(folder: Path, s: Settings) -> None:
+def write_config(folder: Path, s: Any) -> None:
     """Write config.yaml, from which the run can be started again to the same bits."""
     replace(folder / CONFIG, as_yaml(s).encode())
 
 
-def as_yaml(s: Settings) -> str:
-    """The settings as text that `--config` reads."""
+def as_yaml(s: Any) -> str:
+    """Settings, which give themselves by `as_dict()`, as text that `--config` reads."""
     import yaml
 
     return yaml.safe_dump(s.as_dict(), sort_keys=False, default_flow_style=None, allow_unicode=True)
@@ -70,10 +80,15 @@ def as_yaml(s: Settings) -> str:
 
 def read_config(folder: Path) -> Settings:
     """The settings of the run in a folder.  Raises ValueError if there is none, or it is damaged."""
+    return settings(layer_of(folder))
+
+
+def layer_of(folder: Path) -> dict[str, Any]:
+    """What the config.yaml of a run says.  Raises ValueError if there is none, or it is damaged."""
     if not (folder / CONFIG).is_file():
         why = "is no run's folder: it has no config.yaml" if folder.is_dir() else "does not exist"
         raise ValueError(f"{folder} {why}; `lilliput run` starts a new run")
-    return settings(from_file(folder / CONFIG))
+    return from_file(folder / CONFIG)
 
 
 def note(folder: Path, facts: Mapping[str, Any]) -> None:

@@ -56,11 +56,11 @@ def run_help(name: str) -> str:
     if normal(name) == normal(PROFILE):
         from lilliput.fleet import Profile
 
-        lines = _lines(list(fields_of(Profile).values()), docs(Profile), f"{PROFILE}.")
+        lines = setting_lines(list(fields_of(Profile).values()), docs(Profile), f"{PROFILE}.")
         return "\n".join([f"{PROFILE}: {summary(Profile)}", *lines])
     if normal(name) in map(normal, top()):
         f = next(f for key, f in top().items() if normal(key) == normal(name))
-        return "\n".join(_lines([f], _top_docs(), ""))
+        return "\n".join(setting_lines([f], _top_docs(), ""))
     raise ValueError(f"there is no help on {name!r}{near(name, [*(own for own, _, _ in found), *top()])}")
 
 
@@ -108,7 +108,7 @@ def _shared() -> Iterable[str]:
     fields = {**top(), PROFILE: Field(PROFILE, Any, {})}
     for title, keys in GROUPS.items():
         yield f"\n{title}"
-        yield from _lines([fields[key] for key in keys], _top_docs(), "")
+        yield from setting_lines([fields[key] for key in keys], _top_docs(), "")
 
 
 def _top_docs() -> Mapping[str, str]:
@@ -120,7 +120,7 @@ def _top_docs() -> Mapping[str, str]:
 def _node(name: str, axis: Axis, target: Any) -> str:
     fields = axis.fields(target)
     own = [f for f in fields.values() if axis.key != "algorithm" or f.name not in training()]
-    lines = [f"{axis.key}={name}: {summary(target)}", *_lines(own, docs(target), f"{name}.")]
+    lines = [f"{axis.key}={name}: {summary(target)}", *setting_lines(own, docs(target), f"{name}.")]
     if not own:
         lines.append("  has no settings of its own")
     if axis.key == "algorithm":
@@ -136,7 +136,7 @@ def _axis(axis: Axis) -> str:
     return f"{section(f'{axis.key}: {axis.doc}', names)}\n{own}"
 
 
-def _lines(fields: Sequence[Field], words: Mapping[str, str], prefix: str) -> list[str]:
+def setting_lines(fields: Sequence[Field], words: Mapping[str, str], prefix: str) -> list[str]:
     """`name=default  what it means (type)` for each field, wrapped to the terminal."""
     heads = {f.name: f"  {prefix}{f.name}={_default(f)}" for f in fields}
     by_name = {f.name: f for f in fields}

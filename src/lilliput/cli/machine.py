@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "torch", "numpy", "safetensors", "rich", "pyyaml", "scikit-learn", "flwr-datasets", "datasets",
+    "torch", "numpy", "safetensors", "rich", "pyyaml", "scikit-learn", "flwr-datasets", "datasets", "transformers",
     "hydra-core", "hydra-zen", "hydra-joblib-launcher", "matplotlib", "tensorboard", "wandb",
 )  # fmt: skip
 

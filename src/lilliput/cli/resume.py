@@ -39,5 +39,10 @@ def main(argv: Sequence[str]) -> int:
         if not waiting:
             print(f"{place}: finished already", file=sys.stderr)
         for run in waiting:
+            if folders.layer_of(run).get("program") == "pretrain":
+                from lilliput.cli import pretrain
+
+                pretrain.go_on(run, changes, plain=bool(flags))
+                continue
             print(describe(go_on(run, changes, plain=bool(flags))))
     return 0

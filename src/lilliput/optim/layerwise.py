@@ -40,8 +40,8 @@ class PerLayer:
         self._factor: Tensor | None = None
         self._clipped: set[Tensor] = set()  # parameters that the measured norm has served
         self._handles = [
-            p.register_post_accumulate_grad_hook(self._hook(group))
-            for group in optimizer.param_groups
+            p.register_post_accumulate_grad_hook(self._hook(number))
+            for number, group in enumerate(optimizer.param_groups)
             for p in group["params"]
         ]
 
@@ -62,9 +62,10 @@ class PerLayer:
         if self.clip is not None and squares:
             self._factor = _clip_factor(torch.stack(squares).sum().sqrt(), self.clip)
 
-    def _hook(self, group: dict[str, Any]) -> Any:
+    def _hook(self, number: int) -> Any:
         @torch.no_grad()
         def hook(p: Tensor) -> None:
+            group = self.optimizer.param_groups[number]  # load_state_dict replaces them
             if self._norm2 is not None:
                 self._norm2.append(torch.linalg.vector_norm(p.grad, dtype=working_dtype(p.dtype)).square())
                 p.grad = None

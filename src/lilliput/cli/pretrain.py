@@ -1,0 +1,200 @@
+"""`lilliput pretrain`: train a language model on one owner's text."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from lilliput.cli import folder as folders
+from lilliput.config.layers import from_file, words
+from lilliput.config.single import read
+from lilliput.pretraining import Pretrain, Result, parallel, pretrain
+from lilliput.pretraining.published import ours
+
+HELP = """usage: lilliput pretrain [--config FILE] [--cfg] [--plain] [key=value ...]
+
+Trains a language model on one owner's text.  Each setting has a default: `lilliput pretrain` alone trains a small
+LLaMA on the source of Python's standard library.  What a model or an optimizer has of its own stands under its key.
+
+  lilliput pretrain data=text.jsonl tokenizer=gpt2 model.vocab_size=50304 steps=500
+  lilliput pretrain optimizer=galore_adamw optimizer.rank=64 lr=0.01
+  lilliput pretrain recipe=galore/llama_60m case=GaLore accumulate=8
+  torchrun --nproc_per_node 8 -m lilliput pretrain recipe=galore/llama_1b case=GaLore parallel=fsdp
+  lilliput resume runs/pretrain/llama_9m/stdlib/2026-01-31_12-00-00 steps=2000
+
+flags
+  --config FILE  settings from a YAML file, below those that are typed; a run's config.yaml repeats it
+  --cfg          print the settings and stop
+  --plain        a line per row instead of the live table
+
+settings
+{settings}
+
+Names: `lilliput list models`; optimizers: {optimizers}.
+The keys of the published script work too: model_config, total_batch_size, max_train_tokens, galore_scale, ..."""
+
+FLAGS = ("--cfg", "--plain")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; its exit status."""
+    if {"-h", "--help"} & set(argv):
+        print(_help())
+        return 0
+    layers, flags = _layers(list(argv))
+    c = settings(layers)
+    if "--cfg" in flags:
+        print(folders.as_yaml(c), end="")
+        return 0
+    with parallel.joined(c.device) as world:
+        place = _folder(c, world)
+        _run(c, place, world, resume=False, plain="--plain" in flags)
+        if world.first:
+            print(place)
+    return 0
+
+
+def settings(layers: Sequence[Mapping[str, Any]]) -> Pretrain:
+    """The settings that layers give, a recipe below all of them.  Raises ValueError for what does not go together."""
+    typed: dict[str, Any] = {}
+    for layer in layers:
+        translated, remarks = ours(layer)
+        typed = {**typed, **translated}
+        for remark in remarks:
+            print(f"lilliput: note: {remark}", file=sys.stderr)
+    typed.pop("program", None)
+    name, case = typed.pop("recipe", None), typed.pop("case", None)
+    below = _recipe(str(name), case) if name is not None else {}
+    for one, other in (("steps", "tokens"), ("tokens", "steps")):  # one typed replaces the other of a recipe
+        if typed.get(one) is not None:
+            below.pop(other, None)
+    return read(Pretrain, below, typed, command="pretrain")
+
+
+def _recipe(name: str, case: Any) -> dict[str, Any]:
+    from lilliput.recipes import find
+    from lilliput.registry import nearest
+
+    recipe = find(name, "pretrain")
+    rows = recipe.layers("full")
+    if case is None:
+        raise ValueError(f"recipe {recipe.name} has several rows; choose one with case=: {', '.join(rows)}")
+    if case not in rows:
+        raise ValueError(f"recipe {recipe.name} has no case {case!r}; {nearest(str(case), rows)}")
+    return dict(rows[str(case)])
+
+
+def go_on(place: Path, changes: Mapping[str, Any], plain: bool = False) -> Result:
+    """Continue the run in a folder where it stopped, with some settings changed."""
+    layers: list[Mapping[str, Any]] = [folders.layer_of(place)]
+    for one, other in (("steps", "tokens"), ("tokens", "steps")):
+        if one in changes:
+            layers.append({other: None})
+    c = settings([*layers, changes])
+    with parallel.joined(c.device) as world:
+        return _run(c, place, world, resume=True, plain=plain)
+
+
+def _run(c: Pretrain, place: Path, world: parallel.World, resume: bool, plain: bool) -> Result:
+    with folders.held(place) if world.first else nullcontext():
+        if world.first:
+            folders.write_config(place, c)
+            folders.note(place, _facts(c))
+        try:
+            result = pretrain(c, to=place, resume=resume, reporters=_reporters(c, place, plain) if world.first else ())
+        except BaseException as error:
+            _leave(place, error, world)
+            raise
+        if world.first:
+            folders.note(place, {"finished": _now()})
+        return result
+
+
+def _leave(place: Path, error: BaseException, world: parallel.World) -> None:
+    """Remove the folder of a run that has nothing to go on with; else tell how to go on."""
+    if (place / "checkpoint").exists() or (place / "metrics.jsonl").exists():
+        error.lilliput_folder = place  # type: ignore[attr-defined]
+    elif world.first:
+        import shutil
+
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _folder(c: Pretrain, world: parallel.World) -> Path:
+    """The folder of a new run, made by the first process and known to all."""
+    made = None
+    if world.first:
+        place = _place(c)
+        if c.name is not None:
+            folders.refuse_full(place)
+        made = str(folders.fresh(place, named=c.name is not None))
+    return Path(world.gathered(made)[0])
+
+
+def _place(c: Pretrain) -> Path:
+    """The name, or pretrain/<model>/<data>/<time>, below `folder`."""
+    root = Path(c.folder)
+    if c.name is not None:
+        return root / c.name
+    data = [c.data] if isinstance(c.data, str) else c.data
+    text = "+".join(Path(name).name for name in data)
+    return root / "pretrain" / Path(c.model).name / text / time.strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def _facts(c: Pretrain) -> dict[str, Any]:
+    """What environment.json says from the start."""
+    from lilliput.cli.machine import environment
+    from lilliput.data.corpus import corpora
+
+    train, _, parted = corpora(c.data, c.validation, c.held_out, c.text_key)
+    text = {"data": train.fingerprint(), "validation": parted}
+    return {"started": _now(), "finished": None, "command": sys.argv, **environment(), **text}
+
+
+def _reporters(c: Pretrain, place: Path, plain: bool) -> list[Any]:
+    from lilliput.config.checks import installed
+    from lilliput.report import TensorBoard, WandB
+    from lilliput.report.steps import live_steps
+
+    found: list[Any] = [live_steps(plain=plain)]
+    if c.tensorboard and installed("tensorboard"):
+        found.append(TensorBoard(place / "tb"))
+    if c.wandb:
+        found.append(WandB(place, config=c.as_dict()))
+    return found
+
+
+def _layers(rest: list[str]) -> tuple[list[dict[str, Any]], set[str]]:
+    """(layers of settings, flags) of a command line.  Raises ValueError for a flag there is not."""
+    file, flags, typed = None, set(), []
+    while rest:
+        word = rest.pop(0)
+        if word in FLAGS:
+            flags.add(word)
+        elif word == "--config" or word.startswith("--config="):
+            file = word.partition("=")[2] or (rest.pop(0) if rest else "")
+        elif word.startswith("-"):
+            name = word.lstrip("-").partition("=")[0].replace("-", "_")
+            raise ValueError(
+                f"there is no flag {word!r}; settings are written {name}=..., flags are {', '.join(FLAGS)}"
+            )
+        else:
+            typed.append(word)
+    return [*([from_file(file)] if file is not None else []), words(typed)], flags
+
+
+def _help() -> str:
+    from lilliput.cli.help import setting_lines
+    from lilliput.config.fields import docs, fields_of
+    from lilliput.pretraining.optimizers import names
+
+    shown = [f for f in fields_of(Pretrain).values() if not f.name.endswith("_options")]
+    return HELP.format(settings="\n".join(setting_lines(shown, docs(Pretrain), "")), optimizers=", ".join(names()))
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,0 +1,122 @@
+"""Several processes, as torchrun starts them: whole models side by side, or one model in shards.
+
+Side by side, each gradient is summed over the processes as soon as it is complete, as DistributedDataParallel does, but
+in place: there is no second copy of the gradients, sums do not depend on how many steps came before, and updates in the
+backward pass work too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of them."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and reports."""
+        return self.rank == 0
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(x)
+        return x
+
+    def agreed(self, yes: bool) -> bool:
+        """Whether any process says yes, told to all."""
+        return bool(self.sum(torch.tensor(float(yes), device=self.device)))
+
+    def gathered(self, value: Any) -> list[Any]:
+        """The value of every process, by rank."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+
+@contextmanager
+def joined(device: str) -> Iterator[World]:
+    """The processes that torchrun started, or this one alone.  Raises ValueError for a device that is not here."""
+    size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    where = _device(device, local)
+    if size == 1 and not dist.is_initialized():
+        yield World(device=where)
+        return
+    ours = not dist.is_initialized()
+    if ours:
+        dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), where)
+    finally:
+        if ours:
+            dist.destroy_process_group()
+
+
+def _device(name: str, local: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device={name} is none; write cpu, cuda or cuda:1") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device={name}: there is no CUDA device here; write device=cpu")
+        device = torch.device("cuda", local if device.index is None else device.index)
+    return device
+
+
+class Sums:
+    """Sums gradients over processes as they come in the backward pass."""
+
+    def __init__(self, params: Sequence[Tensor], world: World, every_pass: bool):
+        """every_pass: at once in every pass, which updates in the backward pass need; else in the last of a step."""
+        self.last = True
+        self._every_pass, self._pending = every_pass, []  # type: ignore[var-annotated]
+        if world.size > 1:
+            for p in params:
+                p.register_post_accumulate_grad_hook(self._arrived)
+
+    def _arrived(self, p: Tensor) -> None:
+        if self._every_pass:
+            dist.all_reduce(p.grad)
+        elif self.last:
+            self._pending.append(dist.all_reduce(p.grad, async_op=True))
+
+    def wait(self) -> None:
+        """Return when all sums are there."""
+        for work in self._pending:
+            work.wait()
+        self._pending.clear()
+
+
+def shard(module: nn.Module, world: World) -> nn.Module:
+    """Each block of the module (elements of its lists) and the rest in shards over all processes (FSDP2)."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for blocks in [m for m in module.modules() if isinstance(m, nn.ModuleList)]:
+        for block in blocks:
+            if any(True for _ in block.parameters()):
+                fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+    return module

@@ -1,0 +1,247 @@
+"""One execution of pre-training: the loop over steps, from the start or a checkpoint to the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lilliput import checkpoint, random
+from lilliput.data.corpus import Corpus
+from lilliput.data.sequences import IGNORED, Batch, Sequences
+from lilliput.pretraining import network, optimizers, parallel, saved
+from lilliput.pretraining.config import Pretrain, count
+from lilliput.pretraining.parallel import World
+from lilliput.pretraining.saved import Progress
+from lilliput.pretraining.schedule import factor
+from lilliput.tasks.recompute import checkpointed
+
+Row = dict[str, Any]
+
+
+class Run:
+    """What changes while a run goes: weights, optimizer, place in the text, and the lines of metrics.jsonl."""
+
+    def __init__(
+        self, c: Pretrain, model: nn.Module, tokenizer: Any, texts: tuple[Corpus, Corpus], world: World,
+        folder: Path | None = None, reporters: Sequence[Any] = (),
+    ):  # fmt: skip
+        self.c, self.model, self.world, self.texts, self.tokenizer = c, model, world, texts, tokenizer
+        self.folder, self.reporters = folder, list(reporters) if world.first else []
+        self.part = c.share(world.size)
+        self.progress, self.rows = Progress(), []  # type: ignore[var-annotated]
+        self.identity = identity(c, tokenizer, texts)
+        self.loss: nn.Module = network.LanguageLoss(model).to(world.device)
+        if c.parallel == "fsdp" and world.size > 1:
+            self.loss = parallel.shard(self.loss, world)
+        self.optimizer = optimizers.build(model, c)
+        params = [p for p in model.parameters() if p.requires_grad]
+        # FSDP2 sums gradients itself.  Hooks run in the order in which they were set: sums first, then updates.
+        self.sums = parallel.Sums(params if c.parallel == "ddp" else (), world, every_pass=c.per_layer)
+        self.layers = _per_layer(self.optimizer, c) if c.per_layer else None
+        self.params = params
+        self._recomputed: Any = checkpointed(model) if c.checkpointing else nullcontext()
+        self.stream = self._stream(texts[0])
+        self._written, self._cost = time.perf_counter(), 0.0
+
+    def _stream(self, corpus: Corpus, **options: Any) -> Sequences:
+        c, world = self.c, self.world
+        given: dict[str, Any] = {"seed": c.seed, "shuffle": c.shuffle, "rank": world.rank, "world": world.size}
+        return Sequences(corpus, self.tokenizer, c.max_length, packing=c.packing, **{**given, **options})
+
+    def restore(self, before: saved.Saved) -> None:
+        """Go on from a checkpoint; raises CheckpointError for another run's."""
+        before.check(self.identity)
+        position = before.position(self.world.rank, self.world.size, self.c.packing)
+        try:
+            network.restore(self.model, before.read(before.model))  # type: ignore[arg-type]
+            optimizers.load(self.optimizer, before.read(before.optimizer))
+        except ValueError as error:
+            raise checkpoint.CheckpointError(f"cannot go on from {before.folder}: {error}") from None
+        self.progress, self.stream = before.progress, self._stream(self.texts[0], position=position)
+
+    def to_the_end(self) -> list[Row]:
+        """Take all steps that are left; the rows of metrics.jsonl."""
+        for reporter in self.reporters:
+            reporter.start(self, self.rows)
+        try:
+            while self.progress.step < self.c.total_steps:
+                self._step()
+                self._report()
+                self._save(due=self.progress.step == self.c.total_steps)
+        finally:
+            for reporter in self.reporters:
+                reporter.end(self.rows)
+        return self.rows
+
+    def _step(self) -> None:
+        """One optimizer step on the next batch."""
+        started, before = time.perf_counter(), self.progress
+        self.loss.train()
+        parts = [self._part() for _ in range(self.c.accumulate)]
+        labels = self.world.sum(torch.stack([(p["labels"] != IGNORED).sum() for p in parts]).sum())
+        self._set_lr(before.step)
+        # Dropout draws here: keyed by the step, so that there is no generator to save.
+        torch.manual_seed(random.key(self.c.seed, "step", before.step, self.world.rank))
+        with self._recomputed:
+            loss = self._gradients(parts, labels)
+        self._update()
+        total, n = float(self.world.sum(loss)), int(labels)
+        self.progress = replace(
+            before, step=before.step + 1, tokens=before.tokens + n, loss=before.loss + total, labels=before.labels + n,
+            examples=before.examples + self.c.batch_size, seconds=before.seconds + time.perf_counter() - started,
+        )  # fmt: skip
+
+    def _part(self) -> Batch:
+        batch = self.stream.batch(self.part)
+        assert batch is not None  # the training stream does not end
+        return self._on_device(batch)
+
+    def _on_device(self, batch: Batch) -> Batch:
+        return {name: x.to(self.world.device, non_blocking=True) for name, x in batch.items()}
+
+    def _gradients(self, parts: Sequence[Batch], labels: Tensor) -> Tensor:
+        """Gradients of the mean loss over all processes' labels; this process's sum of losses."""
+        # FSDP2 averages over processes, where ours sums.
+        weight = (self.world.size if self.c.parallel == "fsdp" else 1) / labels.clamp_min(1)
+        losses = []
+        for number, part in enumerate(parts, 1):
+            self.sums.last = number == len(parts)
+            with self._precision():
+                loss = self.loss(**part)
+            (loss * weight).backward()
+            losses.append(loss.detach().double())
+        self.sums.wait()
+        return torch.stack(losses).sum()
+
+    def _precision(self) -> Any:
+        if self.c.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.world.device.type, torch.bfloat16)
+
+    def _update(self) -> None:
+        if self.layers is not None:
+            return  # it happened in the backward pass
+        if self.c.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.params, self.c.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _set_lr(self, step: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.c.lr * factor(self.c, step)
+
+    @torch.no_grad()
+    def evaluate(self) -> Row:
+        """Mean loss per token and perplexity on the validation text, up to `eval_tokens`, in evaluation mode."""
+        self.loss.eval()
+        stream = self._stream(self.texts[1], shuffle=0, repeat=False)
+        totals = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+        budget, seen = count(self.c.eval_tokens, "eval_tokens"), 0
+        while seen < budget:
+            batch = stream.batch(self.part)
+            if not self.world.agreed(batch is not None):
+                break
+            # A process whose text has ended takes part in the others' forward passes with nothing that counts.
+            batch = self._on_device(batch or self._nothing())
+            with self._precision():
+                totals += torch.stack([self.loss(**batch).double(), (batch["labels"] != IGNORED).sum()])
+            seen += self.part * self.world.size * self.c.max_length
+        loss, labels = self.world.sum(totals).tolist()
+        mean = loss / max(labels, 1)
+        return {"loss": mean, "perplexity": math.exp(min(mean, 700.0)), "eval_tokens": int(labels)}
+
+    def _nothing(self) -> Batch:
+        ids = torch.zeros(1, self.c.max_length, dtype=torch.int64)
+        return {"input_ids": ids, "labels": torch.full_like(ids, IGNORED)}
+
+    def _report(self) -> None:
+        """A line of metrics.jsonl where one is due."""
+        c, p = self.c, self.progress
+        due = p.step % c.eval_every == 0 or p.step == c.total_steps
+        for reporter in self.reporters:
+            reporter.progress(p.step, 0, 0)
+        if not due and p.step % c.log_every:
+            return
+        found: Row = {"round": p.step, **(self.evaluate() if due else {}), **self._measured()}
+        self.progress = replace(p, loss=0.0, labels=0, examples=0, seconds=0.0)
+        self._write(found)
+
+    def _measured(self) -> Row:
+        p = self.progress
+        row: Row = {
+            "train_loss": p.loss / max(p.labels, 1), "lr": self.c.lr * factor(self.c, p.step - 1), "tokens": p.tokens,
+            "epoch": self.stream.position.epoch, "seconds": p.seconds, "examples": p.examples,
+            "tokens_per_second": p.labels / p.seconds, "examples_per_second": p.examples / p.seconds,
+            "peak_memory_bytes": peak_memory(self.world.device), "state_bytes": optimizers.state_bytes(self.optimizer),
+        }  # fmt: skip
+        skipped = optimizers.skipped(self.optimizer)
+        return {**row, "skipped": skipped} if skipped else row
+
+    def _write(self, row: Row) -> None:
+        self.rows.append(row)
+        if self.folder is not None and self.world.first:
+            with open(self.folder / "metrics.jsonl", "a") as out:
+                out.write(json.dumps(row) + "\n")
+                out.flush()
+                os.fsync(out.fileno())
+        for reporter in self.reporters:
+            reporter.row(row)
+
+    def _save(self, due: bool) -> None:
+        """Save, if it is due anyway, or by the interval, or because it has become cheap."""
+        if self.folder is None:
+            return
+        every = self.c.save_every
+        if not due and every is None:
+            cheap = self.world.first and time.perf_counter() - self._written >= 20 * self._cost
+            due = self.world.agreed(cheap)  # one clock decides for all
+        if due or (every is not None and self.progress.step % every == 0):
+            self._write_checkpoint()
+
+    def _write_checkpoint(self) -> None:
+        assert self.folder is not None
+        started = time.perf_counter()
+        positions = [saved.Position(**p) for p in self.world.gathered(asdict(self.stream.position))]
+        model, optimizer = network.tensors(self.model), optimizers.state(self.optimizer)
+        if self.world.first:
+            saved.save(self.folder / "checkpoint", self.identity, self.progress, positions, model, optimizer)  # type: ignore[arg-type]
+        self._written = time.perf_counter()
+        self._cost = self._written - started
+
+
+def identity(c: Pretrain, tokenizer: Any, texts: tuple[Corpus, Corpus]) -> dict[str, Any]:
+    """What must be the same for a run to go on: its model, its text and how that is cut."""
+    words = hashlib.blake2b(json.dumps(sorted(tokenizer.get_vocab().items())).encode(), digest_size=12).hexdigest()
+    same = ("model", "model_options", "max_length", "packing", "shuffle", "seed", "optimizer", "dtype")
+    return {**{name: getattr(c, name) for name in same}, "tokenizer": words, "data": texts[0].fingerprint()}
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that were allocated on a GPU, or that this process has held in main memory; 0 if not known."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+        import sys
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    except ImportError:
+        return 0
+
+
+def _per_layer(optimizer: torch.optim.Optimizer, c: Pretrain) -> Any:
+    from lilliput import optim
+
+    assert isinstance(optimizer, optim.SubspaceOptimizer)
+    return optim.per_layer(optimizer, accumulate=c.accumulate, clip=c.clip)

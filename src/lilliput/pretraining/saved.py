@@ -1,0 +1,123 @@
+"""Checkpoints of pre-training: weights, optimizer, and where each process stands in the text.
+
+As of a federated run, a checkpoint is a folder whose manifest names its files with sizes and checksums; replacing the
+manifest is the one step that makes them count.  All other randomness is keyed by the step.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lilliput.checkpoint import CheckpointError
+from lilliput.data.sequences import Position
+from lilliput.store import File, replace, write
+from lilliput.tree import Body
+
+FORMAT, VERSION = "lilliput-pretraining", 1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run has done.
+
+    step: optimizer steps done
+    tokens: labels that counted so far, over all processes
+    loss, labels, examples, seconds: sums since the last line of metrics.jsonl
+    """
+
+    step: int = 0
+    tokens: int = 0
+    loss: float = 0.0
+    labels: int = 0
+    examples: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint: the text and model it belongs to, and the files of weights and optimizer."""
+
+    folder: Path
+    identity: dict[str, Any]
+    progress: Progress
+    positions: list[Position]  # of every process, by rank
+    model: File
+    optimizer: File
+
+    def read(self, file: File) -> Body:
+        """One of the files; raises CheckpointError that names it if it is damaged."""
+        try:
+            return file.read(self.folder)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"cannot go on from {self.folder}: {error}") from None
+
+    def check(self, identity: dict[str, Any]) -> None:
+        """Raise CheckpointError if it is of another model or text."""
+        for name, value in identity.items():
+            if self.identity.get(name) != value:
+                raise CheckpointError(
+                    f"{self.folder} belongs to another run: its {name} is {self.identity.get(name)!r}, not {value!r}; "
+                    f"go on with {name} as it was, or start from its weights alone with init="
+                )
+
+    def position(self, rank: int, world: int, packing: bool) -> Position:
+        """Where a process goes on.  Raises CheckpointError if packed text was dealt to another number of processes."""
+        if world == len(self.positions):
+            return self.positions[rank]
+        if packing:
+            raise CheckpointError(
+                f"{self.folder} was made by {len(self.positions)} processes, each with packed text of its own; "
+                f"go on with as many, not {world}"
+            )
+        return max(self.positions, key=lambda p: p.kept)  # what the last of them has passed, all have
+
+
+def save(
+    folder: Path, identity: dict[str, Any], progress: Progress, positions: list[Position], model: Body, optimizer: Body
+) -> None:
+    """Write a checkpoint and remove the one before."""
+    files = {
+        "model": write(folder, f"step-{progress.step}-model.safetensors", model),
+        "optimizer": write(folder, f"step-{progress.step}-optimizer.safetensors", optimizer),
+    }
+    manifest = {
+        "format": FORMAT, "version": VERSION, "identity": identity, "progress": asdict(progress),
+        "positions": [asdict(p) for p in positions], **{name: asdict(file) for name, file in files.items()},
+    }  # fmt: skip
+    replace(folder / "manifest.json", json.dumps(manifest).encode())
+    current = {"manifest.json", *(file.name for file in files.values())}
+    for path in folder.iterdir():
+        if path.name not in current:
+            path.unlink(missing_ok=True)
+
+
+def load(folder: Path) -> Saved | None:
+    """The checkpoint in a folder, or None.  Raises CheckpointError for one that is damaged or of another program."""
+    path = folder / "manifest.json"
+    if not path.exists():
+        return None
+    try:
+        data = json.loads(path.read_bytes())
+        if data["format"] != FORMAT:
+            raise CheckpointError(f"{path} is a checkpoint of {data['format']}, not of lilliput pretrain")
+        if data["version"] != VERSION:
+            raise CheckpointError(f"{path} has version {data['version']}; this release reads version {VERSION}")
+        positions = [Position(**{**p, "waiting": tuple(p["waiting"])}) for p in data["positions"]]
+        saved = Saved(
+            folder, dict(data["identity"]), Progress(**data["progress"]), positions,
+            *(File(str(data[name]["name"]), int(data[name]["bytes"]), int(data[name]["crc"])) for name in _FILES),
+        )  # fmt: skip
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(f"{path} is damaged; remove the folder to start again, or restore it") from None
+    for file in (saved.model, saved.optimizer):
+        if Path(file.name).name != file.name:
+            raise CheckpointError(f"{path} is damaged: a file of it lies at {file.name!r}, outside of its folder")
+        if not (folder / file.name).is_file() or (folder / file.name).stat().st_size != file.bytes:
+            raise CheckpointError(f"cannot go on from {folder}: {file.name} is missing or has another size")
+    return saved
+
+
+_FILES = ("model", "optimizer")
