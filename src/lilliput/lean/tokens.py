@@ -16,7 +16,7 @@ from torch import Tensor
 from lilliput.lean.remake import autocast_dtype
 
 IGNORED = -100
-CHUNK = 2**25  # bytes of logits at a time: from 32 MiB on, larger products are hardly faster
+CHUNK = 2**23  # logits at a time, 32 MiB of float32: from there on larger products are hardly faster
 Parts = tuple[Tensor, Tensor, Tensor | None]  # hidden [tokens, n], weight [classes, n], bias [classes]
 Grads = tuple[Tensor | None, ...]
 
@@ -41,10 +41,10 @@ def cross_entropy(
         raise ValueError(
             f"labels {list(labels.shape)} do not fit hidden states {list(hidden.shape)}: all but the last axis"
         )
-    dtype = autocast_dtype(hidden)
-    size = tokens or max(64, CHUNK // (weight.shape[0] * (dtype or hidden.dtype).itemsize) // 64 * 64)
+    size = tokens or max(64, CHUNK // weight.shape[0] // 64 * 64)  # whole tiles of the kernels
     early = torch.is_grad_enabled() and not recompute
-    return _CrossEntropy.apply(hidden.flatten(0, -2), weight, bias, labels.flatten(), size, early, dtype)
+    flat = hidden.flatten(0, -2), weight, bias, labels.flatten()
+    return _CrossEntropy.apply(*flat, size, early, autocast_dtype(hidden))
 
 
 class _CrossEntropy(torch.autograd.Function):
