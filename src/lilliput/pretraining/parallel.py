@@ -41,6 +41,11 @@ class World:
         """Whether any process says yes, told to all."""
         return bool(self.sum(torch.tensor(float(yes), device=self.device)))
 
+    def wait(self) -> None:
+        """Return when all processes have come here."""
+        if self.size > 1:
+            dist.barrier()
+
     def gathered(self, value: Any) -> list[Any]:
         """The value of every process, by rank."""
         if self.size == 1:

@@ -62,6 +62,10 @@ class Run:
     def restore(self, before: saved.Saved) -> None:
         """Go on from a checkpoint; raises CheckpointError for another run's."""
         before.check(self.identity)
+        if len(steps := set(self.world.gathered(before.progress.step))) > 1:
+            raise checkpoint.CheckpointError(
+                f"processes see checkpoints of steps {sorted(steps)}; share {before.folder}"
+            )
         position = before.position(self.world.rank, self.world.size, self.c.packing)
         try:
             network.restore(self.model, before.read(before.model))  # type: ignore[arg-type]
@@ -216,6 +220,7 @@ class Run:
         model, optimizer = network.tensors(self.model), optimizers.state(self.optimizer)
         if self.world.first:
             saved.save(self.folder / "checkpoint", self.identity, self.progress, positions, model, optimizer)  # type: ignore[arg-type]
+        self.world.wait()  # whoever goes on finds it written
         self._written = time.perf_counter()
         self._cost = self._written - started
 
