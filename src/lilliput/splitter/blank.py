@@ -7,14 +7,15 @@ positions, rotary tables) comes out real, and what depends on anything private i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
-_READS = {torch.ops.aten._local_scalar_dense.default: 0, torch.ops.aten.equal.default: False}
+READS = {torch.ops.aten._local_scalar_dense.default: 0, torch.ops.aten.equal.default: False}
 
 
 class Blank(Tensor):
@@ -49,25 +50,37 @@ class Blank(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        if func in _READS:  # a decision in Python: blank tensors decide as zeros, the same on every batch
-            return _READS[func]
+        if func in READS:  # a decision in Python: blank tensors decide as zeros, the same on every batch
+            return READS[func]
         inputs = [x for x in _leaves((args, kwargs or {})) if isinstance(x, Tensor)]
         blanks = [x for x in inputs if isinstance(x, Blank)]
         origin = frozenset().union(*(x.origin for x in blanks))
         if func._schema.is_mutable and not isinstance(inputs[0], Blank):
             raise ValueError(f"what the server computes depends on {listed(origin)}")
         args, kwargs = tree_map(_outline, (args, kwargs or {}))
-        device = kwargs.get("device") or blanks[0].device
+        # A part that was cut on the meta device and then given weights has blank parameters that stay there.
+        places = [x.device for x in blanks if x.device.type != "meta"]
+        device = kwargs.get("device") or (places[0] if places else blanks[0].device)
         if "device" in kwargs:
             kwargs["device"] = torch.device("meta")
-        out = func(*args, **kwargs)
+        with torch._C._DisableTorchDispatch():  # whoever counts or fakes operations: these are none
+            out = func(*args, **kwargs)
         if func._schema.is_mutable and isinstance(out, Tensor):
             return inputs[0]
         return tree_map(lambda x: Blank(x, device, origin) if isinstance(x, Tensor) else x, out)
 
 
 def _outline(x: Any) -> Any:
-    return x.outline if isinstance(x, Blank) else x.to("meta") if isinstance(x, Tensor) else x
+    if isinstance(x, Blank):
+        return x.outline
+    return _meta(x.shape, x.dtype, x.stride()) if isinstance(x, Tensor) else x
+
+
+def _meta(shape: Sequence[int], dtype: torch.dtype, stride: Sequence[int] | None = None) -> Tensor:
+    with torch._C._DisableTorchDispatch():
+        if stride is None:
+            return torch.empty(shape, dtype=dtype, device="meta")
+        return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
 
 
 def listed(origin: frozenset[str]) -> str:
@@ -78,7 +91,7 @@ def listed(origin: frozenset[str]) -> str:
 
 def blank(shape: Any, dtype: torch.dtype, device: torch.device, origin: Any) -> Blank:
     """A blank tensor of this shape."""
-    return Blank(torch.empty(shape, dtype=dtype, device="meta"), device, frozenset(origin))
+    return Blank(_meta(shape, dtype), device, frozenset(origin))
 
 
 def blanked(x: Tensor, *origin: str) -> Blank:
@@ -119,7 +132,8 @@ class Outline:
         key = (kinds, tuple(kwargs), self.module.training, torch.is_autocast_enabled("cpu"))
         if key in self.known:
             return tree_map(self._fresh, self.known[key])
-        out = tree_map(self._fresh, forward(self.module, *args, **kwargs))
+        with _disable_current_modes():  # nothing is computed here, and nobody is to count it
+            out = tree_map(self._fresh, forward(self.module, *args, **kwargs))
         if all(isinstance(x, Blank) or not isinstance(x, Tensor) for x in _leaves(out)):
             self.known[key] = out
         return out

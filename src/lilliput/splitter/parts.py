@@ -68,7 +68,7 @@ def everything(module: nn.Module) -> Iterator[nn.Module]:
 
 
 class Reached(BaseException):
-    """A client's forward has come to its cut, about to call this module.  No Exception: nobody on the way catches it."""
+    """A client's forward has come to its cut, about to call this module.  No Exception: nobody may catch it."""
 
     def __init__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]):
         super().__init__()

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from lilliput.registry import nearest as similar
-from lilliput.splitter.probes import Inputs, call
+from lilliput.splitter.probes import SHARED, Inputs, call, probes
 from lilliput.splitter.trace import events
 from lilliput.splitter.verify import untouched
 
 
-def place(model: nn.Module, at: Any, batches: tuple[Inputs, Inputs]) -> str:
+def place(model: nn.Module, at: Any, batch: Inputs) -> str:
     """The module that a cut named `at` comes before: a name or a unique ending of one, or a number of blocks."""
     if isinstance(at, bool) or not isinstance(at, int | str):
-        raise ValueError(f"at is {at!r}; name a module, or say how many blocks stay with the client")
+        raise ValueError(f"at is {at!r}; name a module, say how many blocks stay with the client, or give a budget")
     if isinstance(at, int):
-        where = boundaries(model, batches[0])
+        where = boundaries(model, batch)
         if not 0 <= at < len(where):
             last = len(where) - 1
-            raise ValueError(f"at={at} blocks is not within the {last} of {type(model).__name__}; choose 0 to {last}")
+            raise ValueError(f"at={at} blocks is not within the {last} of the model; choose 0 to {last}")
         return where[at]
-    names = [name for name, _ in model.named_modules() if name == at or name.endswith(f".{at}")]
-    exact = [name for name in names if name == at] or names
-    if len(exact) == 1:
-        return exact[0]
-    if names:
+    everything = [name for name, _ in model.named_modules() if name]
+    names = [n for n in everything if n == at] or [n for n in everything if n.endswith(f".{at}")]
+    if not names:
+        raise ValueError(f"at={at!r} names no module; {similar(at, everything)}")
+    if len(names) > 1:
         raise ValueError(f"at={at!r} is the ending of {', '.join(names[:4])}; say which")
-    raise ValueError(f"at={at!r} names no module; {similar(at, [n for n, _ in model.named_modules()])}")
+    return names[0]
 
 
 def boundaries(model: nn.Module, batch: Inputs) -> list[str]:
@@ -39,20 +38,47 @@ def boundaries(model: nn.Module, batch: Inputs) -> list[str]:
     Blocks are the members of lists (ModuleList, Sequential) that are of the class that the longest list is made of.
     Raises ValueError for a model that has none.
     """
-    with untouched(model), events(model) as seen:
-        call(model.train(), batch)
-    order = list(dict.fromkeys(name for name, entered in seen if entered))
+    seen = run(model, batch)
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList | nn.Sequential)]
-    counts = [Counter(type(child) for child in m) for m in lists]
-    if not any(counts):
-        raise ValueError(f"{type(model).__name__} has no list of blocks to count; name the module to cut before")
-    kind = max((c.most_common(1)[0] for c in counts if c), key=lambda pair: pair[1])[0]
-    members = {id(child) for m in lists for child in m if type(child) is kind}
+    kinds = Counter({type(child): 0 for m in lists for child in m})
+    for m in lists:
+        for kind, count in Counter(type(child) for child in m).items():
+            kinds[kind] = max(kinds[kind], count)
+    members = {id(child) for m in lists for child in m if kinds and type(child) is kinds.most_common(1)[0][0]}
+    order = list(dict.fromkeys(name for name, entered in seen if entered))
     blocks = [name for name in order if id(model.get_submodule(name)) in members]
-    last = next(i for i, (name, entered) in enumerate(seen) if name == blocks[-1] and not entered)
+    if not blocks:
+        raise ValueError("the model has no list of blocks to count; name the module to cut before")
+    last = max(i for i, event in enumerate(seen) if event == (blocks[-1], False))
     after = next((name for name, entered in seen[last:] if entered), None)
     return [*blocks, after] if after else blocks
 
 
-def nearest(model: nn.Module, at: str, batches: tuple[Inputs, Inputs], shared: Sequence[str]) -> str:
-    return ""
+def candidates(model: nn.Module, batch: Inputs) -> list[str]:
+    """Where a cut may be looked for, in the order of calls: boundaries of blocks; without blocks, before any module."""
+    try:
+        return boundaries(model, batch)
+    except ValueError:
+        counts = Counter(name for name, entered in run(model, batch) if entered and name)
+        return [name for name, count in counts.items() if count == 1]
+
+
+def run(model: nn.Module, batch: Inputs) -> list[tuple[str, bool]]:
+    """What a forward calls, and where it returns."""
+    with untouched(model), events(model) as seen:
+        call(model.train(), batch)
+    return seen
+
+
+def by_distance(model: nn.Module, at: str, batch: Inputs) -> list[str]:
+    """Candidates other than `at`, those first that are called soonest before or after it."""
+    order = list(dict.fromkeys(name for name, entered in run(model, batch) if entered))
+    here = next((i for i, name in enumerate(order) if name == at or name.startswith(f"{at}.")), 0)
+    found = [name for name in candidates(model, batch) if name != at]
+    return sorted(found, key=lambda name: abs(order.index(name) - here))
+
+
+def middle(model: nn.Module, example: Any = None) -> str:
+    """The module in the middle of those that a model can be cut before."""
+    where = candidates(model, probes(model, example, SHARED)[0])
+    return where[len(where) // 2]

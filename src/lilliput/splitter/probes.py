@@ -23,12 +23,12 @@ def probes(model: nn.Module, example: Any, shared: tuple[str, ...]) -> tuple[Inp
 
     example: a tensor, a tuple of positional or a dictionary of keyword inputs; made from the model for None.
     """
-    named = _named(model, guess(model) if example is None else example)
-    made = [_batch(named, shared, n, None) for n in EXAMPLES]
-    length = max((x.shape[1] for x in leaves(named).values() if _sequence(x)), default=1)
+    given = named(model, example)
+    made = [_batch(given, shared, n, None) for n in EXAMPLES]
+    length = max((x.shape[1] for x in leaves(given).values() if _sequence(x)), default=1)
     if length > 1:
         lengths = [min(length - i, most) for i, most in enumerate(LENGTHS)]
-        shorter = [_batch(named, shared, n, most) for n, most in zip(EXAMPLES, lengths, strict=True)]
+        shorter = [_batch(given, shared, n, most) for n, most in zip(EXAMPLES, lengths, strict=True)]
         if all(_error(model, inputs) is None for inputs in shorter):  # a model of one length keeps it
             made = shorter
     for inputs in made:
@@ -53,7 +53,9 @@ def _error(model: nn.Module, inputs: Inputs) -> Exception | None:
     return None
 
 
-def _named(model: nn.Module, example: Any) -> Inputs:
+def named(model: nn.Module, example: Any) -> Inputs:
+    """The inputs that an example gives, by name and where the model is; made from the model for None."""
+    example = guess(model) if example is None else example
     if isinstance(example, dict):
         # Labels are the loss's, which is computed outside of the model.
         args, kwargs = (), {name: x for name, x in example.items() if name != "labels"}
@@ -69,10 +71,10 @@ def _sequence(x: Any) -> bool:
     return isinstance(x, Tensor) and x.dim() == (3 if x.is_floating_point() else 2)
 
 
-def _batch(named: Inputs, shared: tuple[str, ...], examples: int, length: int | None) -> Inputs:
+def _batch(given: Inputs, shared: tuple[str, ...], examples: int, length: int | None) -> Inputs:
     """Inputs like these for so many examples of this length; the last size's masks are padded to the right."""
     generator = random.generator("probe", examples)
-    rows = next(x.shape[0] for x in leaves(named).values() if isinstance(x, Tensor))
+    rows = next(x.shape[0] for x in leaves(given).values() if isinstance(x, Tensor))
 
     def one(name: str, x: Any) -> Any:
         if not isinstance(x, Tensor) or x.dim() == 0 or x.shape[0] != rows:
@@ -87,7 +89,7 @@ def _batch(named: Inputs, shared: tuple[str, ...], examples: int, length: int | 
             return (torch.arange(x.shape[1])[None] < keep).to(x)
         return x
 
-    return mapped(named, one)
+    return mapped(given, one)
 
 
 def guess(model: nn.Module) -> Any:
@@ -105,7 +107,7 @@ def guess(model: nn.Module) -> Any:
         if isinstance(module, nn.Conv2d):
             for side in (32, 28, 224, 64, 96, 8):
                 images = torch.randn(2, module.in_channels, side, side, generator=random.generator("guess"))
-                if _error(model, _named(model, images)) is None:
+                if _error(model, named(model, images)) is None:
                     return images
     raise ValueError(f"what {type(core(model)).__name__} takes cannot be told from it; pass example=a batch of inputs")
 

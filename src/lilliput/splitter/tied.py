@@ -22,10 +22,14 @@ from lilliput.splitter.trace import states
 Tied = Literal["untie", "frozen", "sync"]
 
 
-def tie(model: nn.Module, client: Client, server: Server, tied: Tied) -> None:
-    """Do as the option says with what both parts have; ValueError for an option there is not."""
+def check_option(tied: str) -> None:
+    """Raise ValueError for an option that there is not."""
     if tied not in ("untie", "frozen", "sync"):
         raise ValueError(f"tied is {tied!r}; choose untie, frozen or sync")
+
+
+def tie(model: nn.Module, client: Client, server: Server, tied: Tied) -> None:
+    """Do as the option says with what both parts have."""
     first: dict[int, str] = {}
     mine = {name for name, *_ in states(client)}
     parameters = {name: x for name, x, _, kind in states(model) if kind == "_parameters"}
