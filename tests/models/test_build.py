@@ -180,9 +180,8 @@ def test_a_text_longer_than_the_positions_is_refused():
 
 
 def test_models_know_nothing_of_the_rest():
+    known = ("lilliput.lean", "lilliput.models.", "lilliput.registry", "lilliput.sources")
     for path in Path(lilliput.models.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lilliput"):
-                assert node.module in ("lilliput.registry", "lilliput.sources") or node.module.startswith(
-                    "lilliput.models."
-                ), path.name
+                assert node.module.startswith(known), path.name

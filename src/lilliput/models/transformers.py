@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lilliput.lean import patch as made_lean
 from lilliput.models.hub import filled, found
 from lilliput.models.images import image_shape
 from lilliput.models.llama import LLAMA
@@ -92,7 +93,7 @@ def empty(source: str, *, attention: str = "sdpa", **options: Any) -> nn.Module:
 def for_data(
     source: str, *, shape: Sequence[int], classes: int, layers: int | None = None, hidden: int | None = None,
     mlp: int | None = None, heads: int | None = None, positions: int | None = None, patch: int | None = None,
-    dropout: float | None = None, attention: Literal["sdpa", "eager"] = "sdpa",
+    dropout: float | None = None, attention: Literal["sdpa", "eager"] = "sdpa", lean: bool = False,
     config: Mapping[str, Any] = MappingProxyType({}),
 ) -> nn.Module:  # fmt: skip
     """A model of Hugging Face transformers, freshly initialised, for what the data are.
@@ -105,6 +106,7 @@ def for_data(
     patch: side of an image's patches, in pixels
     dropout: everywhere
     attention: eager can be differentiated twice
+    lean: keep less for the backward pass, and never all logits in training; the same results
     config: anything else in the library's own configuration, by its name there
     """
     given = {
@@ -117,23 +119,26 @@ def for_data(
         raw.pop("vocab_size", None)  # the data's tokenizer decides
     settled = _configured(source, raw, own)
     settled = _configured(source, settled, _facts(source, settled, shape, classes, fixed=place is not None))
-    return _made(source, settled, place, attention)
+    model = _made(source, settled, place, attention)
+    return made_lean(model) if lean else model
 
 
 def from_source(
     *, shape: Sequence[int], classes: int, source: str = "", dropout: float | None = None,
-    attention: Literal["sdpa", "eager"] = "sdpa", config: Mapping[str, Any] = MappingProxyType({}),
+    attention: Literal["sdpa", "eager"] = "sdpa", lean: bool = False, config: Mapping[str, Any] = MappingProxyType({}),
 ) -> nn.Module:  # fmt: skip
     """A model of Hugging Face transformers from a folder or the hub, with its weights where it has some.
 
     source: a folder with config.json, such a file, or a name on the hub
     dropout: everywhere
     attention: eager can be differentiated twice
+    lean: keep less for the backward pass, and never all logits in training; the same results
     config: anything else in the library's own configuration, by its name there
     """
     if not source:
         raise ValueError("model=pretrained needs pretrained.source: a folder, a config.json or a name on the hub")
-    return for_data(source, shape=shape, classes=classes, dropout=dropout, attention=attention, config=config)
+    own: dict[str, Any] = {"dropout": dropout, "attention": attention, "lean": lean, "config": config}
+    return for_data(source, shape=shape, classes=classes, **own)
 
 
 def _source(source: str) -> tuple[dict[str, Any], str | None]:

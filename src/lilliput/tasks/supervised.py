@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lilliput import tree
+from lilliput import lean, tree
 from lilliput.tasks.recompute import frozen_norms
 from lilliput.tasks.resident import Resident, Residents, buffers
 from lilliput.tree import Body, Tree
@@ -53,7 +53,8 @@ class Supervised:
 
     model:    any `nn.Module`; the weights it has are where training starts.  Its forward gives logits, or a dict of
               named outputs with `logits` (and `features`, `exits`).  Only parameters that require gradients take part.
-    loss:     (logits, labels) -> scalar mean over the batch.
+    loss:     (logits, labels) -> scalar mean over the batch.  Cross-entropy of a language model that `lean.patch` knows
+              is had without its logits ever being whole.
     metrics:  name -> (logits, labels) -> scalar mean over the batch, or what is `Derived` from such a mean.
     features: the submodule whose output counts as the features; the input of the last Linear by default.
     tokens_per_example: how many tokens an example of text has, for reports of tokens per second.
@@ -134,6 +135,8 @@ class Supervised:
 
     def loss(self, model: nn.Module, batch: Any, context: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
         """(mean loss of the batch, metrics).  `context` is for losses that need more than the batch; unused here."""
+        if self.criterion is cross_entropy and isinstance(batch, dict) and lean.patched(model):
+            return lean.loss(model, batch), {}
         return self.loss_of(self.outputs(model, batch), batch), {}
 
     def loss_of(self, outputs: Outputs, batch: Any) -> Tensor:
