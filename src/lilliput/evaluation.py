@@ -35,13 +35,13 @@ def saved(models: Mapping[Any, Model]) -> Body:
     return {str(name): {"params": m.params, "buffers": m.buffers or {}} for name, m in models.items()}
 
 
-def at_server(task: Any, models: Mapping[Any, Model], data: Any) -> dict[str, float]:
+def at_server(task: Any, models: Mapping[Any, Model], data: Any, device: str = "cpu") -> dict[str, float]:
     """Metrics of each model on the server's test set.
 
     The first model's stand under plain names, further ones under "<model>/<metric>".  Clients' own models, named by
     client id, are summed up by mean and worst decile.
     """
-    results = {name: task.evaluate(m.params, m.buffers, data) for name, m in models.items()}
+    results = {name: task.evaluate(m.params, m.buffers, data, device) for name, m in models.items()}
     if all(isinstance(name, int) for name in results):
         return spread({c: (1, metrics) for c, metrics in results.items()}, "")
     out: dict[str, float] = {}

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lilliput.config.build import Built
+    from lilliput.data import Dataset
+    from lilliput.experiment import Experiment
     from lilliput.fleet import Model
 
-HELP = """usage: lilliput evaluate [FOLDER] [--best] [key=value ...]
+HELP = """usage: lilliput evaluate [FOLDER] [--best] [--generate [--beams=4 ...]] [key=value ...]
 
 Scores the model of a run's last checkpoint (or of its best round, --best) on the run's test set, or on another one.
 Without a folder: a model by name with weights from a file.
 
   lilliput evaluate runs/my-run
   lilliput evaluate runs/my-run --best dataset=cifar10 cifar10.folder=data/cifar10
-  lilliput evaluate model=resnet20 dataset=cifar10 cifar10.folder=data/cifar10 init=resnet20-12fca82f.th"""
+  lilliput evaluate model=resnet20 dataset=cifar10 cifar10.folder=data/cifar10 init=resnet20-12fca82f.th
+
+--generate lets a language model answer each prompt of the test set, and scores the texts: BLEU, NIST, METEOR, ROUGE-L.
+  --beams=1             beams of the search; 1 is greedy
+  --new-tokens=64       tokens of an answer at most
+  --length-penalty=1.0  above 0 favours longer texts, with more than one beam
+  --no-repeat=0         n-grams of this length occur once in a text
+  --batch-size=16       prompts at a time
+  --first=N             only the first N prompts
+  --out=FILE            write the texts beside their references, as lines of JSON"""
+
+# What `--generate` takes: each flag's type.
+SEARCH: dict[str, Callable[[str], Any]] = {
+    "beams": int, "new-tokens": int, "length-penalty": float, "no-repeat": int, "batch-size": int, "first": int,
+    "out": str,
+}  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,12 +46,16 @@ def main(argv: Sequence[str]) -> int:
         return 0
     from lilliput.config import words
 
-    places = [Path(word) for word in argv if "=" not in word and not word.startswith("-")]
-    flags = {word for word in argv if word.startswith("-")}
-    if len(places) > 1 or flags - {"--best"}:
-        raise ValueError("evaluate takes one folder, --best and settings; `lilliput evaluate --help` tells more")
-    changes = words(word for word in argv if "=" in word)
-    metrics = of_run(places[0], changes, bool(flags)) if places else of_weights(changes)
+    flags = [word for word in argv if word.startswith("-")]
+    places = [Path(word) for word in argv if "=" not in word and word not in flags]
+    search = _search([flag for flag in flags if flag not in ("--best", "--generate")])
+    if len(places) > 1 or (search and "--generate" not in flags):
+        raise ValueError(
+            "evaluate takes one folder, --best, --generate and settings; `lilliput evaluate --help` tells more"
+        )
+    changes = words(word for word in argv if "=" in word and word not in flags)
+    found = of_run(places[0], changes, "--best" in flags) if places else of_weights(changes)
+    metrics = written(found, search) if "--generate" in flags else found.metrics()
     from lilliput.report.text import number
 
     for name, value in metrics.items():
@@ -40,36 +63,78 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def of_weights(changes: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics of a model by name with weights from a file."""
+def _search(flags: Sequence[str]) -> dict[str, Any]:
+    """`--beams=4` and its like as arguments of `answers`."""
+    found = {}
+    for flag in flags:
+        name, _, value = flag.removeprefix("--").partition("=")
+        try:
+            found[name.replace("-", "_")] = SEARCH[name](value)
+        except (KeyError, ValueError):
+            raise ValueError(f"evaluate has no flag {flag!r}; `lilliput evaluate --help` tells what there is") from None
+    return found
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Models, and the experiment and data that they are scored on."""
+
+    experiment: Experiment
+    models: Mapping[Any, Model]
+    dataset: Dataset
+    device: str = "cpu"
+
+    def metrics(self) -> dict[str, float]:
+        """What the experiment's metrics say of the models on its test set."""
+        from lilliput.evaluation import at_server
+
+        return at_server(self.experiment.task, self.models, self.experiment.test, self.device)
+
+
+def written(found: Trained, search: dict[str, Any]) -> dict[str, float]:
+    """Scores of what the first model answers to the prompts of the test set."""
+    from lilliput.tasks.generation import answers
+    from lilliput.tasks.scores import scores
+
+    out, model = search.pop("out", None), next(iter(found.models.values()))
+    texts, references = answers(found.experiment.task, model.params, found.dataset, device=found.device, **search)
+    if out is not None:
+        lines = [{"text": text, "references": said} for text, said in zip(texts, references, strict=True)]
+        Path(out).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    return scores(texts, references)
+
+
+def of_weights(changes: Mapping[str, Any]) -> Trained:
+    """A model by name with weights from a file."""
     from lilliput.config import settings
     from lilliput.config.build import build, device
     from lilliput.config.checks import check
+    from lilliput.fleet import Model
 
     s = settings(changes)
     if s["init"] is None:
         raise ValueError("evaluate needs a run's folder, or weights with init=FILE")
     check(s)
-    experiment = build(s).experiment
-    start = experiment.task.init()
-    return experiment.task.evaluate(start["params"], start["buffers"], experiment.test, device(s).partition(",")[0])
+    built = build(s)
+    start = built.experiment.task.init()
+    models = {"global": Model(start["params"], buffers=start["buffers"])}
+    return Trained(built.experiment, models, built.dataset, device(s).partition(",")[0])
 
 
-def of_run(folder: Path, changes: Mapping[str, Any], best: bool) -> dict[str, float]:
-    """Metrics of what a run trained, on its test set or the one that `changes` name."""
+def of_run(folder: Path, changes: Mapping[str, Any], best: bool) -> Trained:
+    """What a run trained, with its test set or the one that `changes` name."""
     from lilliput.cli import folder as folders
     from lilliput.config import changed
-    from lilliput.config.build import build
+    from lilliput.config.build import build, device
     from lilliput.config.checks import check
-    from lilliput.evaluation import at_server
 
     s = folders.read_config(folder)
     other = changed(s, changes)
     check(other)
     built = build(s)
     models = best_models(folder) if best else last_models(folder, built)
-    experiment = build(other).experiment if changes else built.experiment
-    return at_server(experiment.task, models, experiment.test)
+    target = build(other) if changes else built
+    return Trained(target.experiment, models, target.dataset, device(other).partition(",")[0])
 
 
 def last_models(folder: Path, built: Built) -> dict[Any, Model]:
