@@ -138,12 +138,15 @@ class Experiment:
         """Run to the end (or, with `resume`, on from the folder's checkpoint) and return the history.
 
         engine: auto, sequential, workers, dry (which tells what a run would cost), or an engine object.
-        Raises QuorumError if too few clients answer, CheckpointError if there is nothing sound to resume.
+        Raises ValueError for a task and data that the method sees do not fit each other (`check`, where it has one),
+        QuorumError if too few clients answer, CheckpointError if there is nothing sound to resume.
         """
         chosen = resolve(engine)
         if isinstance(chosen, Dry):
             predicted = predict(self)
             return History(predicted.rows, {}, {}, predicted.stopped)
+        if hasattr(self.algorithm, "check"):
+            self.algorithm.check(self.task, self.data)
         with tuned(self.task, getattr(chosen, "threads", 1)) as report:
             run = Run(self, chosen, resume)
             try:

@@ -6,13 +6,14 @@ q-th batch's activations go up, and the one server part takes a step on them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor
 
+from lilliput.algorithms.checks import check_head, look
 from lilliput.algorithms.device_end import begin, device_half, end, key_of, left, noisy, seen, take, total
 from lilliput.algorithms.fedavg import advance, model_sums
 from lilliput.algorithms.half import Half, Payload, gradients, plain
@@ -54,7 +55,10 @@ class CseFsl(SplitTraining):
             raise ValueError(f"auxiliary_lr is {self.auxiliary_lr}; it must be positive")
 
     def init(self, task: Any) -> Body:
-        state = super().init(task)
+        return {**super().init(task), "server_opt": {}, "auxiliary": first_head(task)}
+
+    def accept(self, task: Any) -> None:
+        super().accept(task)
         name = type(self).__name__
         if task.auxiliary_part is None:
             raise ValueError(
@@ -71,7 +75,10 @@ class CseFsl(SplitTraining):
                 f"{name} trains the device's part on its head's loss and the server's on every q-th batch alone, so "
                 f"{next(iter(task.tied.values()))!r} has no common gradient; cut with tied='untie' or 'frozen'"
             )
-        return {**state, "server_opt": {}, "auxiliary": first_head(task)}
+
+    def check(self, task: Any, data: Mapping[int, Any]) -> None:
+        self.accept(task)
+        check_head(task, look(task, data), data)
 
     def round(self, state: Body, fleet: Fleet) -> Body:
         return self.cse_round(state, fleet, shared=self.auxiliary == "shared")

@@ -5,13 +5,14 @@ server aligns it: over a memory of activations h and labels it takes the true gr
 the estimates to them, min_a sum |dL(a(h), y)/dh - T|^2, by differentiating twice.  The head then goes down, once.
 
 Ours: gradients per example, so that it does not matter how many of them a batch of the alignment has (the published
-program divides estimates by that number and targets by the memory's); and the memory's forward leaves the server's
-BatchNorm statistics alone.  compat="official" does as published.
+program divides estimates by that number and targets by the memory's), nor, in text, how far they are padded: labels
+that do not count in training do not count here; and the memory's forward leaves the server's BatchNorm statistics
+alone.  compat="official" does as published.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -19,14 +20,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lilliput import random
+from lilliput import random, tree
+from lilliput.algorithms.checks import check_memory, fits
 from lilliput.algorithms.cse_fsl import CseFsl
 from lilliput.algorithms.device_end import begin, sent, total
 from lilliput.algorithms.fedavg import advance, model_sums
-from lilliput.algorithms.half import Half, gradients
+from lilliput.algorithms.half import Half, Payload, gradients, received
+from lilliput.algorithms.memory import remembered
+from lilliput.algorithms.server_end import slopes
 from lilliput.fleet import Client, Fleet, Reply, on_client
 from lilliput.submodel import reduce
 from lilliput.tasks.split import portion
+from lilliput.tasks.supervised import counted
 from lilliput.tree import Body
 
 
@@ -58,6 +63,10 @@ class FslSage(CseFsl):
 
     def init(self, task: Any) -> Body:
         return {**super().init(task), "auxiliary_opt": {}}
+
+    def check(self, task: Any, data: Mapping[int, Any]) -> None:
+        super().check(task, data)
+        check_memory(self.memory_size, data)
 
     def round(self, state: Body, fleet: Fleet) -> Body:
         if self.warm_start and fleet.round == 1:
@@ -120,15 +129,11 @@ class Aligner:
 
     def remember(self, reply: Reply, aligned: bool = False) -> None:
         """Append what a reply uploaded, keep the newest, and note that its client has its new head."""
-        held = dict(self.fleet.memory.get(reply.client, {}))
-        for kind in ("cut", "labels") if reply.body["cut"] else ():
-            new = [reply.body[kind][number] for number in reply.body["cut"]]
-            if len(new[0]) > self.method.memory_size:
-                raise ValueError(
-                    f"memory_size is {self.method.memory_size}, less than a batch of {len(new[0])}; "
-                    f"choose memory_size >= batch_size"
-                )
-            held[kind] = torch.cat([held[kind], *new] if kind in held else new)[-self.method.memory_size :].clone()
+        held, limit = dict(self.fleet.memory.get(reply.client, {})), self.method.memory_size
+        labels = list(reply.body["labels"].values())
+        if labels:
+            fits(limit, max(len(y) for y in labels), reply.client)
+            held |= remembered(held, list(reply.body["cut"].values()), labels, limit)
         if aligned:
             held["aligned"] = self.fleet.round
         self.fleet.memory[reply.client] = held
@@ -142,13 +147,13 @@ class Aligner:
             return tree
         where = {"auxiliary": tree, "opt": home.get("auxiliary_opt")}
         head = self.method.head(self.fleet.task, where, "align", self.server.device)
-        self._fit(head, held["cut"].to(head.device), held["labels"].to(head.device), c)
+        self._fit(head, received(held["cut"], head.device), held["labels"].to(head.device), c)
         after = head.after()
         home["auxiliary"], home["auxiliary_opt"] = after["params"] | after["buffers"], after["opt"]
         self.fleet.memory[c] = held
         return home["auxiliary"]
 
-    def _fit(self, head: Half, cut: Tensor, y: Tensor, c: int) -> None:
+    def _fit(self, head: Half, cut: Payload, y: Tensor, c: int) -> None:
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
         key = (self.fleet.seed, self.fleet.round, c, "align")
@@ -163,17 +168,23 @@ class Aligner:
                     head.metered([(rows,)], run)
 
     def _fit_rows(
-        self, head: Half, cut: Tensor, y: Tensor, target: Tensor, rows: Tensor, key: tuple[object, ...]
+        self, head: Half, cut: Payload, y: Tensor, target: Payload, rows: Tensor, key: tuple[object, ...]
     ) -> None:
         """A step towards the targets of these rows of the memory."""
-        estimate = self._slope(head, cut[rows], y[rows], key, again=True, graph=True)
-        misfit = (estimate - target[rows]).square().sum()
-        head.apply(gradients(misfit if self.method.compat == "official" else misfit / len(rows), head.params))
+        inputs, wanted = (tree.mapped(x, lambda x: x[rows]) for x in (cut, target))
+        estimate = self._slope(head, inputs, y[rows], key, again=True, graph=True)
+        pairs = zip(tree.tensors(estimate), tree.tensors(wanted), strict=True)
+        misfit: Any = sum((found - true).square().sum() for found, true in pairs)
+        head.apply(gradients(misfit if self.method.compat == "official" else misfit / counted(y[rows]), head.params))
 
     def _slope(
-        self, part: Half, cut: Tensor, y: Tensor, key: tuple[object, ...], again: bool, graph: bool = False
-    ) -> Tensor:
-        """dL/dh of each example; as published, of the mean over the batch instead."""
-        h = cut.detach().requires_grad_()
-        (slope,) = gradients(part.loss((h, y), key, again), [h], graph=graph)
-        return slope if self.method.compat == "official" else len(y) * slope
+        self, part: Half, cut: Payload, y: Tensor, key: tuple[object, ...], again: bool, graph: bool = False
+    ) -> Payload:
+        """dL/dh, L being the sum of what an example's labels cost; as published, the mean over the batch instead."""
+        h = tree.mapped(cut, torch.Tensor.detach)
+        inputs = slopes(h, self.fleet.task.differentiable)
+        found = gradients(part.loss((h, y), key, again), list(inputs.values()), graph=graph)
+        named = {
+            n: x if self.method.compat == "official" else counted(y) * x for n, x in zip(inputs, found, strict=True)
+        }
+        return named[""] if isinstance(cut, Tensor) else named

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from lilliput.algorithms.checks import look
 from lilliput.algorithms.fedavg import start
 from lilliput.algorithms.half import Half
 from lilliput.fleet import Fleet, Model, Reply
@@ -58,12 +59,21 @@ class SplitTraining(Training):
             raise ValueError(f"cut_noise is {self.cut_noise}, a standard deviation; it must be 0 or more, and finite")
 
     def init(self, task: Any) -> Body:
+        self.accept(task)
+        return start(self, task)
+
+    def accept(self, task: Any) -> None:
+        """Raise ValueError for a task that lacks what the method needs."""
         if not hasattr(task, "server_part"):
             name = type(self).__name__
             raise ValueError(
                 f"{name} needs a model cut in two; use the task Split(client, server) or Split.of(model, at)"
             )
-        return start(self, task)
+
+    def check(self, task: Any, data: Mapping[int, Any]) -> None:
+        """Raise ValueError for parts, labels and data that do not fit each other; called before a run trains."""
+        self.accept(task)
+        look(task, data)
 
     def server(self, fleet: Fleet, held: Body, role: str = "server") -> Half:
         """The server's part in training, from its params, buffers and optimizer state."""

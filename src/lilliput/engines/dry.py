@@ -24,7 +24,7 @@ from lilliput.engines.sequential import Sequential
 from lilliput.fleet import Client, Computed, Device, Job, Request
 from lilliput.ledger import Ledger, Meter
 from lilliput.store import Store
-from lilliput.tree import Body, mapped, tensors
+from lilliput.tree import Body, mapped
 
 Out = TypeVar("Out")
 
@@ -34,12 +34,13 @@ class Dry(Sequential):
 
     def __init__(self, device: torch.device | str = "cpu"):
         super().__init__()
+        self.ghosts = Ghosts()
 
     def __repr__(self) -> str:
         return "Dry()"
 
     def open(self, job: Job) -> None:
-        self._device: DryDevice = DryDevice(job)
+        self._device: DryDevice = DryDevice(job, self.ghosts)
 
     @property
     def short(self) -> dict[int, int]:
@@ -65,13 +66,15 @@ def predict(experiment: Any, rounds: int | None = None) -> Prediction:
 
 def ledgers(experiment: Any, engine: Dry, rounds: int | None = None) -> Iterator[tuple[Ledger, int]]:
     """The ledger of each round, and the examples that it trains on."""
-    e, ghosts = experiment, Ghosts()
+    e, ghosts = experiment, engine.ghosts
     with ExitStack() as stack:
         stack.enter_context(ghosts)
         stack.enter_context(Copies(ghosts))
         stack.enter_context(Once({}, "server", {}, {}))
         job = haunted(e.job("dry"), ghosts)
         engine.open(job)
+        if hasattr(job.algorithm, "check"):
+            job.algorithm.check(job.task, job.data)
         store, state = Store(limit_bytes=sys.maxsize), e.algorithm.init(job.task)
         for number in range(1, (rounds or e.rounds) + 1):
             cohort = e.cohorts[number - 1] if e.cohorts else None
@@ -107,8 +110,9 @@ class DryDevice(Device):
 
     meter = Once
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, ghosts: Ghosts):
         super().__init__(job)
+        self._ghosts = ghosts
         self.short: dict[int, int] = {}
         self._known: dict[Any, Computed] = {}
 
@@ -118,9 +122,9 @@ class DryDevice(Device):
         key = (request.handler, signature(message), signature(before), own, client.profile)
         computed = self._known.get(key)
         if computed is None:
+            self._ghosts.drew = False
             computed = super()._computed(request, client, before, message)
-            made = tensors({"reply": computed.reply, "state": computed.state})
-            if all(is_ghost(x) for x in made):  # else it drew something of its own
+            if not self._ghosts.drew:  # else it is this client's, in this round
                 self._known[key] = computed
         missing = computed.peak_memory_bytes - client.profile.memory_bytes
         if missing > 0:
@@ -140,8 +144,8 @@ class Coded:
         return self._remembered(("encode", signature(body)), lambda: self._codec.encode(body, key))
 
     def decode(self, body: Body) -> Body:
-        """The names, shapes and dtypes that went in."""
-        return self._remembered(("decode", signature(body)), lambda: self._codec.decode(body))
+        """The names, shapes and dtypes that went in; new ghosts, because a tensor that is held twice counts once."""
+        return mapped(self._remembered(("decode", signature(body)), lambda: self._codec.decode(body)), self._ghosts.of)
 
     def _remembered(self, key: Any, run: Any) -> Body:
         if key not in self._known:
@@ -156,9 +160,13 @@ class Coded:
 def signature(body: Any) -> Any:
     """What tells bodies apart: names, numbers, shapes and dtypes, and the values of tensors that have any."""
     if isinstance(body, torch.Tensor):
-        values = None if is_ghost(body) else tuple(body.flatten().tolist())
-        return tuple(body.shape), body.dtype, values
+        return tuple(body.shape), body.dtype, None if is_ghost(body) else _values(body)
     return tuple((name, signature(x)) for name, x in body.items()) if isinstance(body, Mapping) else body
+
+
+def _values(x: torch.Tensor) -> bytes:
+    exact = x.float() if x.dtype is torch.bfloat16 else x  # which numpy lacks
+    return exact.numpy(force=True).tobytes()
 
 
 # Data.
