@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from lilliput.ledger import Instrument
-from lilliput.local import Trainer
 from lilliput.splitter.parts import Client
 from lilliput.splitter.probes import Inputs, call
+from lilliput.splitter.trace import states
 from lilliput.splitter.values import leaves, mapped
-from lilliput.tasks.resident import buffers
 from lilliput.training import Training
+from lilliput.updates import Update, make
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -46,14 +46,15 @@ class Memory:
     def cost(self, client: Client, batch: Inputs) -> int:
         batch = resized(batch, self.batch_size)
         with torch.enable_grad(), Instrument() as instrument:
-            trainer = Trainer(client.train(), self.training, self.training.lr)
+            params: list[Tensor] = [p for p in client.train().parameters() if p.requires_grad]
+            optimizer = _update(self.training, params)
             sent = call(client, batch)
             roots = [x for x in leaves(sent).values() if x.requires_grad]
-            if roots and trainer.params:
+            if roots and params:
                 pulled = [torch.empty_like(x) for x in roots]
-                grads = torch.autograd.grad(roots, trainer.params, pulled, allow_unused=True)
-                used = [torch.zeros_like(p) if g is None else g for p, g in zip(trainer.params, grads, strict=True)]
-                trainer.apply(trainer.everything, used)
+                grads = torch.autograd.grad(roots, params, pulled, allow_unused=True)
+                used = [torch.zeros_like(p) if g is None else g for p, g in zip(params, grads, strict=True)]
+                optimizer.apply(range(len(params)), used)
         held = sum(x.nbytes for x in (*client.parameters(), *client.buffers()))
         return held + instrument.peak_bytes
 
@@ -63,7 +64,7 @@ class BytesPerRound:
     """Bytes between the server and one client in a round: its part down and up, activations up and gradients down.
 
     examples:     of a client in a round, over all local epochs.
-    upload_every: the activations of every so many batches are uploaded (CSE-FSL's and FSL-SAGE's server_update_interval).
+    upload_every: the activations of every so many batches are uploaded (server_update_interval of FSL-SAGE).
     gradients:    whether those at the cut come back (SplitFed) or not (CSE-FSL, FSL-SAGE).
     Labels and what an auxiliary head costs are not in it.
     """
@@ -80,8 +81,15 @@ class BytesPerRound:
         up = sum(x.nbytes for x in sent.values())
         down = sum(x.nbytes for x in sent.values() if x.is_floating_point()) if self.gradients else 0
         model = sum(p.nbytes for p in client.parameters() if p.requires_grad)
-        model += sum(x.nbytes for x in buffers(client).values())
+        model += sum(x.nbytes for _, x, _, kind in states(client) if kind == "_buffers")
         return 2 * model + (up + down) * self.examples // (count * self.upload_every)
+
+
+def _update(training: Training, params: list[Tensor]) -> Update:
+    return make(
+        training.optimizer, params, training.lr, momentum=training.momentum, weight_decay=training.weight_decay,
+        nesterov=training.nesterov, options=training.optimizer_options,
+    )  # fmt: skip
 
 
 def memory(limit: str | int, batch_size: int | None = None, training: Training | None = None) -> Memory:
