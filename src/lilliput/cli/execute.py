@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -105,25 +104,12 @@ def _run(built: Built, path: Path, how: Literal["ran", "resumed"], plain: bool, 
         history = experiment.run(built.engine, resume=how == "resumed")
         folders.note(path, {"finished": _now(), "stopped": history.stopped, "tuning": history.tuning})
     except BaseException as error:
-        if not _tidy(path, Path(built.settings["folder"])):
+        if not folders.tidy(path, Path(built.settings["folder"])):
             error.lilliput_folder = path  # type: ignore[attr-defined]
         raise
     if plots and built.settings["plots"]:
         _plots(built, path, history.rows)
     return Outcome(path, how, history.rows, seconds=time.perf_counter() - began, case=built.settings["case"])
-
-
-def _tidy(path: Path, root: Path) -> bool:
-    """Remove the folder of a run that did not get through a round: there is nothing to go on with."""
-    metrics = path / "metrics.jsonl"
-    if (path / "checkpoint").exists() or (metrics.exists() and metrics.stat().st_size):
-        return False
-    shutil.rmtree(path, ignore_errors=True)
-    for parent in path.parents:
-        if parent == root or not parent.is_relative_to(root) or any(parent.iterdir()):
-            break
-        parent.rmdir()
-    return True
 
 
 def _reporters(s: Settings, path: Path, plain: bool, quiet: bool) -> list[Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -64,6 +65,19 @@ def fresh(folder: Path, named: bool) -> Path:
         except FileExistsError:
             continue
     raise ValueError(f"{folder} is taken a thousand times over; choose a name=")
+
+
+def tidy(path: Path, root: Path) -> bool:
+    """Remove the folder of a run that did not get through a round: there is nothing to go on with."""
+    metrics = path / "metrics.jsonl"
+    if (path / "checkpoint").exists() or (metrics.exists() and metrics.stat().st_size):
+        return False
+    shutil.rmtree(path, ignore_errors=True)
+    for parent in path.parents:
+        if parent == root or not parent.is_relative_to(root) or any(parent.iterdir()):
+            break
+        parent.rmdir()
+    return True
 
 
 def write_config(folder: Path, s: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -100,28 +99,41 @@ def go_on(place: Path, changes: Mapping[str, Any], plain: bool = False) -> Resul
 
 
 def _run(c: Pretrain, place: Path, world: parallel.World, resume: bool, plain: bool) -> Result:
-    with folders.held(place) if world.first else nullcontext():
-        if world.first:
-            folders.write_config(place, c)
-            folders.note(place, _facts(c))
+    if not world.first:
+        return pretrain(c, to=place, resume=resume)
+    with folders.held(place):
         try:
-            result = pretrain(c, to=place, resume=resume, reporters=_reporters(c, place, plain) if world.first else ())
+            result = pretrain(c, to=place, resume=resume, reporters=[Noting(c, place), *_reporters(c, place, plain)])
         except BaseException as error:
-            _leave(place, error, world)
+            if not folders.tidy(place, Path(c.folder)):
+                error.lilliput_folder = place  # type: ignore[attr-defined]
             raise
-        if world.first:
-            folders.note(place, {"finished": _now()})
+        folders.note(place, {"finished": _now()})
         return result
 
 
-def _leave(place: Path, error: BaseException, world: parallel.World) -> None:
-    """Remove the folder of a run that has nothing to go on with; else tell how to go on."""
-    if (place / "checkpoint").exists() or (place / "metrics.jsonl").exists():
-        error.lilliput_folder = place  # type: ignore[attr-defined]
-    elif world.first:
-        import shutil
+class Noting:
+    """A reporter that writes config.yaml and environment.json when all checks have passed."""
 
-        shutil.rmtree(place, ignore_errors=True)
+    def __init__(self, c: Pretrain, place: Path):
+        self.c, self.place = c, place
+
+    def start(self, run: Any, rows: Sequence[Any]) -> None:
+        from lilliput.cli.machine import environment
+
+        folders.write_config(self.place, self.c)
+        data = {"data": run.texts[0].fingerprint(), "validation": run.parted}
+        facts = {"started": _now(), "finished": None, "command": sys.argv, **environment(), **data}
+        folders.note(self.place, facts)
+
+    def progress(self, step: int, done: int, total: int) -> None:
+        """Nothing is noted between."""
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Nothing is noted between."""
+
+    def end(self, rows: Sequence[Any]) -> None:
+        """The end of all work is noted when the model is written."""
 
 
 def _folder(c: Pretrain, world: parallel.World) -> Path:
@@ -143,16 +155,6 @@ def _place(c: Pretrain) -> Path:
     data = [c.data] if isinstance(c.data, str) else c.data
     text = "+".join(Path(name).name for name in data)
     return root / "pretrain" / Path(c.model).name / text / time.strftime("%Y-%m-%d_%H-%M-%S")
-
-
-def _facts(c: Pretrain) -> dict[str, Any]:
-    """What environment.json says from the start."""
-    from lilliput.cli.machine import environment
-    from lilliput.data.corpus import corpora
-
-    train, _, parted = corpora(c.data, c.validation, c.held_out, c.text_key)
-    text = {"data": train.fingerprint(), "validation": parted}
-    return {"started": _now(), "finished": None, "command": sys.argv, **environment(), **text}
 
 
 def _reporters(c: Pretrain, place: Path, plain: bool) -> list[Any]:

@@ -38,6 +38,7 @@ class Run:
     ):  # fmt: skip
         self.c, self.model, self.world, self.texts, self.tokenizer = c, model, world, texts, tokenizer
         self.folder, self.reporters = folder, list(reporters) if world.first else []
+        self.parted = ""  # how training and validation text were parted, in words
         self.part = c.share(world.size)
         self.progress, self.rows = Progress(), []  # type: ignore[var-annotated]
         self.identity = identity(c, tokenizer, texts)

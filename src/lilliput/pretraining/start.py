@@ -25,7 +25,7 @@ def start(c: Pretrain, folder: Path | None, resume: bool, reporters: Sequence[An
     before = _before(c, folder, resume)
     with parallel.joined(c.device) as world, tuned():
         c.share(world.size)
-        train, validation, _ = corpora(c.data, c.validation, c.held_out, c.text_key)
+        train, validation, parted = corpora(c.data, c.validation, c.held_out, c.text_key)
         check_text(c, train, validation)
         tokenizer = load_tokenizer(c.tokenizer)
         model = network.build(c)
@@ -33,6 +33,7 @@ def start(c: Pretrain, folder: Path | None, resume: bool, reporters: Sequence[An
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         run = Run(c, model, tokenizer, (train, validation), world, folder, reporters)
+        run.parted = parted
         if before is not None:
             run.restore(before)
         if folder is not None and world.first:
