@@ -71,7 +71,14 @@ def test_a_config_repeats_a_run_to_the_bit(lilliput: Cli, runs: Runs) -> None:
 
 def test_published_keys_make_the_same_run(lilliput: Cli, runs: Runs) -> None:
     lilliput(
-        "run", *FAST, "name=ours", "clients=20", "partition=dirichlet", "partition.alpha=0.3", "cohort=0.2", "rounds=2"
+        "run",
+        *FAST,
+        "name=ours",
+        "clients=20",
+        "partition=dirichlet_equal",
+        "partition.alpha=0.3",
+        "cohort=0.2",
+        "rounds=2",
     )
     published = (
         "num_clients=20",
@@ -171,7 +178,7 @@ def test_changed_data_are_told(lilliput: Cli, tmp_path: Path) -> None:
         (("evaluate", "nowhere"), "nowhere does not exist"),
         (("evaluate", "model=mlp"), "weights with init=FILE"),
         (("compare", "nowhere"), "nowhere"),
-        (("compare", "--fast"), "FOLDER"),
+        (("compare", "--fast"), "--fast"),
         (("rnu",), "did you mean 'run'"),
         (("list", "colours"), "nothing called 'colours'"),
         (("doctor", "me"), "takes no argument"),

@@ -27,7 +27,7 @@ def test_the_help_of_run_tells_every_setting_with_its_default(lilliput: Cli) -> 
         assert f"  {name}=" in said, name
     assert "  lr=0.1  " in said and "lilliput run --help NAME" in said
     grouped = [key for keys in GROUPS.values() for key in keys]
-    assert sorted(grouped) == sorted([*top(), PROFILE])
+    assert sorted(grouped) == sorted([*top(), PROFILE, "lora", "cut"])
 
 
 def test_every_name_has_help_and_a_line_in_the_list(lilliput: Cli) -> None:

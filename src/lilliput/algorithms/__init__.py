@@ -11,22 +11,23 @@ from lilliput.algorithms.scaffold import Scaffold
 from lilliput.algorithms.splitfed_v1 import SplitFedV1
 from lilliput.algorithms.splitfed_v2 import SplitFedV2
 
+# Over a task that says where the model is cut (`tasks.Split`).
+SPLIT: dict[str, type] = {
+    "splitfed_v1": SplitFedV1,
+    "splitfed_v2": SplitFedV2,
+    "cse_fsl": CseFsl,
+    "fsl_sage": FslSage,
+}
+
 ALGORITHMS: dict[str, type] = {
     "fedavg": FedAvg,
     "fedprox": FedProx,
     "scaffold": Scaffold,
     "fednova": FedNova,
     "moon": Moon,
+    **SPLIT,
     "centralized": Centralized,
     "local_only": LocalOnly,
-}
-
-# Over a task that says where the model is cut (`tasks.Split`); a command line cannot give one yet.
-SPLIT: dict[str, type] = {
-    "splitfed_v1": SplitFedV1,
-    "splitfed_v2": SplitFedV2,
-    "cse_fsl": CseFsl,
-    "fsl_sage": FslSage,
 }
 
 __all__ = [

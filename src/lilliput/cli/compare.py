@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     if args.figure:
         return _described(args)
     if not args.folders:
-        raise ValueError("name the folders of the runs to compare; `lilliput compare --help` tells more")
+        raise ValueError("name a FOLDER with runs to compare; `lilliput compare --help` tells more")
     from lilliput.report import compare
 
     found = compare(args.folders, args.by.split(",") if args.by else None, args.target, args.metric)

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from lilliput.config.axes import AXES, PROFILE, Axis
+from lilliput.config.axes import AXES, LOOSE, PROFILE, Axis
 from lilliput.config.fields import REQUIRED, Field, docs, fields_of, summary
 from lilliput.config.reader import near
 from lilliput.config.shared import Shared, top, training
@@ -53,11 +53,10 @@ def run_help(name: str) -> str:
         return "\n\n".join(_node(*node) for node in found if normal(node[0]) == normal(name))
     if normal(name) in map(normal, AXES):
         return _axis(next(axis for key, axis in AXES.items() if normal(key) == normal(name)))
-    if normal(name) == normal(PROFILE):
-        from lilliput.fleet import Profile
-
-        lines = setting_lines(list(fields_of(Profile).values()), docs(Profile), f"{PROFILE}.")
-        return "\n".join([f"{PROFILE}: {summary(Profile)}", *lines])
+    for node, target in LOOSE.items():
+        if normal(name) == normal(node):
+            lines = setting_lines(list(fields_of(target).values()), docs(target), f"{node}.")
+            return "\n".join([f"{node}: {summary(target)}", *lines])
     if normal(name) in map(normal, top()):
         f = next(f for key, f in top().items() if normal(key) == normal(name))
         return "\n".join(setting_lines([f], _top_docs(), ""))
@@ -76,13 +75,14 @@ def _typed(path: str) -> tuple[str, Axis, Any]:
 # The settings in the order in which one meets them.
 GROUPS: dict[str, tuple[str, ...]] = {
     "what runs": (
-        "algorithm", "model", "dataset", "partition", "slice", "combine", "codec", "loss", "recipe", "scale", "case",
+        "algorithm", "model", "dataset", "partition", "cut", "slice", "combine", "codec", "loss", "recipe", "scale",
+        "case",
     ),
     "rounds": ("clients", "cohort", "rounds", "seed", "quorum", "timeout", "device_profile", "profiles"),
     "training on a client": (
         "local_epochs", "local_steps", "batch_size", "augment", "lr", "schedule", "optimizer", "optimizer_options",
         "momentum", "nesterov", "weight_decay", "clip", "accumulate", "precision", "checkpointing", "per_layer",
-        "optimizer_state", "buffers", "init",
+        "optimizer_state", "buffers", "init", "lora",
     ),
     "evaluation and stopping": (
         "evaluate", "evaluate_every", "test_fraction", "target", "patience", "comm_threshold_mb", "seconds",
@@ -100,12 +100,14 @@ WORDS = {
     "optimizer": "sgd, adam, adamw, or your own: torch.optim:RMSprop, mine.py:Mine",
     "optimizer_options": "further arguments of the optimizer: optimizer_options.eps=1e-6",
     "local_steps": "steps per round, instead of epochs",
+    "cut": "of split methods: the module that the server begins with, or cut.memory=200MB, ...; as published or half",
+    "lora": "train low-rank adapters beside frozen weights: lora.rank=4 lora.alpha=32 lora.targets=[c_attn]",
     "device_profile": "memory, link and speed of every device: device_profile.memory_bytes=4e6",
 }
 
 
 def _shared() -> Iterable[str]:
-    fields = {**top(), PROFILE: Field(PROFILE, Any, {})}
+    fields = {**top(), **{name: Field(name, Any, {} if name == PROFILE else None) for name in LOOSE}}
     for title, keys in GROUPS.items():
         yield f"\n{title}"
         yield from setting_lines([fields[key] for key in keys], _top_docs(), "")

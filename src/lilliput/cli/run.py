@@ -121,10 +121,11 @@ def recipe(chosen: Sequence[Settings], args: Args) -> int:
         published = "" if case.published is None else f", published {case.published:g}"
         value = measured.get(case.name)
         got = "not run" if value is None else f"{value:.4f}"
-        print(f"{case.name}: {found.metric} {got}, expected {version.expectation(case)}{published}")
+        what = found.metric if found.until is None else found
+        print(f"{case.name}: {what} {got}, expected {version.expectation(case)}{published}")
     verdict = version.verdict(measured)
     print(f"{found.name} ({chosen[0]['scale']}): {verdict}")
-    return 0 if verdict in ("reproduced", "same ordering") else 1
+    return 1 if verdict in ("not reproduced", "not run") else 0
 
 
 def _unchanged(chosen: Sequence[Settings]) -> None:

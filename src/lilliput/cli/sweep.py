@@ -86,7 +86,8 @@ def _tree() -> dict[str, Any]:
     tree: dict[str, Any] = {name: f.default for name, f in top().items()}
     for axis in AXES.values():
         for choice in axis.nodes():
-            node = {name: f.default for name, f in axis.fields(choice.target).items()}
+            defaults = {name: f.default for name, f in axis.fields(choice.target).items()}
+            node = {name: dict(x) if isinstance(x, Mapping) else x for name, x in defaults.items()}
             if choice.name not in top():
                 tree.setdefault(choice.name, {}).update(node)
     return tree

@@ -19,12 +19,23 @@ class Alias(NamedTuple):
     lenient: bool = False
 
 
+def _auto(factors: Any) -> str:
+    """FSL-SAGE's weights of clients: `auto`, which is by examples."""
+    if factors != "auto":
+        raise ValueError(
+            f"agg_factor={factors} is not auto, which is by examples; for equal weights write combine=uniform_mean"
+        )
+    return "weighted_mean"
+
+
 def _share(ratio: Any) -> Any:
     """A ratio of clients; all of them for 1, which as a cohort would be one client."""
     return None if ratio == 1 else ratio
 
 
 ALIASES: dict[str, Alias] = {
+    "cut": Alias("cut.at"),
+    "cut.noise": Alias("algorithm.cut_noise", lenient=True),
     "num_clients": Alias("clients"),
     "client_number": Alias("clients"),
     "n_parties": Alias("clients"),
@@ -38,6 +49,14 @@ ALIASES: dict[str, Alias] = {
     "epochs_client": Alias("local_epochs"),
     "model.client.epoch": Alias("local_epochs"),
     "model.client.batch_size": Alias("batch_size"),
+    "agg_factor": Alias("combine", _auto),
+    "server_update_interval": Alias("algorithm.server_update_interval", lenient=True),
+    "align_interval": Alias("algorithm.align_interval", lenient=True),
+    "warm_start": Alias("algorithm.warm_start", lenient=True),
+    "model.auxiliary.align_epochs": Alias("algorithm.align_epochs", lenient=True),
+    "model.auxiliary.align_batch_size": Alias("algorithm.align_batch_size", lenient=True),
+    "model.auxiliary.max_dataset_size": Alias("algorithm.memory_size", lenient=True),
+    "dataset.shard_num": Alias("partition.shards_per_client", lenient=True),
     "proj_type": Alias("optimizer.proj_type"),
     "update_proj_gap": Alias("optimizer.update_proj_gap"),
     "galore_scale": Alias("optimizer.scale"),

@@ -13,7 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from lilliput.config.cutting import Auxiliary, Cut
 from lilliput.config.fields import Field, fields_of
+from lilliput.fleet import Profile
+from lilliput.models import lora
 from lilliput.registry import is_path, normal, resolve
 
 Target = Callable[..., Any]
@@ -90,13 +93,12 @@ def node_name(target: Any) -> str:
 
 
 _PLANNED = {
-    "splitfedv1": "SplitFed v1", "splitfedv2": "SplitFed v2", "csefsl": "CSE-FSL", "fslsage": "FSL-SAGE",
     "fedsub": "FedSub", "heteroavg": "HeteroAvg", "heterofl": "HeteroFL", "fedrolex": "FedRolex", "scalefl": "ScaleFL",
     "raffm": "RaFFM", "inco": "InCo Aggregation", "dry": "the dry engine", "ray": "the Ray engine",
     "flower": "the Flower engine", "topk": "the top-k codec",
 }  # fmt: skip
 _PARTITIONS = {
-    "homo": "iid", "hetero": "dirichlet", "noniiddirichlet": "dirichlet", "noniidlabeldir": "dirichlet",
+    "homo": "iid", "hetero": "dirichlet", "noniiddirichlet": "dirichlet_equal", "noniidlabeldir": "dirichlet",
     "iiddiffquantity": "quantity", "real": "natural",
 }  # fmt: skip
 _PUBLISHED = {"slmultiserver": "splitfed_v1", "slsingleserver": "splitfed_v2"}
@@ -140,5 +142,10 @@ AXES: dict[str, Axis] = {
     )
 }  # fmt: skip
 
-# What each device has: a node without an axis, for fleets whose devices are all alike.
+# What each device has, in fleets whose devices are all alike.
 PROFILE = "device_profile"
+# Adapters beside the model's weights, whatever the model.
+LORA = "lora"
+# Nodes without an axis, which are there whatever is chosen.
+LOOSE: dict[str, Target] = {PROFILE: Profile, LORA: lora, "cut": Cut, "auxiliary": Auxiliary}
+OPTIONAL = frozenset({PROFILE, LORA})  # those that mean nothing until something in them is set

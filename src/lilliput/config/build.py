@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lilliput import random
-from lilliput.config.axes import AXES, PROFILE
+from lilliput.config import cutting
+from lilliput.config.axes import AXES, LORA, PROFILE
 from lilliput.config.layers import from_file
 from lilliput.config.reader import changed
 from lilliput.config.settings import Settings
@@ -38,10 +39,11 @@ def build(s: Settings, folder: Path | None = None, reporters: Any = ()) -> Built
     dataset = load(s)
     s = settled(s, dataset)
     federated = federate(s, dataset)
-    task = make_task(s, dataset)
+    algorithm = make_algorithm(s, len(federated.train))
+    task = make_task(s, dataset, federated, algorithm)
     experiment = Experiment(
-        make_algorithm(s, len(federated.train)), task, federated.train, s["rounds"], seed=s["seed"],
-        init=initial(s, task), test=federated.test, client_test=federated.client_test, evaluate=s["evaluate"],
+        algorithm, task, federated.train, s["rounds"], seed=s["seed"],
+        test=federated.test, client_test=federated.client_test, evaluate=s["evaluate"],
         evaluate_every=s["evaluate_every"], profiles=profiles(s), codec=make_codec(s), quorum=s["quorum"],
         timeout=s["timeout"], stop=stop(s), folder=folder, checkpoint_every=s["checkpoint_every"],
         profile=None if s["profile"] == "none" else s["profile"], reporters=reporters,
@@ -61,12 +63,15 @@ def settled(s: Settings, dataset: Any) -> Settings:
     found: dict[str, Any] = {}
     if s["model"] == "auto":
         image = dataset.kind == "image" and min(dataset.shape[-2:]) >= 16
-        found["model"] = "char_lm" if dataset.kind == "text" else "cnn" if image else "mlp"
+        found["model"] = {"text": "char_lm", "tokens": "gpt2"}.get(dataset.kind) or ("cnn" if image else "mlp")
     if s["partition"] == "auto":
         found["partition"] = "iid" if dataset.owners is None else "natural"
     if s["clients"] is None:
         natural = found.get("partition", s["partition"]) == "natural" and dataset.owners is not None
         found["clients"] = int(dataset.owners.max()) + 1 if natural else 10
+    if cutting.is_split(s.choices["algorithm"].target):
+        published = cutting.default(str(found.get("model", s["model"])), s.nodes["cut"])
+        found |= {"cut.at": published} if published else {}
     return changed(s, found) if found else s
 
 
@@ -85,16 +90,27 @@ def federate(s: Settings, dataset: Any) -> Any:
     return federated
 
 
-def make_task(s: Settings, dataset: Any) -> Any:
-    """The model, freshly initialised under the run's seed, with its loss."""
+def make_task(s: Settings, dataset: Any, federated: Any, algorithm: Any) -> Any:
+    """The model under the run's seed or with the weights of `init`, and its loss; cut in two for split methods."""
     from lilliput import models
-    from lilliput.tasks import Supervised, accuracy
+    from lilliput.tasks import Split, Supervised, accuracy, perplexity
 
+    metrics = {"accuracy": accuracy} | ({"perplexity": perplexity} if dataset.kind in ("text", "tokens") else {})
     with random.seeded(s["seed"], "model"):
         model = models.build(s["model"], shape=dataset.shape, classes=dataset.classes, **s.node("model"))
-    task = Supervised(model, loss=make_loss(s), metrics={"accuracy": accuracy})
-    task.tokens_per_example = dataset.tokens_per_example  # type: ignore[attr-defined]
-    return task
+        if s["init"] is not None:
+            models.load_weights(model, s["init"])
+        if dataset.kind == "tokens" and "input_ids" not in inspect.signature(model.forward).parameters:
+            raise ValueError(f"model={s['model']} takes no tokens; choose a model of transformers, such as gpt2")
+        if LORA in s.nodes:
+            models.lora(model, **s.nodes[LORA])
+        options = {"loss": make_loss(s), "metrics": metrics, "tokens_per_example": dataset.tokens_per_example}
+        if cutting.is_split(algorithm):
+            try:
+                return Split.of(model, **cutting.options(s, algorithm, model, federated), **options)
+            except ValueError as error:
+                raise ValueError(f"cut: {error}") from error
+    return Supervised(model, **options)
 
 
 def make_loss(s: Settings) -> Callable[..., Any]:
@@ -178,16 +194,6 @@ def device(s: Settings) -> str:
     if not here[kind]:
         raise ValueError(f"device={name}, but torch finds no {kind} device here; `lilliput doctor` tells more")
     return name
-
-
-def initial(s: Settings, task: Any) -> Any:
-    """The weights to start from, by name; None for the model's own."""
-    if s["init"] is None:
-        return None
-    from lilliput.models import load_weights
-
-    load_weights(task.model, s["init"])
-    return None
 
 
 def profiles(s: Settings) -> Mapping[int, Profile] | Profile | None:

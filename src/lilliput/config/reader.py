@@ -7,13 +7,13 @@ from typing import Any
 
 from lilliput.codecs import is_built
 from lilliput.config.aliases import ALIASES
-from lilliput.config.axes import AXES, PROFILE, Axis, Choice
+from lilliput.config.axes import AXES, LOOSE, OPTIONAL, Axis, Choice
+from lilliput.config.cutting import uses
 from lilliput.config.fields import REQUIRED, Field, fields_of
 from lilliput.config.layers import Layer, named
 from lilliput.config.settings import Settings
 from lilliput.config.shared import top, training
 from lilliput.config.values import convert
-from lilliput.fleet import Profile
 from lilliput.registry import is_path, nearest, normal
 
 
@@ -91,7 +91,7 @@ class Reader:
                 names[chosen.name] = chosen.target
             for name, target in names.items():
                 found.setdefault(name, []).append((axis, target))
-        return found | {PROFILE: [(AXES["slice"], Profile)]}
+        return found | {name: [(AXES["slice"], target)] for name, target in LOOSE.items()}
 
     def read(self) -> Settings:
         for key, value in self.typed:
@@ -100,9 +100,9 @@ class Reader:
         choices = {axis: choice for axis, choice in self.choices.items() if choice}
         chosen = {choice.name for choice in choices.values()}
         for name in self.nodes:
-            if name not in chosen and name != PROFILE:
-                axis = self.known[name][0][0].key
-                for f in self.nodes[name]:
+            if name not in chosen and name not in OPTIONAL:
+                axis = "algorithm" if name in LOOSE else self.known[name][0][0].key
+                for f in self.nodes[name] if name not in LOOSE or not uses(name, choices["algorithm"].target) else ():
                     self.notes[f"{name}.{f}"] = f"{name}.{f} does nothing here: {axis} is {self.top[axis]}"
         nodes = self._own_nodes(choices)
         return Settings(self.top, nodes, choices, self.notes, tuple(self.typed), self.sweep)
@@ -220,7 +220,13 @@ class Reader:
                 if typed.get(name, f.default) is REQUIRED:
                     raise ValueError(f"{choice.name}.{name} has no default; set {choice.name}.{name}=...")
                 node[name] = _listed(typed.get(name, f.default))
-        return nodes | ({PROFILE: self.nodes[PROFILE]} if PROFILE in self.nodes else {})
+        for name, target in LOOSE.items():
+            typed = self.nodes.get(name, {})
+            if name in OPTIONAL:
+                nodes |= {name: typed} if typed else {}
+            elif uses(name, choices["algorithm"].target):
+                nodes[name] = {f: _listed(typed.get(f, known.default)) for f, known in fields_of(target).items()}
+        return nodes
 
 
 def near(name: str, known: Iterable[str], few: Sequence[str] = ()) -> str:

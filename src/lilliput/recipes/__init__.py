@@ -5,17 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from lilliput.recipes.fedavg import CIFAR10_CNN
+from lilliput.recipes.pretraining import PRETRAINING
 from lilliput.recipes.recipe import Case, Recipe, Verdict, Version
+from lilliput.recipes.splitting import SPLIT
 from lilliput.registry import resolve
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (CIFAR10_CNN,)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (CIFAR10_CNN, *SPLIT, *PRETRAINING)}
 
 __all__ = ["RECIPES", "Case", "Recipe", "Verdict", "Version", "find"]
 
 
-def find(name: str) -> Recipe:
-    """The recipe of a name, or a user's own at `file.py:NAME`.  Raises ValueError with the nearest one."""
+def find(name: str, command: str = "run") -> Recipe:
+    """The recipe of a name, or a user's own at `file.py:NAME`, for a command.
+
+    Raises ValueError with the nearest one, or with the command that it is for.
+    """
     recipe: Any = resolve("recipe", name, RECIPES)
     if not isinstance(recipe, Recipe):
         raise ValueError(f"{name} is a {type(recipe).__name__}, not a lilliput.recipes.Recipe")
+    if recipe.command != command:
+        raise ValueError(f"recipe {recipe.name} is for another command: `lilliput {recipe.command} recipe={name}`")
     return recipe

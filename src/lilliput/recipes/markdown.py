@@ -26,17 +26,23 @@ def _recipe(recipe: Recipe) -> Iterator[str]:
     yield f"## {recipe.name}\n"
     yield f"{recipe.title}.  Source: {recipe.source}.{f'  {recipe.note}' if recipe.note else ''}\n"
     for scale, version in recipe.versions.items():
-        command = f"lilliput run recipe={recipe.name}{'' if scale == 'full' else f' scale={scale}'} --check"
+        command = (
+            f"lilliput {recipe.command} recipe={recipe.name}{'' if scale == 'full' else f' scale={scale}'} --check"
+        )
         measured = {case.name: case.measured for case in version.cases}
         yield f"`{command}`: {version.hours:g} h on {version.hardware}; {version.verdict(measured)}.\n"
-        yield from _table(recipe, version)
+        if any(case.expected is not None or case.mib for case in version.cases):
+            yield from _table(recipe, version)
 
 
 def _table(recipe: Recipe, version: Version) -> Iterator[str]:
-    yield f"| {recipe.metric}, {recipe.at} round | published | expected | measured |"
-    yield "|---|---|---|---|"
+    columns = ["published", "expected", "measured", *["mib"][: any(case.mib for case in version.cases)]]
+    heads = [{"mib": "MiB a round"}.get(name, name) for name in columns]
+    yield f"| {recipe} | {' | '.join(heads)} |"
+    yield f"|---{'|---' * len(columns)}|"
     for case in version.cases:
-        numbers = (_number(case.published), version.expectation(case), _number(case.measured))
+        expected = "" if case.expected is None else version.expectation(case)
+        numbers = [expected if name == "expected" else _number(getattr(case, name)) for name in columns]
         yield f"| {case.name} | {' | '.join(numbers)} |"
     yield ""
 

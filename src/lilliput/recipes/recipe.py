@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from math import inf
 from typing import Any, Literal
 
-Verdict = Literal["reproduced", "same ordering", "not reproduced", "not run"]
+from lilliput.report.runs import Target, reached
+
+Verdict = Literal["reproduced", "same ordering", "not reproduced", "not run", "nothing to compare with"]
 
 
 @dataclass(frozen=True)
@@ -15,16 +18,18 @@ class Case:
     """One row of a table: the settings that are its own, and numbers in the unit of the recipe's metric.
 
     published: what the source reports, None if this version of the recipe has no counterpart there.
-    expected:  what a run is held against, and how far from it counts as reproduced.
+    expected:  what a run is held against, and how far from it counts as reproduced; None where nothing was published.
     measured:  what we measured when the recipe was last run in full; None if it never was.
+    mib:       MiB per round, up and down, as the source counts them: without labels, the mean over rounds.
     """
 
     name: str
     settings: Mapping[str, Any]
-    expected: float
-    tolerance: float
+    expected: float | None = None
+    tolerance: float = 0.0
     published: float | None = None
     measured: float | None = None
+    mib: float | None = None
 
     def __post_init__(self) -> None:
         if self.tolerance < 0:
@@ -46,12 +51,16 @@ class Version:
         values = [measured.get(case.name) for case in self.cases]
         if any(value is None for value in values):
             return "not run"
+        if all(case.expected is None for case in self.cases):
+            return "nothing to compare with"
         if all(self._holds(case, value) for case, value in zip(self.cases, values, strict=True)):  # type: ignore[arg-type]
             return "reproduced"
         return "same ordering" if self._same_order(values) else "not reproduced"  # type: ignore[arg-type]
 
     def expectation(self, case: Case) -> str:
         """What a case is held against, in words."""
+        if case.expected is None:
+            return "nothing"
         return (
             f"at least {case.expected - case.tolerance:.4g}"
             if self.floor
@@ -59,13 +68,16 @@ class Version:
         )
 
     def _holds(self, case: Case, value: float) -> bool:
+        if case.expected is None:
+            return True
         distance, allowed = value - case.expected, case.tolerance + 1e-9
         return -distance <= allowed if self.floor else abs(distance) <= allowed
 
     def _same_order(self, values: Sequence[float]) -> bool:
         """Whether every two rows stand as in the source; a table of one row has no order to keep."""
         source = [case.expected if case.published is None else case.published for case in self.cases]
-        pairs = [(a, b) for a, b in combinations(zip(source, values, strict=True), 2) if a[0] != b[0]]
+        known = [(a, b) for a, b in zip(source, values, strict=True) if a is not None]
+        pairs = [(a, b) for a, b in combinations(known, 2) if a[0] != b[0]]
         return bool(pairs) and all((a[0] < b[0]) == (a[1] < b[1]) for a, b in pairs)
 
 
@@ -73,7 +85,9 @@ class Version:
 class Recipe:
     """A published table or figure.  Its settings spell out every number that it needs, defaults included.
 
-    metric: the column of metrics.jsonl that is compared, at its `best` round or in the `final` one.
+    metric:  the column of metrics.jsonl that is compared, at its `best` round or in the `final` one.
+    until:   instead, a value of the metric: what is compared are the GiB sent, up and down, until it was reached.
+    command: what runs it: `lilliput run` or `lilliput pretrain`.
     """
 
     name: str
@@ -83,7 +97,13 @@ class Recipe:
     versions: Mapping[str, Version]
     metric: str = "accuracy"
     at: Literal["best", "final"] = "final"
+    until: float | None = None
     note: str = ""
+    command: str = "run"
+
+    def __str__(self) -> str:
+        """What is compared, in words."""
+        return f"{self.metric}, {self.at} round" if self.until is None else f"GiB until {self.metric} {self.until:g}"
 
     def version(self, scale: str) -> Version:
         """The version of a scale.  Raises ValueError for one that the recipe has not."""
@@ -101,4 +121,7 @@ class Recipe:
         values = [row[self.metric] for row in rows if row.get(self.metric) is not None]
         if not values:
             return None
+        if self.until is not None:
+            reached_at = reached(rows, Target.parse(self.until, self.metric))
+            return inf if reached_at is None else reached_at["gb"] * 1e9 / 2**30
         return values[-1] if self.at == "final" else (min if "loss" in self.metric else max)(values)
