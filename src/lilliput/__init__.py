@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lilliput.experiment import Experiment, History
     from lilliput.fleet import Client, Fleet, Model, Profile, Reply, on_client
     from lilliput.pretraining import pretrain
-    from lilliput.splitter import split
+    from lilliput.splitter import auxiliary, split
     from lilliput.stop import Stop
     from lilliput.submodel import Slice
     from lilliput.subspace import (
@@ -28,7 +28,8 @@ __version__ = "0.1.0"
 _HOME = {
     "Experiment": "experiment", "History": "experiment", "Stop": "stop",
     "Client": "fleet", "Fleet": "fleet", "Model": "fleet", "Profile": "fleet", "Reply": "fleet", "on_client": "fleet",
-    "Slice": "submodel", "split": "splitter", "Body": "tree", "Tree": "tree", "pretrain": "pretraining",
+    "Slice": "submodel", "split": "splitter", "auxiliary": "splitter", "Body": "tree", "Tree": "tree",
+    "pretrain": "pretraining",
     "SubspaceConv2d": "subspace", "SubspaceLinear": "subspace", "outer_update": "subspace",
     "replace_with_subspace": "subspace", "subspace_optimizer": "subspace",
 }  # fmt: skip
@@ -36,8 +37,8 @@ _MODULES = {"algorithms", "codecs", "data", "engines", "models", "optim", "split
 
 __all__ = [
     "Body", "Client", "Experiment", "Fleet", "History", "Model", "Profile", "Reply", "Slice", "Stop",
-    "SubspaceConv2d", "SubspaceLinear", "Tree", "algorithms", "codecs", "data", "engines", "models", "on_client",
-    "optim", "outer_update", "pretrain", "replace_with_subspace", "split", "splitter", "subspace_optimizer", "tasks",
+    "SubspaceConv2d", "SubspaceLinear", "Tree", "algorithms", "auxiliary", "codecs", "data", "engines", "models",
+    "on_client", "optim", "outer_update", "pretrain", "replace_with_subspace", "split", "splitter", "subspace_optimizer", "tasks",
 ]  # fmt: skip
 
 

@@ -2,8 +2,13 @@
 
 from lilliput.splitter.budget import Budget, bytes_per_round, memory
 from lilliput.splitter.cutting import split
+from lilliput.splitter.heads import auxiliary
+from lilliput.splitter.last import check_auxiliary
 from lilliput.splitter.parts import Client, Part, Payload, Server
 from lilliput.splitter.places import middle
 from lilliput.splitter.trace import calls
 
-__all__ = ["Budget", "Client", "Part", "Payload", "Server", "bytes_per_round", "calls", "memory", "middle", "split"]
+__all__ = [
+    "Budget", "Client", "Part", "Payload", "Server",
+    "auxiliary", "bytes_per_round", "calls", "check_auxiliary", "memory", "middle", "split",
+]  # fmt: skip

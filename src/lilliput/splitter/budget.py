@@ -54,7 +54,8 @@ class Memory:
                 pulled = [torch.empty_like(x) for x in roots]
                 grads = torch.autograd.grad(roots, params, pulled, allow_unused=True)
                 used = [torch.zeros_like(p) if g is None else g for p, g in zip(params, grads, strict=True)]
-                optimizer.apply(range(len(params)), used)
+                with torch.no_grad():
+                    optimizer.apply(range(len(params)), used)
         held = sum(x.nbytes for x in (*client.parameters(), *client.buffers()))
         return held + instrument.peak_bytes
 

@@ -51,11 +51,9 @@ def agree(client: Client, server: Server, batches: tuple[Inputs, Inputs], shared
         part.sends, part.shares, part.spread = sends, candidates, spread
     client.inputs = frozenset(named[0])
     _refuse_raw(named, seen, sends)
-    payloads = [
-        {wire_name(n, candidates): s.taken[n] for n in sends if n not in spread} | {n: x[n] for n in candidates}
-        for s, x in zip(seen, named, strict=True)
-    ]
+    payloads = [s.payload(sends, spread, candidates, x) for s, x in zip(seen, named, strict=True)]
     server.inputs = _shapes(batches, payloads)
+    client.payload = server.payload = {n: Shape(tuple(x.shape), x.dtype) for n, x in payloads[0].items()}
 
 
 class _Seen(NamedTuple):
@@ -86,6 +84,15 @@ class _Seen(NamedTuple):
         travels = frozenset(n for n, x in flat.items() if not _equal(x, own.get(n)))
         blanks = [x for x in leaves(out).values() if isinstance(x, Blank)]
         return cls(flat, travels, frozenset().union(*(x.origin for x in blanks)))
+
+    def payload(
+        self, sends: Sequence[str], spread: frozenset[str], shares: Sequence[str], given: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """What of it travels."""
+        sent = {wire_name(n, shares): self.taken[n] for n in sends}
+        rows = next(iter(given.values())).shape[0]
+        own = {n: x.expand(rows, *x.shape[1:]) if n in spread else x for n, x in sent.items()}
+        return own | {n: given[n] for n in shares}
 
 
 def _equal(x: Tensor, own: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,12 +21,23 @@ Payload = Tensor | dict[str, Tensor]
 class Part(nn.Module):
     """A model of which a half is there.  Its parameters, buffers and submodules are called as in the whole model.
 
-    at: the module that the model is cut before.
+    at:      the module that the model is cut before.
+    sends:   names of what the cut module is called with that travels; `spread` are those of them that are one for all
+             examples, and travel once per example.
+    shares:  names of inputs that travel because the server needs them as they are.
+    payload: what travels for two examples: shapes by name.
+    tied:    the server's names of tensors that the client has too, and its names of them, where they are kept equal.
     """
+
+    sends: tuple[str, ...] = ()
+    shares: tuple[str, ...] = ()
+    spread: frozenset[str] = frozenset()
 
     def __init__(self, whole: nn.Module, at: str):
         super().__init__()
         self.at = at
+        self.payload: dict[str, Shape] = {}
+        self.tied: dict[str, str] = {}
         self.whole = (whole,)  # in a tuple, so that it is no submodule: its children are ours, under its own names
         for kind in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             self.__dict__[kind] = whole.__dict__[kind]
@@ -33,6 +45,11 @@ class Part(nn.Module):
     @property
     def cut(self) -> nn.Module:
         return self.whole[0].get_submodule(self.at)
+
+    def dry(self) -> Payload:
+        """A payload for two examples, on the meta device."""
+        made = {n: x.empty() for n, x in self.payload.items()}
+        return made if len(self.sends) + len(self.shares) > 1 else next(iter(made.values()))
 
     def train(self, mode: bool = True) -> Part:
         super().train(mode)
@@ -78,19 +95,10 @@ class Reached(BaseException):
 class Client(Part):
     """The device's part: inputs of the whole model to the payload.
 
-    sends:  names of what the cut module is called with that travels; `spread` are those of them that are one for all
-            examples, and travel once per example.
-    shares: names of inputs that travel because the server needs them as they are.
     inputs: names of all inputs it was cut with.
     """
 
-    def __init__(self, whole: nn.Module, at: str):
-        super().__init__(whole, at)
-        self.sends: tuple[str, ...] = ()
-        self.shares: tuple[str, ...] = ()
-        self.spread: frozenset[str] = frozenset()
-        self.inputs: frozenset[str] = frozenset()
-        self.tied: dict[str, str] = {}
+    inputs: frozenset[str] = frozenset()
 
     @property
     def takes(self) -> nn.Module:
@@ -132,10 +140,14 @@ def wire_name(name: str, inputs: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Shape:
-    """A private input, as far as a server may know it: each size is a number or a dimension of the payload."""
+    """What a tensor is like, of which no values are known: each size is a number or a dimension of the payload."""
 
     sizes: tuple[int | tuple[str, int], ...]
     dtype: torch.dtype
+
+    def empty(self) -> Tensor:
+        """On the meta device, of sizes that depend on nothing."""
+        return torch.empty([size for size in self.sizes if isinstance(size, int)], dtype=self.dtype, device="meta")
 
     def blank(self, name: str, payload: Mapping[str, Tensor]) -> Blank:
         first = next(iter(payload.values()))
@@ -148,16 +160,10 @@ class Server(Part):
     """The server's part: the payload to what the whole model returns.
 
     It replays the model on blank inputs; what comes in at the cut is replaced by the payload.
-    sends, shares, spread: as the client's.  inputs: what the whole model was called with, tensors by their shape.
+    inputs: what the whole model was called with, tensors by their shape.
     """
 
-    def __init__(self, whole: nn.Module, at: str):
-        super().__init__(whole, at)
-        self.sends: tuple[str, ...] = ()
-        self.shares: tuple[str, ...] = ()
-        self.spread: frozenset[str] = frozenset()
-        self.inputs: dict[str, Any] = {}
-        self.tied: dict[str, str] = {}
+    inputs: Mapping[str, Any] = MappingProxyType({})
 
     def forward(self, payload: Payload) -> Any:
         return self.replay({(*self.sends, *self.shares)[0]: payload} if isinstance(payload, Tensor) else payload)

@@ -17,13 +17,13 @@ from lilliput.splitter.values import tensors
 def calls(model: nn.Module) -> Iterator[list[str]]:
     """Within the block, the names of the modules that run are appended to the list, as often as each is called.
 
-    Modules of a part whose parameters are the other part's do not run: they only work out shapes.
+    Modules that are the other part's do not run: they only work out shapes.
     """
     with events(model) as seen:
         order: list[str] = []
         yield order
-    own = {name for name, module in model.named_modules() if not isinstance(module.__dict__.get("forward"), Outline)}
-    order.extend(name for name, entered in seen if entered and name in own)
+    other = {name for name, module in model.named_modules() if isinstance(module.__dict__.get("forward"), Outline)}
+    order.extend(name for name, entered in seen if entered and name not in other and not _below(name, other))
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def on_meta(model: nn.Module) -> nn.Module:
         memo[id(p)] = nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad)
     for b in model.buffers():
         memo[id(b)] = b.detach().to("meta")
-    return copy.deepcopy(model, memo)
+    return copy.deepcopy(model, memo).to("meta")  # and what is blank in a part
 
 
 def moved(inputs: Any, device: str = "meta") -> Any:
