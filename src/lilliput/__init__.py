@@ -38,7 +38,8 @@ _MODULES = {"algorithms", "codecs", "data", "engines", "models", "optim", "split
 __all__ = [
     "Body", "Client", "Experiment", "Fleet", "History", "Model", "Profile", "Reply", "Slice", "Stop",
     "SubspaceConv2d", "SubspaceLinear", "Tree", "algorithms", "auxiliary", "codecs", "data", "engines", "models",
-    "on_client", "optim", "outer_update", "pretrain", "replace_with_subspace", "split", "splitter", "subspace_optimizer", "tasks",
+    "on_client", "optim", "outer_update", "pretrain", "replace_with_subspace", "split", "splitter",
+    "subspace_optimizer", "tasks",
 ]  # fmt: skip
 
 
