@@ -4,8 +4,8 @@
     python benchmarks/cifar_split.py --table results.jsonl [--figure split_cifar10.png]
 
 5,000 training and 2,000 test images; five clients (Dirichlet, alpha 1); a ResNet-10 with the ImageNet stem, cut before
-layer3 as published; Adam(1e-3), batches of 64, eight rounds of one epoch; q = 5, l = 4, alignments of 20 epochs over the
-newest 320 activations of a client.  Each method runs as it is, and with int8 activations and bfloat16 models, under
+layer3 as published; Adam(1e-3), batches of 64, eight rounds of one epoch; q = 5, l = 4, alignments of 20 epochs over
+the newest 320 activations of a client.  Each method runs as it is, and with int8 activations and bfloat16 models, under
 three seeds.  Every run's line is appended to --out when it ends; called again, what is there is skipped.
 """
 
