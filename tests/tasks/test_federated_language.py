@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lilliput import Experiment
-from lilliput.algorithms import FedAvg, SplitFedV1
+from lilliput.algorithms import FedAvg, FslSage, SplitFedV1
 from lilliput.data import Dataset, Federated, federate, load
 from lilliput.models import build, lora
 from lilliput.splitter.blank import Blank
@@ -92,6 +92,15 @@ def test_splitfed_v1_equals_fedavg(e2e: Dataset, held: Federated, rank: int) -> 
     on_device = task.client_part.init()["params"]
     assert all(name.startswith(("transformer.h.0.", "transformer.w")) for name in on_device)
     assert all("lora_" in name for name in on_device) == bool(rank)
+
+
+def test_fsl_sage_aligns_a_head_and_learns(e2e: Dataset, held: Federated) -> None:
+    task = Split.of(gpt2(e2e, RANK), 1, auxiliary=1, example=example(held), tied="frozen", metrics=METRICS)
+    start = task.evaluate(task.init()["params"], None, held.test)["loss"]
+    method = FslSage(lr=0.01, optimizer="adamw", align_interval=1, align_epochs=2, server_update_interval=1)
+    history = run(method, task, held)
+    assert history.rows[-1]["loss"] < start
+    assert all("lora_" in name for name in history.state["params"])
 
 
 @pytest.mark.parametrize("cut", [1, 2])
