@@ -66,8 +66,9 @@ def equal(a: Any, b: Any) -> bool:
         {**GALORE, "optimizer": "fira", "checkpointing": True},
         {"optimizer": "adam", "precision": "bf16", "log_every": 5},
         {"optimizer": "torch.optim:Adagrad", "lean": False, "shuffle": 0},
+        {"lora": 2},
     ],
-    ids=["adamw", "per-layer", "online-8bit", "fira", "adam", "adagrad"],
+    ids=["adamw", "per-layer", "online-8bit", "fira", "adam", "adagrad", "lora"],
 )
 def test_a_resumed_run_ends_with_the_bits_of_one_that_was_not(tmp_path: Path, settings: dict[str, Any]) -> None:
     straight = train(tmp_path, "straight", save_every=3, **settings)
@@ -147,6 +148,14 @@ def test_the_perplexity_is_that_of_the_exported_model(tmp_path: Path) -> None:
     assert result.rows[-1]["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert result.perplexity == pytest.approx(math.exp(loss.item()), rel=1e-4)
     assert result.rows[-1]["eval_tokens"] == n * 16
+
+
+def test_adapters_are_in_the_exported_weights(tmp_path: Path) -> None:
+    first = train(tmp_path, "first", lora=2)
+    frozen = {name for name, p in first.model.named_parameters() if not p.requires_grad}
+    assert len(frozen) == 2 * 7 and all("base_layer" in name for name in frozen)
+    second = train(tmp_path, init=str(tmp_path / "first"), lr=1e-12, steps=3, warmup=0)
+    assert second.rows[-1]["loss"] == pytest.approx(first.rows[-1]["loss"], abs=1e-4)
 
 
 def test_evaluation_stops_at_its_budget_and_switches_dropout_off(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ class Pretrain:
     accumulate: int = 1  # passes that each process cuts its share of a batch into
     optimizer: str = "adamw"  # adamw, galore_adamw, online_subspace_adamw, fira, ..., or torch.optim:RMSprop
     optimizer_options: dict[str, Any] = field(default_factory=dict)  # its own: optimizer.rank=128, optimizer.scale=0.25
+    lora: int | None = None  # instead of the linear layers' weights, train adapters of this rank beside them (LoRA)
     lr: float = 1e-3  # the largest learning rate
     weight_decay: float = 0.0  # pull of the optimizer towards zero
     schedule: Literal["cosine", "linear", "cosine_restarts", "constant"] = "cosine"  # of lr after the warm-up
@@ -63,7 +64,7 @@ class Pretrain:
     def __post_init__(self) -> None:
         for name in ("max_length", "batch_size", "accumulate", "lr", "eval_every", "log_every"):
             _positive(name, getattr(self, name))
-        for name in ("steps", "clip", "restart_every", "save_every"):
+        for name in ("steps", "lora", "clip", "restart_every", "save_every"):
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
         for name in ("warmup", "restart_warmup", "shuffle", "weight_decay"):
@@ -88,6 +89,8 @@ class Pretrain:
             raise ValueError("restart_every and schedule=cosine_restarts belong together; give both or neither")
         if self.init is not None and self.continue_from is not None:
             raise ValueError("init takes weights alone and continue_from all of a run; give one of them")
+        if self.lora is not None and self.parallel == "fsdp":
+            raise ValueError("adapters are not sharded: use lora with parallel=ddp, or a subspace optimizer with fsdp")
         if self.total_steps <= self.warmup_steps:
             raise ValueError(f"warmup={self.warmup} leaves none of {self.total_steps} steps; shorten it")
 

@@ -43,7 +43,7 @@ def build(c: Pretrain) -> nn.Module:
     Raises ValueError for a model that there is not, or an option that it has not.
     """
     with random.seeded(c.seed, "model"):
-        model = _made(c)
+        model = _made(c) if c.lora is None else adapted(_made(c), c.lora)
     if c.init is not None:
         from lilliput.models.weights import load_weights
 
@@ -61,6 +61,30 @@ def _made(c: Pretrain) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise ValueError(f"model {c.model!r} made something of type {type(made).__name__}; it must make an nn.Module")
     return made
+
+
+def adapted(model: nn.Module, rank: int) -> nn.Module:
+    """Adapters beside every linear layer but the head, whose weights are frozen; embeddings, norms, head are trained.
+
+    The scale is 32 / rank, as in the comparisons that GaLore made.
+    """
+    from lilliput import optim
+    from lilliput.models.adapters import lora
+
+    names = optim.param_groups(model, rank=1)[0]["names"]
+    lora(model, rank, alpha=32.0, targets=sorted({name.split(".")[-2] for name in names}))
+    for name, p in model.named_parameters():
+        p.requires_grad_(".base_layer." not in name)
+    return model
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """The model as it is used: adapters, if it has any, added into its weights."""
+    if not any(".base_layer." in name for name, _ in model.named_parameters()):
+        return model
+    from lilliput.models.adapters import merged
+
+    return merged(model)
 
 
 def _weights(place: Path) -> Path:

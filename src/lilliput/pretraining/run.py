@@ -229,7 +229,7 @@ class Run:
 def identity(c: Pretrain, tokenizer: Any, texts: tuple[Corpus, Corpus]) -> dict[str, Any]:
     """What must be the same for a run to go on: its model, its text and how that is cut."""
     words = hashlib.blake2b(json.dumps(sorted(tokenizer.get_vocab().items())).encode(), digest_size=12).hexdigest()
-    same = ("model", "model_options", "max_length", "packing", "shuffle", "seed", "optimizer", "dtype")
+    same = ("model", "model_options", "max_length", "packing", "shuffle", "seed", "optimizer", "lora", "dtype")
     return {**{name: getattr(c, name) for name in same}, "tokenizer": words, "data": texts[0].fingerprint()}
 
 

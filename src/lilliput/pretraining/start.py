@@ -61,6 +61,7 @@ def _before(c: Pretrain, folder: Path | None, resume: bool) -> saved.Saved | Non
 
 def _export(model: nn.Module, tokenizer: Any, folder: Path, world: World) -> None:
     """Put the model where transformers reads it from: model/ with config.json, model.safetensors and the tokenizer."""
+    model = network.plain(model)
     tensors = network.tensors(model)
     if not world.first:
         return
