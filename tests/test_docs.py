@@ -18,7 +18,14 @@ from lilliput.registry import normal
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PUBLISHED = "splitfed_v1 splitfed_v2 cse_fsl fsl_sage fedsub heteroavg heterofl fedrolex scalefl inco raffm"
-WHOLE = ("README.md", "data.md", "method.md", "model.md", "runs.md")  # the others show pieces of programs
+WHOLE = (
+    "README.md",
+    "data.md",
+    "method.md",
+    "model.md",
+    "pretrain.md",
+    "runs.md",
+)  # the others show pieces of programs
 TAUGHT = ("method.md", "data.md", "model.md")  # their commands are run, not only parsed
 
 
@@ -27,7 +34,7 @@ def blocks(document: Path, language: str) -> list[str]:
 
 
 def commands(document: Path) -> list[list[str]]:
-    """Every `lilliput run` of a document's shell blocks and tables, as words."""
+    """Every `lilliput run` and `pretrain` of a document's shell blocks, and `run` of its tables, as words."""
     text = document.read_text(encoding="utf-8")
     lines = "\n".join(blocks(document, "sh")).replace("\\\n", " ").splitlines()
     lines += re.findall(r"`(lilliput run[^`]*)`", text)
@@ -35,7 +42,8 @@ def commands(document: Path) -> list[list[str]]:
     runs = [
         w[1:]
         for w in words
-        if w[:2] == ["lilliput", "run"] and not any(word in ("--config", "--help") or "NAME" in word for word in w)
+        if w[:2] in (["lilliput", "run"], ["lilliput", "pretrain"])
+        and not any(word in ("--config", "--help") or "NAME" in word for word in w)
     ]
     return [[word for word in run if word not in ("…", "...")] for run in runs]
 

@@ -3,7 +3,7 @@
 GaLore (Zhao et al., ICML 2024, https://arxiv.org/abs/2403.03507) gives sizes, ranks, steps and rates; perplexities on
 C4's validation split are those that APOLLO (Zhu et al., MLSys 2025, https://arxiv.org/abs/2412.05270) lists.  AdamW and
 LoRA were tuned per size, by rates that are not given: 0.001 is ours.  Fira and APOLLO take GaLore's rate.  The table of
-Online Subspace Descent (Liang et al., 2024, https://arxiv.org/abs/2408.12857) is of 10,000 steps, and of no other table.
+Online Subspace Descent (Liang et al., 2024, https://arxiv.org/abs/2408.12857) is of 10,000 steps and stands alone.
 """
 
 from __future__ import annotations
