@@ -149,24 +149,17 @@ class Coded:
 
     def _remembered(self, key: Any, run: Any) -> Body:
         if key not in self._known:
-            self._ghosts.haunts = True
-            try:
+            with self._ghosts.haunting():
                 self._known[key] = run()
-            finally:
-                self._ghosts.haunts = False
         return self._known[key]
 
 
 def signature(body: Any) -> Any:
-    """What tells bodies apart: names, numbers, shapes and dtypes, and the values of tensors that have any."""
+    """What tells bodies apart: names, numbers, shapes, dtypes, and the whole numbers in tensors that are no ghosts."""
     if isinstance(body, torch.Tensor):
-        return tuple(body.shape), body.dtype, None if is_ghost(body) else _values(body)
+        counts = not is_ghost(body) and not body.is_floating_point()
+        return tuple(body.shape), body.dtype, body.numpy().tobytes() if counts else None
     return tuple((name, signature(x)) for name, x in body.items()) if isinstance(body, Mapping) else body
-
-
-def _values(x: torch.Tensor) -> bytes:
-    exact = x.float() if x.dtype is torch.bfloat16 else x  # which numpy lacks
-    return exact.numpy(force=True).tobytes()
 
 
 # Data.

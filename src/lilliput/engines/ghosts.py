@@ -8,7 +8,8 @@ one, or true: finite, due, all of them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -23,20 +24,33 @@ aten = torch.ops.aten
 class Ghosts(FakeTensorMode):
     """Makes ghosts and, while it is entered, computes with them.
 
-    haunts: whether what is made inside out of nothing (zeros, draws) is a ghost too.
+    drew: whether a random number was drawn that is no ghost.
     """
 
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
-        self.haunts = False
+        self.haunts = self.drew = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not (self.haunts or _has_ghost(args) or _has_ghost(kwargs.values())):
+            self.drew |= torch.Tag.nondeterministic_seeded in func.tags
             return func(*args, **kwargs)
         answer = _ANSWERS.get(func)
         out = NotImplemented if answer is None else answer(self, *args, **kwargs)
-        return super().__torch_dispatch__(func, types, args, kwargs) if out is NotImplemented else out
+        if out is not NotImplemented:
+            return out
+        with self.haunting():  # an operation that is made of others makes ghosts on its way
+            return super().__torch_dispatch__(func, types, args, kwargs)
+
+    @contextmanager
+    def haunting(self) -> Iterator[None]:
+        """Whatever is made inside is a ghost."""
+        before, self.haunts = self.haunts, True
+        try:
+            yield
+        finally:
+            self.haunts = before
 
     def new(self, shape: Sequence[int], dtype: torch.dtype, stride: Sequence[int] | None = None) -> Tensor:
         """A ghost; contiguous without a stride."""
