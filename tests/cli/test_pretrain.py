@@ -101,6 +101,22 @@ def test_a_recipe_lies_below_what_is_typed() -> None:
         settings([{"recipe": recipe.name, "case": "Galor"}])
 
 
+def test_finished_rows_of_a_recipe_are_held_against_what_was_published(lilliput: Cli, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from lilliput.config import words\nfrom lilliput.recipes import Case, Recipe, Version\n"
+        f"ROWS = words({typed(data=text(tmp_path), steps=3, warmup=0)!r})\n"
+        "CASES = [Case('A', {'lr': 0.01}, 200, 50, 200), Case('B', {'lr': 0.001}, 300, 50, 300)]\n"
+        "MINE = Recipe('mine', 't', 's', ROWS, {'full': Version(CASES, 'h', 1)}, 'perplexity', command='pretrain')\n"
+    )
+    recipe = "recipe=mine.py:MINE"
+    assert "mine: not run" in lilliput("pretrain", recipe, "--check").out
+    for case in "AB":
+        assert lilliput("pretrain", recipe, f"case={case}", "--plain", "tensorboard=false", "accumulate=2").status == 0
+    said = lilliput("pretrain", recipe, "--check")
+    assert said.status == 0 and said.out.splitlines()[-1] == "mine: reproduced"
+    assert "A: perplexity 19" in said.out and "published 200" in said.out
+
+
 @pytest.mark.parametrize(
     ("typed", "words"),
     [

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from lilliput.cli import folder as folders
+from lilliput.cli import pretrain_recipe as recipes
 from lilliput.config.layers import from_file, words
 from lilliput.config.single import read
 from lilliput.pretraining import Pretrain, Result, parallel, pretrain
 from lilliput.pretraining.published import ours
 
-HELP = """usage: lilliput pretrain [--config FILE] [--cfg] [--plain] [key=value ...]
+HELP = """usage: lilliput pretrain [--config FILE] [--cfg] [--check] [--plain] [key=value ...]
 
 Trains a language model on one owner's text.  Each setting has a default: `lilliput pretrain` alone trains a small
 LLaMA on the source of Python's standard library.  What a model or an optimizer has of its own stands under its key.
@@ -28,6 +29,7 @@ LLaMA on the source of Python's standard library.  What a model or an optimizer 
 flags
   --config FILE  settings from a YAML file, below those that are typed; a run's config.yaml repeats it
   --cfg          print the settings and stop
+  --check        of a recipe: hold its finished runs against what was published
   --plain        a line per row instead of the live table
 
 settings
@@ -36,7 +38,7 @@ settings
 Names: `lilliput list models`; optimizers: {optimizers}.
 The keys of the published script work too: model_config, total_batch_size, max_train_tokens, galore_scale, ..."""
 
-FLAGS = ("--cfg", "--plain")
+FLAGS = ("--cfg", "--check", "--plain")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,6 +47,11 @@ def main(argv: Sequence[str]) -> int:
         print(_help())
         return 0
     layers, flags = _layers(list(argv))
+    if "--check" in flags:
+        name = next((str(layer["recipe"]) for layer in reversed(layers) if "recipe" in layer), None)
+        if name is None:
+            raise ValueError("--check compares with what was published; add recipe=..., see `lilliput list recipes`")
+        return recipes.check(name, lambda case: settings([*layers, {"case": case}]))
     c = settings(layers)
     if "--cfg" in flags:
         print(folders.as_yaml(c), end="")
@@ -67,24 +74,11 @@ def settings(layers: Sequence[Mapping[str, Any]]) -> Pretrain:
             print(f"lilliput: note: {remark}", file=sys.stderr)
     typed.pop("program", None)
     name, case = typed.pop("recipe", None), typed.pop("case", None)
-    below = _recipe(str(name), case) if name is not None else {}
+    below = recipes.row(str(name), case) if name is not None else {}
     for one, other in (("steps", "tokens"), ("tokens", "steps")):  # one typed replaces the other of a recipe
         if typed.get(one) is not None:
             below.pop(other, None)
     return read(Pretrain, below, typed, command="pretrain")
-
-
-def _recipe(name: str, case: Any) -> dict[str, Any]:
-    from lilliput.recipes import find
-    from lilliput.registry import nearest
-
-    recipe = find(name, "pretrain")
-    rows = recipe.layers("full")
-    if case is None:
-        raise ValueError(f"recipe {recipe.name} has several rows; choose one with case=: {', '.join(rows)}")
-    if case not in rows:
-        raise ValueError(f"recipe {recipe.name} has no case {case!r}; {nearest(str(case), rows)}")
-    return dict(rows[str(case)])
 
 
 def go_on(place: Path, changes: Mapping[str, Any], plain: bool = False) -> Result:

@@ -1,0 +1,68 @@
+"""Recipes of `lilliput pretrain`: the settings of one row, and what came of the rows that were run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lilliput.cli import folder as folders
+from lilliput.pretraining import Pretrain
+from lilliput.recipes import find
+from lilliput.registry import nearest
+
+# Settings that change how a run is taken or kept, not what it computes.
+FREE = frozenset({
+    "accumulate", "checkpointing", "continue_from", "device", "eval_every", "folder", "lean", "log_every", "memory",
+    "name", "parallel", "per_layer", "program", "save_every", "tags", "tensorboard", "wandb",
+})  # fmt: skip
+
+
+def row(name: str, case: Any) -> dict[str, Any]:
+    """The settings of one row of a recipe's table.  Raises ValueError with the rows that there are."""
+    recipe = find(name, "pretrain")
+    rows = recipe.layers("full")
+    if case is None:
+        raise ValueError(f"recipe {recipe.name} has several rows; choose one with case=: {', '.join(rows)}")
+    if case not in rows:
+        raise ValueError(f"recipe {recipe.name} has no case {case!r}; {nearest(str(case), rows)}")
+    return dict(rows[str(case)])
+
+
+def check(name: str, of: Callable[[str], Pretrain]) -> int:
+    """Hold the finished runs of a recipe against what was published; nothing is trained.  0 unless not reproduced.
+
+    of: the settings of a case.
+    """
+    recipe = find(name, "pretrain")
+    version = recipe.version("full")
+    measured: dict[str, float | None] = {}
+    for case in version.cases:
+        value = measured[case.name] = _measured(of(case.name), recipe)
+        published = "" if case.published is None else f", published {case.published:g}"
+        got = "not run" if value is None else f"{value:.2f}"
+        print(f"{case.name}: {recipe.metric} {got}, expected {version.expectation(case)}{published}")
+    verdict = version.verdict(measured)
+    print(f"{recipe.name}: {verdict}")
+    return 1 if verdict == "not reproduced" else 0
+
+
+def _measured(c: Pretrain, recipe: Any) -> float | None:
+    """What the last finished run of these settings gave; None if there is none."""
+    from lilliput.report.runs import read
+
+    same = [path for path in folders.runs(Path(c.folder)) if _same(c, path)]
+    done = [path for path in same if folders.facts_of(path).get("finished")]
+    latest = max(done, key=lambda path: str(folders.facts_of(path)["finished"]), default=None)
+    return None if latest is None else recipe.value(read(latest).rows)
+
+
+def _same(c: Pretrain, path: Path) -> bool:
+    from lilliput.cli.pretrain import settings
+
+    layer = folders.layer_of(path)
+    return layer.get("program") == "pretrain" and _bound(settings([layer])) == _bound(c)
+
+
+def _bound(c: Pretrain) -> Mapping[str, Any]:
+    return {name: value for name, value in c.as_dict().items() if name not in FREE}
