@@ -22,19 +22,12 @@ Grads = tuple[Tensor | None, ...]
 
 
 def cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    bias: Tensor | None = None,
-    *,
-    tokens: int | None = None,
-    recompute: bool = False,
+    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, *, tokens: int | None = None
 ) -> Tensor:
     """Mean cross-entropy of hidden [..., n] @ weight [classes, n].T + bias [classes] against int64 labels [...].
 
     Labels of -100 do not count; without any that counts it is nan, as torch's.  Under autocast products are in its type
     and the rest in float32.  tokens: logits are made for so many at a time, by default as many as fill 32 MiB.
-    recompute: do not hold gradients between forward and backward; the logits are then made twice.
     Raises ValueError if hidden and labels differ in shape.
     """
     if hidden.shape[:-1] != labels.shape:
@@ -42,23 +35,21 @@ def cross_entropy(
             f"labels {list(labels.shape)} do not fit hidden states {list(hidden.shape)}: all but the last axis"
         )
     size = tokens or max(64, CHUNK // weight.shape[0] // 64 * 64)  # whole tiles of the kernels
-    early = torch.is_grad_enabled() and not recompute
     flat = hidden.flatten(0, -2), weight, bias, labels.flatten()
-    return _CrossEntropy.apply(*flat, size, early, autocast_dtype(hidden))
+    return _CrossEntropy.apply(*flat, size, torch.is_grad_enabled(), autocast_dtype(hidden))
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, size: int, early: bool,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, size: int, recorded: bool,
         dtype: torch.dtype | None,
     ) -> Tensor:  # fmt: skip
         ctx.size, ctx.dtype = size, dtype
         ctx.save_for_backward(hidden, weight, bias, labels)
-        wanted = ctx.needs_input_grad[:3] if early else (False, False, False)
+        wanted = ctx.needs_input_grad[:3] if recorded else (False, False, False)
         with torch.autocast(hidden.device.type, enabled=False):
-            loss, grads = _sweep((hidden, weight, bias), labels, size, dtype, wanted)
-        ctx.grads = grads if early else None
+            loss, ctx.grads = _sweep((hidden, weight, bias), labels, size, dtype, wanted)
         return loss
 
     @staticmethod
@@ -68,7 +59,7 @@ class _CrossEntropy(torch.autograd.Function):
         if torch.is_grad_enabled():  # to be differentiated again: by the plain operations
             return *_plain(parts, labels, ctx.dtype, grad, wanted), None, None, None, None
         grads, ctx.grads = ctx.grads, None  # handed out once, so that they can be scaled in place
-        if grads is None:
+        if grads is None:  # asked for again
             _, grads = _sweep(parts, labels, ctx.size, ctx.dtype, wanted)
         scale = grad / _count(labels).clamp(min=1)
         scaled = [None if g is None else g.mul_(scale).to(x.dtype) for g, x in zip(grads, parts, strict=True)]
