@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lilliput.models import pretrained
+from lilliput.models import build, pretrained
 from lilliput.models.adapters import lora, merged
 from lilliput.tasks import Supervised
 
@@ -48,6 +48,18 @@ def test_merging_gives_the_same_outputs_without_adapters() -> None:
     assert {name for name, _ in whole.named_parameters()} == {name for name, _ in gpt2().named_parameters()}
     assert any("lora_A" in name for name, _ in model.named_parameters()), "the original keeps its adapters"
     assert not torch.allclose(whole(x)["logits"], gpt2(dropout=0.0).eval()(x)["logits"])
+
+
+def test_a_lean_model_is_adapted_all_the_same() -> None:
+    x = torch.randint(50, (2, 6))
+    found = []
+    for lean in (False, True):
+        torch.manual_seed(0)
+        sizes = {**SMALL, "dropout": 0.0, "shape": (6,), "classes": 50}
+        model = lora(build("gpt2", lean=lean, **sizes), rank=4)
+        found.append((model(x)["logits"], merged(model)(x)["logits"]))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_residents_share_what_is_frozen() -> None:

@@ -76,8 +76,8 @@ def merged(model: M) -> M:
 
 
 def _adaptable(module: nn.Module) -> bool:
-    """Linear layers and transposed ones, as GPT-2 has them."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    """Linear layers and transposed ones, as GPT-2 has them, or what was made of these."""
+    return isinstance(module, nn.Linear) or any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
 
 
 def _usual(model: nn.Module, known: Sequence[str]) -> list[str]:
