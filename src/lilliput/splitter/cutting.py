@@ -56,7 +56,7 @@ def split(
     with decided(model):
         with untouched(model):
             batches = probes(model, example, tuple(shared))
-        if isinstance(at, int | str):
+        if isinstance(at, int | float | str):
             name = place(model, at, batches[0])
         else:
             name = latest_within(model, at, example, batches, tuple(shared))

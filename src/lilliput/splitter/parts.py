@@ -36,6 +36,7 @@ class Part(nn.Module):
     def __init__(self, whole: nn.Module, at: str):
         super().__init__()
         self.at = at
+        self.training = whole.training
         self.payload: dict[str, Shape] = {}
         self.tied: dict[str, str] = {}
         self.whole = (whole,)  # in a tuple, so that it is no submodule: its children are ours, under its own names

@@ -15,7 +15,7 @@ from lilliput.splitter.verify import untouched
 
 def place(model: nn.Module, at: Any, batch: Inputs) -> str:
     """The module that a cut named `at` comes before: a name or a unique ending of one, or a number of blocks."""
-    if isinstance(at, bool) or not isinstance(at, int | str):
+    if isinstance(at, bool | float):
         raise ValueError(f"at is {at!r}; name a module, say how many blocks stay with the client, or give a budget")
     if isinstance(at, int):
         where = boundaries(model, batch)
@@ -45,7 +45,8 @@ def boundaries(model: nn.Module, batch: Inputs) -> list[str]:
         for kind, count in Counter(type(child) for child in m).items():
             kinds[kind] = max(kinds[kind], count)
     members = {id(child) for m in lists for child in m if kinds and type(child) is kinds.most_common(1)[0][0]}
-    order = list(dict.fromkeys(name for name, entered in seen if entered))
+    returned = {name for name, entered in seen if not entered}  # a part ends in the middle of things
+    order = dict.fromkeys(name for name, entered in seen if entered and name in returned)
     blocks = [name for name in order if id(model.get_submodule(name)) in members]
     if not blocks:
         raise ValueError("the model has no list of blocks to count; name the module to cut before")

@@ -15,7 +15,7 @@ from lilliput.splitter.values import tensors
 
 @contextmanager
 def calls(model: nn.Module) -> Iterator[list[str]]:
-    """Within the block, the names of the modules that run are appended to the list, as often as each is called.
+    """After the block, the list has the names of the modules that ran to their end, as often as each was called.
 
     Modules that are the other part's do not run: they only work out shapes.
     """
@@ -23,7 +23,7 @@ def calls(model: nn.Module) -> Iterator[list[str]]:
         order: list[str] = []
         yield order
     other = {name for name, module in model.named_modules() if isinstance(module.__dict__.get("forward"), Outline)}
-    order.extend(name for name, entered in seen if entered and name not in other and not _below(name, other))
+    order.extend(name for name, entered in seen if not entered and name not in other and not _below(name, other))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lilliput.splitter.blank import READS
+from lilliput.splitter.blank import NORMS, READS, normalised
 from lilliput.splitter.values import mapped
 
 
@@ -24,6 +24,8 @@ class Undecided(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in READS and args[0].device.type == "meta":
             return READS[func]
+        if func is NORMS[0] and args[0].device.type == "meta":
+            return normalised(args[0])
         return func(*args, **(kwargs or {}))
 
 
