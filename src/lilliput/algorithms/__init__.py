@@ -5,6 +5,7 @@ from lilliput.algorithms.cse_fsl import CseFsl
 from lilliput.algorithms.fedavg import FedAvg
 from lilliput.algorithms.fednova import FedNova
 from lilliput.algorithms.fedprox import FedProx
+from lilliput.algorithms.fedsub import FedSub
 from lilliput.algorithms.fsl_sage import FslSage
 from lilliput.algorithms.moon import Moon
 from lilliput.algorithms.scaffold import Scaffold
@@ -25,12 +26,13 @@ ALGORITHMS: dict[str, type] = {
     "scaffold": Scaffold,
     "fednova": FedNova,
     "moon": Moon,
+    "fedsub": FedSub,
     **SPLIT,
     "centralized": Centralized,
     "local_only": LocalOnly,
 }
 
 __all__ = [
-    "ALGORITHMS", "SPLIT", "Centralized", "CseFsl", "FedAvg", "FedNova", "FedProx", "FslSage", "LocalOnly", "Moon",
-    "Scaffold", "SplitFedV1", "SplitFedV2",
+    "ALGORITHMS", "SPLIT", "Centralized", "CseFsl", "FedAvg", "FedNova", "FedProx", "FedSub", "FslSage", "LocalOnly",
+    "Moon", "Scaffold", "SplitFedV1", "SplitFedV2",
 ]  # fmt: skip
