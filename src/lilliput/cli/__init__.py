@@ -16,6 +16,7 @@ from pathlib import Path
 COMMANDS = {
     "run": "train, as key=value settings say; -m sweeps over several values",
     "pretrain": "train a language model on one owner's text; LLaMA and others, in a fraction of the memory",
+    "memory": "what training needs of memory, before anything is allocated; whether it fits, and what would make it",
     "resume": "continue an interrupted run exactly where it stopped",
     "compare": "tables and figures of several runs",
     "evaluate": "score a run's model, or weights of your own, on the test set",

@@ -1,0 +1,137 @@
+"""What a training step of a LLaMA needs, by formulas: at once, whatever its size.
+
+A step has a few moments at which most can be needed; at each one, some kinds of tensors are there.  State is counted
+exactly (`optim.memory`); what the forward pass keeps of each token and layer is a polynomial in the hidden size h and
+the width f of the feed-forward layers:
+
+    float32: 10 numbers of h (two norms 2 x 3; q, k, v, attention's output) and 4 of f (gate, silu, up, product)
+    bf16:    the same in 2 bytes, but that a norm keeps its input in float32: 12 h + 4 f numbers of 2 bytes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+from torch import Tensor, nn
+
+from lilliput import lean, optim
+from lilliput.footprint.result import KINDS, Footprint
+from lilliput.footprint.scratch import scratch
+from lilliput.footprint.setting import Setting
+from lilliput.footprint.trace import PROJECTIONS
+from lilliput.lean.tokens import CHUNK as LEAN_LOGITS
+from lilliput.optim.options import matrix_shape, ranked
+from lilliput.optim.subspace import seen_shape
+
+# Bytes that the forward pass keeps of a token in a layer: times h, times f, and besides; stock and lean layers.
+KEPT = {
+    ("float32", False): (40, 16, 8), ("bf16", False): (24, 8, 8), ("mixed", False): (42, 8, 8),
+    ("float32", True): (24, 8, 0), ("bf16", True): (12, 4, 0), ("mixed", True): (24, 4, 0),
+}  # fmt: skip
+WIDE = 4  # bytes of the numbers in which losses, norms and updates are computed
+Moment = dict[str, int]
+
+
+def estimate(setting: Setting, model: nn.Module) -> Footprint | None:
+    """The footprint of a setting whose module this is, on the meta device; None where there is no formula for it."""
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "model_type", None) != "llama" or config.num_key_value_heads != config.num_attention_heads:
+        return None
+    optimizer = setting.steps(model).optimizer
+    if not isinstance(optimizer, optim.SubspaceOptimizer) or setting.padded:
+        return None
+    known = optim.memory(model, optimizer)
+    projections = sum(known.states.get(name, 0) for name in PROJECTIONS)
+    always = {
+        "weights": known.parameters + known.buffers,
+        "states": known.state - projections,
+        "projections": projections,
+    }
+    moments = [{**dict.fromkeys(KINDS, 0), **always, **m} for m in _Step(setting, model, optimizer).moments()]
+    largest = {kind: max(m[kind] for m in moments) for kind in KINDS}
+    at_peak = max(moments, key=lambda m: sum(m.values()))
+    return Footprint(**largest, at_peak=at_peak, parameters=sum(p.numel() for p in model.parameters()), certified=False)
+
+
+class _Step:
+    """The moments of one step."""
+
+    def __init__(self, setting: Setting, model: nn.Module, optimizer: optim.SubspaceOptimizer):
+        config: Any = model.config
+        self.setting, self.lean = setting, lean.patched(model)
+        self.h, self.f, self.heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+        self.layers, self.vocabulary = config.num_hidden_layers, config.vocab_size
+        self.tokens = setting.batch_size // setting.accumulate * setting.tokens(model)
+        self.width = 2 if setting.autocast or setting.dtype == "bf16" else WIDE  # bytes of what matrix products read
+        self.trained = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+        self.every = sum(p.nbytes for p, _ in self.trained)
+        self.head = model.get_output_embeddings().weight  # type: ignore[operator]
+        self.scratch = scratch(optimizer, setting.device)
+
+    def moments(self) -> Iterator[Moment]:
+        """What is there when most can be: at the loss, in the last layer, in the first, and at the update."""
+        kept, layer = self._kept(), self._layer()
+        again = layer if self.setting.checkpointing else 0  # recomputed
+        passing = self.tokens * 2 * (self.f + self.h) * self.width  # gradients on their way through a layer
+        before = self._accumulated()
+        yield {"activations": kept + self._loss(), "gradients": before}
+        if self.setting.per_layer:
+            for p, activations in ((self.head, kept), (self._largest_inside(), kept + again + passing)):
+                gradient = p.nbytes if p.requires_grad else 0
+                yield {"activations": activations, "gradients": before + gradient, "scratch": self.scratch.get(p, 0)}
+            return
+        outside = self.head.nbytes if self.head.requires_grad else 0  # of the head; the embedding's is as large
+        yield {"activations": kept + again + passing, "gradients": max(before, outside)}
+        yield {"activations": layer + passing, "gradients": max(before, self.every - outside)}
+        yield {"gradients": self.every, "scratch": self._update()}
+
+    def _layer(self) -> int:
+        """What a layer keeps for its backward pass, bfloat16 copies of weights under autocast included."""
+        by_h, by_f, besides = KEPT["mixed" if self.setting.autocast else self.setting.dtype, self.lean]
+        copies = 0
+        if self.setting.autocast:  # lean layers make those of all but one matrix again
+            copies = 2 * (self.h**2 if self.lean else 4 * self.h**2 + 3 * self.h * self.f)
+        adapters = 7 * self.width * (self.setting.lora or 0)  # what goes between their two matrices
+        return self.tokens * (by_h * self.h + by_f * self.f + 4 * self.heads + besides + adapters) + copies
+
+    def _kept(self) -> int:
+        """What all layers and the last norm keep, or the layers' inputs alone."""
+        residual = 2 if self.setting.dtype == "bf16" else WIDE
+        inputs = self.tokens * self.h * residual
+        own = inputs if self.setting.checkpointing else self._layer()
+        return self.layers * own + inputs + self.tokens * self.h * (2 * self.width + WIDE - residual)
+
+    def _loss(self) -> int:
+        """The logits' logarithms and two gradients of theirs; lean, those of a chunk, and the head's gradient early."""
+        cast = 2 * self.vocabulary * self.h  # bytes of a bfloat16 copy of the head
+        copies = cast if self.setting.autocast else 0
+        if not self.lean:
+            return 3 * WIDE * self.tokens * self.vocabulary + copies
+        early = WIDE * self.h * (self.tokens + (self.vocabulary if self.head.requires_grad else 0))
+        logits, chunks = self.tokens * self.vocabulary, -(-self.tokens // max(1, LEAN_LOGITS // self.vocabulary))
+        before = WIDE if chunks > 1 else 0  # the probabilities of the chunk before are there still
+        if self.width == WIDE:
+            return early + min(LEAN_LOGITS, logits) * (2 * WIDE + before)
+        return early + copies + max(min(LEAN_LOGITS, logits) * (2 + 2 * WIDE + before), cast)
+
+    def _accumulated(self) -> int:
+        """Gradients of earlier passes: of all weights, since where a new subspace is due they are needed whole."""
+        return self.every if self.setting.accumulate > 1 else 0
+
+    def _largest_inside(self) -> Tensor:
+        """The matrix of a layer whose update takes most."""
+        inside = [p for p, _ in self.trained if self.vocabulary not in p.shape]
+        return max(inside, key=lambda p: p.nbytes + self.scratch[p])
+
+    def _update(self) -> int:
+        """The scratch of an update of all: an accelerator sees all gradients of a group before it moves any weight."""
+        alone = max((self.scratch[p] for p, group in self.trained if not ranked(group)), default=0)
+        projected = [(self.scratch[p], WIDE * prod(_seen(p, group))) for p, group in self.trained if ranked(group)]
+        together = sum(seen for _, seen in projected) if self.setting.device != "cpu" else 0
+        return max(alone, together + max((own for own, _ in projected), default=0))
+
+
+def _seen(p: Tensor, group: dict[str, Any]) -> tuple[int, int]:
+    return seen_shape(matrix_shape(p), group)

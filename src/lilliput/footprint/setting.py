@@ -1,0 +1,166 @@
+"""What is trained, by what and how: everything that a footprint depends on."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lilliput import lean, optim, updates
+from lilliput.footprint.fakes import ACCELERATOR, twin
+from lilliput.footprint.steps import Loop, supervised_loss
+from lilliput.registry import is_path, nearest, normal, resolve
+
+LENGTH = 256  # tokens of a sequence, as published for low-rank pre-training
+# By name as in pre-training: AdamW keeps its moments in float32 whatever the weights are.
+OPTIMIZERS: dict[str, Callable[..., Any]] = {
+    **{name: make for name, make in updates.OPTIMIZERS.items() if name not in ("sgd", "adam")},
+    "adamw": partial(optim.GaLoreAdamW, eps=1e-8),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to train one model, in the words of `lilliput pretrain`."""
+
+    model: Any = "llama_60m"  # a name, a folder or a config.json; in Python also a module on any device, or on "meta"
+    model_options: dict[str, Any] = field(default_factory=dict)  # of the model: model.hidden=256, model.layers=4
+    optimizer: Any = "adamw"  # a name; in Python also a function of the module that gives a torch.optim.Optimizer
+    optimizer_options: dict[str, Any] = field(default_factory=dict)  # optimizer.rank=128, optimizer.states=8bit
+    batch_size: int = 16  # examples of a step
+    accumulate: int = 1  # passes that a batch is cut into
+    max_length: int | None = None  # tokens of an example; 256, or as many as the model has positions
+    shape: tuple[int, ...] = (3, 32, 32)  # of an example that is no text, where the model does not say it
+    classes: int = 10  # how many labels there are, where the model does not say it
+    dtype: Literal["float32", "bf16"] = "float32"  # of the weights
+    precision: Literal["float32", "bf16"] = "float32"  # of the products: bf16 is autocast over float32 weights
+    per_layer: bool = False  # update each parameter in the backward pass, so that one gradient lives at a time
+    checkpointing: bool = False  # recompute each block's activations in the backward pass instead of keeping them
+    lean: bool = True  # layers that save less for the backward pass, and the loss in chunks
+    lora: int | None = None  # train adapters of this rank on every linear layer but the head, and nothing else
+    padded: bool = False  # texts of different lengths, so that attention needs a mask
+    device: str = "cuda"  # cpu, or an accelerator: any with an attention kernel that keeps no scores
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulate", "max_length", "classes", "lora"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give a whole number above 0")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size={self.batch_size} does not divide into accumulate={self.accumulate} passes; "
+                "choose multiples"
+            )
+        if self.dtype == self.precision == "bf16":
+            raise ValueError("precision=bf16 does nothing to bf16 weights; leave it out, or set dtype=float32")
+        if isinstance(self.optimizer, str):
+            known = known_options(self.optimizer)
+            for option in self.optimizer_options:
+                if option not in known:
+                    raise ValueError(f"optimizer {self.optimizer} has no option {option!r}; {nearest(option, known)}")
+
+    @property
+    def autocast(self) -> bool:
+        """Whether the forward pass runs under autocast."""
+        return self.precision == "bf16"
+
+    def module(self) -> nn.Module:
+        """The model on the meta device, in its dtype, frozen and adapted as the setting says."""
+        model = self._built() if isinstance(self.model, str) else twin(self.model, ACCELERATOR)
+        if self.lora is not None:
+            from lilliput.models.adapters import lora
+
+            with torch.device("meta"):
+                model = lora(model, self.lora, targets=_linear(model))
+        model = model.to(torch.bfloat16) if self.dtype == "bf16" else model
+        return lean.patch(model) if self.lean else model
+
+    def _built(self) -> nn.Module:
+        from lilliput import models
+        from lilliput.models.transformers import NAMES, empty
+
+        name = str(self.model)
+        ours = is_path(name) or normal(name) in map(normal, models.MODELS.keys() - NAMES.keys())
+        if not ours or Path(name).exists():
+            return empty(name, **self.model_options)
+        with torch.device("meta"):
+            return models.build(name, shape=self._shape(name), classes=self.classes, **self.model_options)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return (self.max_length or LENGTH,) if normal(name) in ("charlm", "charlstm") else self.shape
+
+    def steps(self, model: nn.Module) -> Loop:
+        """The training of a module of this setting."""
+        return Loop(
+            model, self._optimizer(model), supervised_loss, self.accumulate, self.per_layer, self.checkpointing,
+            self.autocast,
+        )  # fmt: skip
+
+    def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        if not isinstance(self.optimizer, str):
+            return self.optimizer(model)
+        made, options = find(self.optimizer), dict(self.optimizer_options)
+        if not projects(self.optimizer):
+            return made([p for p in model.parameters() if p.requires_grad], lr=1e-3, **options)
+        rank = options.get("rank", inspect.signature(made).parameters["rank"].default)
+        targets = options.pop("targets", "all-linear")
+        return made(optim.param_groups(model, rank, targets), lr=1e-3, **options)
+
+    def example(self, model: nn.Module) -> dict[str, Tensor] | tuple[Tensor, Tensor]:
+        """A batch of one step, without numbers."""
+        n = self.batch_size
+        ids = partial(torch.empty, dtype=torch.int64, device="meta")
+        if not any(isinstance(m, nn.Embedding) for m in model.modules()):
+            dtype = torch.bfloat16 if self.dtype == "bf16" else torch.float32
+            return torch.empty(n, *self.image(model), dtype=dtype, device="meta"), ids(n)
+        length = self.tokens(model)
+        if not hasattr(model, "config"):
+            return ids(n, length), ids(n, length)
+        label = ids(n, length) if model.get_output_embeddings() is not None else ids(n)  # type: ignore[operator]
+        mask = {"attention_mask": ids(n, length)} if self.padded else {}
+        return {"input_ids": ids(n, length), **mask, "labels": label}
+
+    def tokens(self, model: nn.Module) -> int:
+        """Tokens of an example.  Raises ValueError for more than the model has positions."""
+        most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+        if self.max_length is not None and most is not None and self.max_length > most:
+            raise ValueError(
+                f"max_length={self.max_length} exceeds the {most} positions of the model; "
+                f"set model.max_position_embeddings={self.max_length}, or max_length={most}"
+            )
+        return self.max_length or min(LENGTH, most or LENGTH)
+
+    def image(self, model: nn.Module) -> tuple[int, ...]:
+        """The shape of an example that is no text: the model's own where it says it."""
+        config: Any = getattr(model, "config", None)
+        return (config.num_channels, config.image_size, config.image_size) if config is not None else self.shape
+
+
+def find(name: str) -> Callable[..., Any]:
+    """The optimizer of a name.  Raises ValueError for an unknown one."""
+    plain = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+    return resolve("optimizer", {"adam8bit": "adamw8bit"}.get(name, name), {**OPTIMIZERS, **plain})
+
+
+def projects(name: str) -> bool:
+    """Whether an optimizer of this name projects gradients."""
+    return "rank" in inspect.signature(find(name)).parameters
+
+
+def known_options(name: str) -> list[str]:
+    """The options of an optimizer of this name."""
+    made: Any = find(name)
+    rule = made.args[0] if isinstance(made, partial) and made.args else getattr(made, "func", made)
+    own = [p for p in inspect.signature(rule).parameters if p not in ("params", "lr", "subspace")]
+    return [*own, *(["rank", "targets", *optim.options.DEFAULTS] if projects(name) else [])]
+
+
+def _linear(model: nn.Module) -> list[str]:
+    """Last names of the linear layers of a model but its head."""
+    names = optim.param_groups(model, rank=1)[0]["names"]
+    return sorted({name.split(".")[-2] for name in names})

@@ -1,0 +1,125 @@
+"""What a training step needs, found by running it on fake tensors: every operation of the real code, and no memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from lilliput.footprint.fakes import ACCELERATOR, CPU, Answers, blank, faking, twin
+from lilliput.footprint.result import KINDS, Footprint
+from lilliput.footprint.steps import Steps
+from lilliput.ledger import Instrument
+
+PROJECTIONS = ("P", "P2")  # names of the projections in a subspace optimizer's state
+
+
+def trace(
+    model: nn.Module, make: Callable[[nn.Module], Steps], batch: Any, device: str = "cuda", autocast: bool = False
+) -> Footprint:
+    """The footprint of one training step, certified: the step is run, on tensors without numbers.
+
+    model:    any module, on any device, "meta" included; it is left as it is.
+    make:     of a copy of the model, its training: `Loop` or `Client`.
+    batch:    what its step takes; only shapes and dtypes of its tensors count.
+    device:   "cpu", or the kind of an accelerator (any with an attention kernel that keeps no scores).
+    autocast: whether the step uses it.
+    """
+    accelerator = device != "cpu"
+    place = ACCELERATOR if accelerator and not autocast else CPU  # the meta device knows no autocast
+    padded = isinstance(batch, Mapping) and "attention_mask" in batch
+    with faking(accelerator, autocast, padded), Trace() as seen, Answers():
+        steps = make(twin(model, place).train())
+        steps.prepare()
+        seen.follow(steps)
+        steps.step(_map(batch, lambda x: blank(x, place)))
+        return seen.footprint(sum(p.numel() for p in model.parameters()))
+
+
+class Trace(Instrument):
+    """Which kind of tensor holds how many bytes: at the step's peak, and each kind at its own largest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kind = "weights"  # of what is allocated now
+        self.now = dict.fromkeys(KINDS, 0)
+        self.largest, self.at_peak = dict(self.now), dict(self.now)
+        self._kinds: dict[int, str] = {}
+
+    def _track(self, storage: Any, nbytes: int) -> None:
+        key = id(storage)
+        if key in self._live:
+            return
+        self._kinds[key] = self.kind
+        self._add(self.kind, nbytes)
+        super()._track(storage, nbytes)
+        if self.bytes == self.peak_bytes:
+            self.at_peak = dict(self.now)
+
+    def _free(self, key: int) -> None:
+        self.now[self._kinds.pop(key)] -= self._live.get(key, 0)
+        super()._free(key)
+
+    def _add(self, kind: str, nbytes: int) -> None:
+        self.now[kind] += nbytes
+        self.largest[kind] = max(self.largest[kind], self.now[kind])
+
+    def _mark(self, tensors: Iterable[Tensor], kind: str) -> None:
+        """Count tensors that are already there as of another kind."""
+        for x in tensors:
+            key = id(x.untyped_storage())
+            if key in self._live:
+                self.now[self._kinds[key]] -= self._live[key]
+                self._kinds[key] = kind
+                self._add(kind, self._live[key])
+
+    def follow(self, steps: Steps) -> None:
+        """Count maxima from here on; tell state, gradients and what an update allocates from activations."""
+        named = list(_leaves(steps.state()))
+        self._mark((x for name, x in named if name not in PROJECTIONS), "states")
+        self._mark((x for name, x in named if name in PROJECTIONS), "projections")
+        for p in steps.params:
+            p.register_hook(lambda grad: self._mark([grad], "gradients"))
+            p.register_post_accumulate_grad_hook(self._arrived)
+        owner, methods = steps.updates
+        for name in methods:
+            if hasattr(owner, name):
+                setattr(owner, name, self._as_scratch(owner, getattr(owner, name)))
+        self.kind, self.flops, self.peak_bytes = "activations", 0.0, self.bytes
+        self.largest, self.at_peak = dict(self.now), dict(self.now)
+
+    def _arrived(self, p: Tensor) -> None:
+        if p.grad is not None:  # it may be a copy of what came, and may be used up already
+            self._mark([p.grad], "gradients")
+
+    def _as_scratch(self, owner: Any, update: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            before, self.kind = self.kind, "scratch"
+            try:
+                return update(*args, **kwargs)
+            finally:
+                self.kind = before
+                state = owner.state.get(args[0], {}) if args and isinstance(args[0], Tensor) else {}
+                self._mark((state[name] for name in PROJECTIONS if name in state), "projections")  # if it was renewed
+
+        return run
+
+    def footprint(self, parameters: int) -> Footprint:
+        """What was counted."""
+        return Footprint(**self.largest, at_peak=self.at_peak, parameters=parameters, certified=True)
+
+
+def _map(batch: Any, change: Callable[[Tensor], Any]) -> Any:
+    if isinstance(batch, Mapping):
+        return {name: _map(x, change) for name, x in batch.items()}
+    return tuple(_map(x, change) for x in batch) if isinstance(batch, list | tuple) else change(batch)
+
+
+def _leaves(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of an optimizer's state, with its own name."""
+    if isinstance(state, Mapping):
+        for key, value in state.items():
+            yield from _leaves(value, key if isinstance(key, str) else name)
+    elif isinstance(state, Tensor):
+        yield name, state
