@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lilliput import models
 from lilliput.splitter.values import tensors
+
+IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def convolutional() -> nn.Module:
+    return models.build("resnet10", shape=(3, 8, 8), classes=5, width=4)
 
 
 def apply(module: nn.Module, batch: Any) -> Any:

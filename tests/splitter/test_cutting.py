@@ -6,15 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from exact import difference, states_are_divided
+from exact import IMAGES, difference, states_are_divided
 from torch import Tensor, nn
 
 import lilliput
 from lilliput import models, splitter
 from lilliput.splitter.places import boundaries
 from lilliput.splitter.probes import SHARED, probes
-
-IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 def resnet(name: str) -> nn.Module:

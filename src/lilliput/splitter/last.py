@@ -36,7 +36,7 @@ def check_auxiliary(
     wanted = classes or (None if server is None else dry_logits(server, given).shape[-1])
     if wanted is not None and logits.shape[-1] != wanted:
         raise ValueError(
-            f"the auxiliary head gives {logits.shape[-1]} outputs where {wanted} are needed; widen its last layer"
+            f"the auxiliary head gives {logits.shape[-1]} outputs where {wanted} are needed; change its last layer"
         )
 
 
