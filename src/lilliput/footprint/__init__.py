@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from lilliput.footprint.formula import estimate as by_formula
 from lilliput.footprint.result import Footprint
 from lilliput.footprint.setting import Setting
@@ -54,10 +56,19 @@ def check(model: Any, memory: int | str | None = None, **settings: Any) -> Footp
     from lilliput.footprint.verdict import sentence
 
     setting = Setting(model=model, **settings)
-    limit = parsed(memory) if memory is not None else available(setting.device)
+    limit = parsed(memory) if memory is not None else _free(setting)
     if limit is None:
         return None
     found = measured(setting)
     if found.peak > limit:
         raise ValueError(sentence(setting, found, limit, measured))
     return found
+
+
+def _free(setting: Setting) -> int | None:
+    """What is free on the device, and what the model has taken there already."""
+    free = available(setting.device)
+    if free is None or isinstance(setting.model, str):
+        return free
+    kind = torch.device(setting.device).type
+    return free + sum(p.nbytes for p in setting.model.parameters() if p.device.type == kind)
