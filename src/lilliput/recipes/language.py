@@ -28,7 +28,7 @@ _METHODS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 GPT2_E2E = Recipe(
-    name="split/gpt2_medium_e2e",
+    name="language/gpt2_medium_e2e",
     title="FSL-SAGE and its baselines, GPT-2 medium with LoRA on E2E NLG, 10 clients",
     source="FSL-SAGE's configuration; its numbers were not published",
     settings={
