@@ -219,6 +219,8 @@ def make(
         raise ValueError(
             f"unknown optimizer {optimizer!r}; choose one of {known}, or give a torch.optim.Optimizer class"
         )
+    if not params:  # torch's optimizers refuse to have nothing to do
+        return Sgd(params, lr)
     target = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
     if target is Sgd:
         return Sgd(params, lr, momentum, weight_decay, nesterov, **options)

@@ -20,7 +20,6 @@ from lilliput.algorithms import SPLIT, CseFsl, FedAvg, FslSage, SplitFedV1, Spli
 from lilliput.algorithms.fsl_sage import Aligner
 from lilliput.data.batches import ArrayBatches
 from lilliput.engines import Sequential
-from lilliput.engines.base import QuorumError
 from lilliput.fleet import Client, Device, Reply, on_client
 from lilliput.local import Trainer
 from lilliput.tasks import Split, Supervised

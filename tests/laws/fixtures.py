@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import lilliput
-from lilliput.algorithms import ALGORITHMS, SPLIT, FedAvg
+from lilliput.algorithms import ALGORITHMS, SPLIT, FedAvg, SplitFedV1, SplitFedV2
 from lilliput.fleet import Client, Fleet, Model, on_client
 from lilliput.submodel import Mean, Slice, reduce
 from lilliput.tasks import Split, Supervised
@@ -96,8 +96,11 @@ def network(bn: bool = True) -> nn.Sequential:
 
 
 def task(name: str) -> Supervised:
-    """The tiny task of a method; what trains a split model has the same one, cut behind BatchNorm."""
+    """The tiny task of a method; what trains a split model has the same one, cut behind BatchNorm, or on both sides of
+    BatchNorm and ReLU where the last layer stays on the device."""
     model = network(bn=name != "two_calls")
+    if name in TAILED:
+        return Split(model[0], model[1:3], tail=model[3])
     return Split(model[:2], model[2:], nn.Linear(8, 3)) if name in SPLIT else Supervised(model)
 
 
@@ -114,7 +117,8 @@ def batches(clients: int = 6) -> dict[int, list[tuple[torch.Tensor, torch.Tensor
 
 
 TOYS: dict[str, Any] = {"two_calls": TwoCalls, "rolling_slices": RollingSlices}
-METHODS: dict[str, type] = {**ALGORITHMS, **SPLIT, **TOYS}
+TAILED: dict[str, Any] = {"splitfed_v1_tail": SplitFedV1, "splitfed_v2_tail": SplitFedV2}
+METHODS: dict[str, type] = {**ALGORITHMS, **SPLIT, **TAILED, **TOYS}
 
 
 def method(name: str, **settings: Any) -> Any:

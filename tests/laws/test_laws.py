@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures import METHODS, assert_same_history, assert_same_state, batches, experiment, timeless
+from fixtures import METHODS, TAILED, assert_same_history, assert_same_state, batches, experiment, timeless
 
 import lilliput
 from lilliput import tree, wire
@@ -72,6 +72,9 @@ def test_the_bytes_of_the_ledger_are_those_on_the_wire(name: str, engine: str, m
     if name in plain:
         down, up = plain[name]
         assert [(r["down_bytes"], r["up_bytes"]) for r in rows] == [(3 * down, 3 * up)] * 4
+    elif name in TAILED:
+        # Per example 8 activations and their gradients at each of two cuts; 56 + 27 parameters; no label.
+        assert [(r["down_bytes"], r["up_bytes"]) for r in rows] == [2 * (3 * 4 * 83 + r["examples"] * 64,) for r in rows]
     elif name in SPLIT:
         assert [(r["down_bytes"], r["up_bytes"]) for r in rows] == [split_bytes(name, r, rows) for r in rows]
     elif name == "rolling_slices":
@@ -79,6 +82,13 @@ def test_the_bytes_of_the_ledger_are_those_on_the_wire(name: str, engine: str, m
             # A slice of w of 8 hidden units: w * (6 + 1 + 2 + 2 + 3) parameters and statistics, 3 biases, the counter.
             assert r["up_bytes"] == r["down_bytes"] and r["up_bytes"] % 4 == 0
             assert 3 * (4 * (2 * 14 + 3) + 8) <= r["up_bytes"] <= 3 * (4 * (8 * 14 + 3) + 8)
+    elif name == "fedsub":
+        # b of the first layer, of rank 1, and the 51 other parameters go up; their means come down, and before them
+        # what a client lacks, which is at most the model.
+        each = 4 * (8 + 51)
+        assert [r["up_bytes"] for r in rows] == [3 * (each + statistics)] * 4
+        assert rows[0]["down_bytes"] == 3 * (each + model)
+        assert all(3 * (each + statistics) <= r["down_bytes"] <= 3 * (each + model) for r in rows)
     else:
         assert sum(r["up_bytes"] for r in rows) == 0  # the bounds send weights down once and nothing up
         assert rows[0]["down_bytes"] == (model if name == "centralized" else 3 * model)
@@ -168,6 +178,8 @@ def test_a_codec_halves_the_floats_and_gives_the_same_bits_on_every_engine(name:
         assert_same_history(other, coded[0])
     counted = ("fedavg", "fedprox", "fednova", "moon", "scaffold", "rolling_slices", *SPLIT)
     for a, b in zip(plain.rows, coded[0].rows, strict=True):
+        if name in TAILED:  # no integers: neither labels nor, with BatchNorm on the server, a counter
+            assert b["up_bytes"] == a["up_bytes"] / 2
         if name in counted:  # integers stay as they are: a batch counter for each of three clients, and labels
             labels = a["examples"] // (1 if name.startswith("splitfed") else 2) if name in SPLIT else 0
             integers = 8 * (3 + labels)

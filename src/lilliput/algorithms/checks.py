@@ -78,7 +78,7 @@ def check_payload(payload: Any, of: str) -> None:
 
 
 def check_labels(logits: Tensor, data: Mapping[int, Any]) -> None:
-    """Raise ValueError if most clients' first labels go beyond the outputs; a few are dropped when they train."""
+    """Raise ValueError if clients' first labels go beyond the outputs; one client alone is dropped when it trains."""
     largest = {}
     for c in sorted(data):
         y = labels(next(data[c].epoch(None)))
@@ -86,7 +86,7 @@ def check_labels(logits: Tensor, data: Mapping[int, Any]) -> None:
             return
         largest[c] = int(y.max())
     beyond = [c for c, label in largest.items() if label >= logits.shape[-1]]
-    if 2 * len(beyond) > len(largest):
+    if len(beyond) > 1 or len(beyond) == len(largest):
         c = beyond[0]
         raise ValueError(
             f"client {c} has the label {largest[c]}, and the model has {logits.shape[-1]} outputs, 0 to "

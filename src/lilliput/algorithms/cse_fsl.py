@@ -120,14 +120,14 @@ class CseFsl(SplitTraining):
             return {**reply, "auxiliary_delta": sub(tree, before)}, {**state, **own}
         return reply, {**state, **own, "auxiliary": tree}
 
-    def head(self, task: Any, held: Body, role: str, device: Any) -> Half:
+    def head(self, task: Any, held: Body, role: str, device: Any, trains: bool = True) -> Half:
         """The auxiliary head in training, from its tree of parameters and buffers and its optimizer's state."""
         part, tree = task.auxiliary_part, held["auxiliary"]
         trained = {n for n, p in part.model.named_parameters()}
         params, buffers = ({n: x for n, x in tree.items() if (n in trained) == want} for want in (True, False))
         config = Training(lr=self.auxiliary_lr, optimizer=self.auxiliary_optimizer, precision=self.precision)
         held = {"params": params, "buffers": buffers, "opt": held.get("opt")}
-        return Half(part, held, config, config.lr, role, device)
+        return Half(part, held, config, config.lr, role, device, trains)
 
     def local(self, client: Client, state: Body, head: Half, learns: bool) -> tuple[Body, Body]:
         """The batches that are left of the round, with or without training the head: (reply, client state)."""

@@ -22,17 +22,15 @@ from lilliput.tree import Body
 
 def begin(config: SplitTraining, client: Client, state: Body, msg: Body) -> Body:
     """Stage what a round starts from: the device's parts will change, `start` stays for the delta."""
-    client.task.halves.pop(client.id, None)
     first: Body = {kind: msg[kind] for kind in ("params", "buffers", "tied") if kind in msg}
     whole = {"params": msg["params"] | msg.get("tied", {}), "buffers": msg.get("buffers", {})}
     if config.buffers == "local":
         whole["buffers"] = state.get("buffers") or devices(client.task, client.task.init())["buffers"]
-    opt = state.get("opt", {})
-    parts = {
-        name: {"buffers": {}, **portion(part, whole), "opt": opt.get(name, {})}
-        for name, part in client.task.on_device.items()
-    }
-    return {**state, "parts": parts, "start": first, "next": 0, "examples": 0, "weight": 0, "loss": 0.0}
+    opt, halves = state.get("opt", {}), client.task.halves
+    held = {name: {**portion(part, whole), "opt": opt.get(name, {})} for name, part in client.task.on_device.items()}
+    halves[client.id] = {name: _half(config, client, name, own) for name, own in held.items()}
+    tally = {"next": 0, "examples": 0, "weight": 0, "loss": 0.0}
+    return left({**state, "parts": {}, "start": first, **tally}, **halves[client.id])
 
 
 def device_half(config: SplitTraining, client: Client, state: Body, name: str = "client") -> Half:
@@ -42,9 +40,13 @@ def device_half(config: SplitTraining, client: Client, state: Body, name: str = 
     """
     held, halves = state["parts"][name], client.task.halves.setdefault(client.id, {})
     if name not in halves or not halves[name].is_of(held):
-        part, lr = client.task.on_device[name], config.lr_at(client.round, client.rounds)
-        halves[name] = Half(part, held, config, lr, "train", client.device)
+        halves[name] = _half(config, client, name, held)
     return halves[name]
+
+
+def _half(config: SplitTraining, client: Client, name: str, held: Body) -> Half:
+    lr = config.lr_at(client.round, client.rounds)
+    return Half(client.task.on_device[name], held, config, lr, "train", client.device)
 
 
 def left(state: Body, **halves: Half) -> Body:

@@ -105,8 +105,8 @@ class FslSage(CseFsl):
         if "params" in msg:
             state = begin(self, client, state, msg)
         state = {**state, "auxiliary": msg.get("auxiliary") or state["auxiliary"]}
-        head = self.head(client.task, {"auxiliary": state["auxiliary"]}, "estimate", client.device)
-        head.model.requires_grad_(False)
+        head = self.head(client.task, {"auxiliary": state["auxiliary"]}, "estimate", client.device, trains=False)
+        head.model.requires_grad_(False)  # so that no gradient of it is worked out
         return self.local(client, state, head, learns=False)
 
 

@@ -30,21 +30,23 @@ Payload = Any  # Tensor | Tree
 class Half:
     """A part of the model in training: weights of its own, their optimizer, and a module to run them.
 
-    held: `params`, `buffers` (without any, batches are normalised by themselves alone) and `opt`; they are copied.
+    held:   `params`, `buffers` (without any, batches are normalised by themselves alone) and `opt`; they are copied.
+    trains: False for a part that only passes gradients on.
 
     All halves of a part and role share the module, which is lent the weights of the one whose turn it is.
     """
 
     def __init__(
-        self, part: Supervised, held: Body, config: Training, lr: float, role: str, device: torch.device | str = "cpu"
-    ):
+        self, part: Supervised, held: Body, config: Training, lr: float, role: str,
+        device: torch.device | str = "cpu", trains: bool = True,
+    ):  # fmt: skip
         self.part, self.held, self.device = part, held, torch.device(device)
         self._resident = part.lendable(held["params"], role, self.device)
         self.model = self._resident.module.train()
         self._given = held.get("buffers") or {}
         self._weights, self._buffers = self._resident.copied(held["params"], self._given or buffers_of(part.model))
         self._take()
-        self.trainer = Trainer(self.model, config, lr, only=held["params"])
+        self.trainer = Trainer(self.model, config, lr, only=held["params"] if trains else ())
         self.params = self.trainer.params
         if held.get("opt"):
             self.trainer.load(held["opt"])

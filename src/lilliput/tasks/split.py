@@ -88,15 +88,15 @@ class Split(Supervised):
         """
         from lilliput import splitter
 
-        parts = splitter.split(model, at, example=example, tied=tied)
+        parts: tuple[Any, ...] = splitter.split(model, at, example=example, tied=tied)
         head = splitter.auxiliary(parts[1], depth=auxiliary) if isinstance(auxiliary, int) else auxiliary
         if tied == "sync" and len(parts) == 3 and any(part.tied for part in parts[1:]):
             raise ValueError(
-                "tied='sync' keeps a device's tensor equal to the server's, and here a tail on the device has it or needs "
-                "it too; use tied='untie' or 'frozen' with a tail"
+                "tied='sync' keeps a device's tensor equal to the server's, and the device's tail is a third that has it; "
+                "use tied='untie' or 'frozen' with a tail"
             )
         task = cls.__new__(cls)
-        same = parts[1].tied if tied == "sync" else {}
+        same: dict[str, str] = parts[1].tied if tied == "sync" else {}
         whole = _agreeing(model, parts, same)
         Supervised.__init__(task, whole, loss, metrics, tokens_per_example=tokens_per_example)
         task._divide(dict(zip(("client", "server", "tail"), parts, strict=False)), head)
