@@ -78,10 +78,13 @@ def test_modes_reach_the_model_itself() -> None:
             self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 4)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return nn.functional.dropout(self.last(self.first(x)), 0.5, self.training)
+            x = nn.functional.dropout(self.first(x), 0.5, self.training)
+            return nn.functional.dropout(self.last(x), 0.5, self.training)
 
-    client, server = lilliput.split(Noisy(), "last")
+    model = Noisy()
+    client, server = lilliput.split(model, "last")
     x = torch.randn(8, 4)
+    assert difference(model, (client, server), x) == 0.0  # the replay draws nothing before the cut
     assert (server.train()(client(x)) == 0).any() and not (server.eval()(client(x)) == 0).any()
 
 

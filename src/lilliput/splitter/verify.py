@@ -41,7 +41,7 @@ def verify(model: nn.Module, client: Client, server: Server, batches: tuple[Inpu
 
 
 def _run(forward: Callable[[Inputs], Any], batch: Inputs, *modules: nn.Module) -> Found:
-    with random.seeded("verify"), torch.enable_grad():
+    with seeded("verify", *modules), torch.enable_grad():
         outputs = tensors(forward(batch))
         named = {n: x for m in modules for n, x in m.named_parameters() if x.requires_grad}
         roots = {n: x for n, x in outputs.items() if x.requires_grad and not isinstance(x, Blank)}
@@ -75,12 +75,23 @@ def _compare(kind: str, whole: dict[str, Tensor], parts: dict[str, Tensor]) -> N
 
 
 @contextmanager
+def seeded(label: str, *modules: nn.Module) -> Iterator[None]:
+    """Random numbers by this label, wherever the modules are; afterwards as if none had been drawn."""
+    places = {p.device for m in modules for p in m.parameters() if p.device.type == "cuda"}
+    with random.seeded(label), torch.random.fork_rng(sorted(places, key=str), enabled=bool(places)):
+        for place in places:
+            with torch.cuda.device(place):
+                torch.cuda.manual_seed(random.key(label))
+        yield
+
+
+@contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Run a model, and leave its buffers and modes, and the random state, as they were."""
     buffers = [(x, x.detach().clone()) for x in model.buffers()]
     modes = [(m, m.training) for m in model.modules()]
     try:
-        with random.seeded("split"):
+        with seeded("split", model):
             yield
     finally:
         with torch.no_grad():
