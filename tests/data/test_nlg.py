@@ -63,7 +63,7 @@ def test_only_completions_count_unless_all_do(folder: Path, tiny: str) -> None:
 
 def test_each_distinct_prompt_of_the_test_has_all_its_references(folder: Path, tiny: str) -> None:
     data = load("e2e", str(folder), tokenizer=tiny)
-    ((prompt, said),) = data.tasks
+    ((prompt, said),) = data.prompts
     assert said == ("Cotto .", "French Cotto .")
     assert tokenizer(tiny).decode(prompt[:-1]) == "name : Cotto | food : French"
 
@@ -80,7 +80,7 @@ def test_the_challenge_s_own_csv(tmp_path: Path, tiny: str) -> None:
         (tmp_path / name).write_text('mr,ref\n"name[Cotto], area[riverside]","Cotto, by the river."\n')
     data = load("e2e", str(tmp_path), tokenizer=tiny)
     assert data.owner_names == ("Cotto",)
-    assert data.tasks[0][1] == ("Cotto, by the river.",)
+    assert data.prompts[0][1] == ("Cotto, by the river.",)
 
 
 def test_the_shared_files_are_the_published_ones(shared: Path, tiny: str) -> None:
@@ -126,7 +126,7 @@ def webnlg_xml(folder: Path) -> None:
 def test_webnlg_in_both_its_formats(write: Any, tmp_path: Path, tiny: str) -> None:
     write(tmp_path)
     data = load("webnlg", str(tmp_path), tokenizer=tiny)
-    ((prompt, said),) = data.tasks
+    ((prompt, said),) = data.prompts
     expected = "Aarhus_Airport : cityServed : Aarhus, Denmark | Aarhus_Airport : elevation : 25.0"
     assert tokenizer(tiny).decode(prompt[:-1]) == expected
     assert (said, data.owner_names, len(data.train[0])) == (tuple(SAID), ("Airport",), 2)

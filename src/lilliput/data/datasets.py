@@ -39,7 +39,7 @@ class Dataset:
     augment: tuple[str, ...] = ()  # what training batches of images go through unless a run says otherwise
     tokenizer: str = ""  # of tokens: where their tokenizer comes from; `classes` is the size of its vocabulary
     bucket: int = 1  # of tokens: batches cut from examples sorted by length at a time
-    tasks: tuple[tuple[tuple[int, ...], tuple[str, ...]], ...] = ()  # each distinct prompt of the test: what may follow
+    prompts: tuple[tuple[tuple[int, ...], tuple[str, ...]], ...] = ()  # each distinct one of the test: what may follow
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "train", tuple(self.train))

@@ -61,7 +61,7 @@ def from_pairs(
     return Dataset(
         name, (train_x, train_y), (test_x, test_y), len(library), (longest - 1,), "tokens", owners=owners,
         test_owners=test_owners, owner_names=tuple(names), tokenizer=tokenizer, bucket=bucket,
-        tasks=_tasks(test, library),
+        prompts=_references(test, library),
     )  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def _ids(texts: Sequence[str], library: Any) -> list[list[int]]:
     return library(list(texts), add_special_tokens=False, verbose=False).input_ids
 
 
-def _tasks(pairs: Sequence[Pair], library: Any) -> tuple[tuple[tuple[int, ...], tuple[str, ...]], ...]:
+def _references(pairs: Sequence[Pair], library: Any) -> tuple[tuple[tuple[int, ...], tuple[str, ...]], ...]:
     prompts, texts = _prompts(pairs, library), dict[str, list[str]]()
     for pair in pairs:
         texts.setdefault(pair.prompt, []).append(pair.completion)

@@ -73,7 +73,7 @@ def answers(
     from lilliput.data.tokenizer import tokenizer
     from lilliput.models import merged
 
-    prompts = dataset.tasks[:first]
+    prompts = dataset.prompts[:first]
     if not prompts:
         raise ValueError(f"{dataset.name} has no prompts to answer; generation is for data such as e2e and webnlg")
     library = tokenizer(dataset.tokenizer)
