@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from lilliput import data, models, random
-from lilliput.algorithms import Centralized, FedAvg, LocalOnly
+from lilliput.algorithms import Centralized, FedAvg, FslSage, LocalOnly, SplitFedV1
 from lilliput.cli.compare import parsed
 from lilliput.experiment import Experiment
 from lilliput.fleet import Profile
 from lilliput.report.text import duration
 from lilliput.stop import Row
-from lilliput.tasks import Supervised, accuracy
+from lilliput.tasks import Split, Supervised, accuracy
 
 DEVICES, LARGE = 20, range(10)  # devices 0-9 can hold the model, 10-19 cannot
 EARLY, LATE = range(5), range(5, 10)  # the digits that the large and the small devices have seen
@@ -31,13 +31,16 @@ LEAK = 0.02  # of each digit, what the other half has seen too
 MEMORY = {True: 4_000_000, False: 1_000_000}  # bytes of a large and of a small device
 TRAINING: dict[str, Any] = {"lr": 0.2, "schedule": "cosine", "local_epochs": 1}
 BATCH, ROUNDS = 16, 40
+CUT = "conv2"  # where the server's part begins, for methods that split the model
+SAGE: dict[str, Any] = {"server_update_interval": 1, "align_epochs": 10, "align_batch_size": 25, "auxiliary_lr": 0.01}
 
 
 @dataclass(frozen=True)
 class Way:
     """One way to train: a method, the share of the model's width that it trains, and which devices take part.
 
-    `promised` lifts the limits of memory: what could be if every device could hold the model.
+    `promised` lifts the limits of memory: what could be if every device could hold the model.  If the model is `split`,
+    every device trains what comes before CUT, and a server the rest.
     """
 
     name: str
@@ -45,12 +48,15 @@ class Way:
     width: float = 1.0
     devices: Sequence[int] = range(DEVICES)
     promised: bool = False
+    split: bool = False
 
 
 WAYS = (
     Way("FedAvg if all could hold it", FedAvg(**TRAINING), promised=True),
     Way("FedAvg over those that can", FedAvg(**TRAINING), devices=LARGE),
     Way("FedAvg at half width", FedAvg(**TRAINING), width=0.5),
+    Way("SplitFed, cut after conv1", SplitFedV1(**TRAINING), split=True),
+    Way("FSL-SAGE, cut after conv1", FslSage(**TRAINING, **SAGE, order="interleaved"), split=True),
     Way("each alone, at half width", LocalOnly(**TRAINING), width=0.5),
     Way("all data in one place", Centralized(**TRAINING), promised=True),
 )
@@ -93,6 +99,17 @@ def model(dataset: data.Dataset, width: float, seed: int) -> nn.Module:
         return models.build("cnn", shape=dataset.shape, classes=dataset.classes, channels=channels, hidden=hidden)
 
 
+def task(way: Way, dataset: data.Dataset, seed: int) -> Supervised:
+    """The model that a way trains; a split one has a linear head that stands in for the server's part."""
+    network = model(dataset, way.width, seed)
+    if not way.split:
+        return Supervised(network, metrics=METRICS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(random.key("demo head", seed) % 2**32)
+        head = nn.Sequential(nn.Flatten(), nn.Linear(32 * 4 * 4, dataset.classes))
+    return Split.of(network, CUT, auxiliary=head, metrics=METRICS, example=torch.rand(2, *dataset.shape))
+
+
 def among(digits: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
     """The accuracy on some digits.  The whole test set is one batch, so that means over batches are means."""
 
@@ -116,7 +133,7 @@ def train(way: Way, dataset: data.Dataset, held: data.Federated, rounds: int, se
     memory = {c: MEMORY[way.promised or c in LARGE] for c in way.devices}
     experiment = Experiment(
         algorithm=way.algorithm,
-        task=Supervised(model(dataset, way.width, seed), metrics=METRICS),
+        task=task(way, dataset, seed),
         data={c: held.train[c] for c in way.devices},
         rounds=rounds,
         seed=seed,
