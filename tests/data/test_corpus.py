@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lilliput.data.ahead import Ahead
 from lilliput.data.corpus import PIECE, Corpus, Files, Hub, corpora
 from lilliput.data.sequences import IGNORED, Position, Sequences
 
@@ -177,6 +178,26 @@ def test_a_corpus_without_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"text": " "}\n{"text": null}\n')
     with pytest.raises(ValueError, match="no document with text"):
         stream(tmp_path).batch(1)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_batches_made_ahead_are_the_same_and_so_are_their_positions(folder: Path, depth: int) -> None:
+    plain, ahead = stream(folder), Ahead(stream(folder), 4, depth)
+    for _ in range(9):
+        a, b = plain.batch(4), ahead.batch()
+        assert all(torch.equal(a[name], b[name]) for name in a) and ahead.position == plain.position
+    ahead.close()
+
+
+def test_what_goes_wrong_ahead_is_raised_where_the_batch_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"text": ""}\n')
+    ahead = Ahead(stream(tmp_path), 4, 2)
+    with pytest.raises(ValueError, match="no document with text"):
+        ahead.batch()
+    ahead.close()
+    end = Ahead(stream(tmp_path, repeat=False), 4, 2)
+    assert end.batch() is None
+    end.close()
 
 
 def test_positions_are_values(folder: Path) -> None:

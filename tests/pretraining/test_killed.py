@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,33 +20,37 @@ from lilliput.cli import main
 from lilliput.pretraining import saved
 
 pytest.importorskip("transformers")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+# What torchrun would set, but for the meeting, which needs no port here.
+PROCESS = """
+import sys, torch.distributed as dist
+from lilliput.cli import main
+meeting, rank, world, *words = sys.argv[1:]
+dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(rank), world_size=int(world))
+sys.exit(main(words))
+"""
 
 
 def start(folder: Path, words: list[str], processes: int = 1) -> list[subprocess.Popen]:
-    """Start a command as torchrun would: one process of each rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    started = []
-    for rank in range(processes):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        started.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "lilliput", *words],
-                cwd=folder,
-                env=ENVIRONMENT | own | meeting,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-            )
+    """Start a command, by itself or as one of several processes."""
+    meeting = folder / f"meeting-{time.monotonic_ns()}"
+    programs = [["-m", "lilliput"]]
+    if processes > 1:
+        programs = [["-c", PROCESS, str(meeting), str(rank), str(processes)] for rank in range(processes)]
+    return [
+        subprocess.Popen(
+            [sys.executable, *program, *words], cwd=folder, env=ENVIRONMENT, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         )
-    return started
+        for program in programs
+    ]  # fmt: skip
 
 
 def finish(processes: list[subprocess.Popen]) -> None:
     for process in processes:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=900)
         assert process.returncode == 0, errors.decode()
 
 

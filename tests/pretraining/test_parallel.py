@@ -26,7 +26,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str
         pytest.skip("this torch has no torch.distributed")
     folder = tmp_path_factory.mktemp("two")
     settings(folder, "side by side")  # writes the text
-    ended = subprocess.run([sys.executable, SCRIPT, folder], capture_output=True, text=True, timeout=300)
+    ended = subprocess.run([sys.executable, SCRIPT, folder], capture_output=True, text=True, timeout=900)
     assert ended.returncode == 0, ended.stderr
     return folder, [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 

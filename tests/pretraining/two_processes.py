@@ -45,5 +45,5 @@ def process(rank: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ |= {"HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"}
     torch.multiprocessing.spawn(process, (Path(sys.argv[1]),), WORLD)

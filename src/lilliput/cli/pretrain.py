@@ -186,10 +186,10 @@ def _layers(rest: list[str]) -> tuple[list[dict[str, Any]], set[str]]:
 def _help() -> str:
     from lilliput.cli.help import setting_lines
     from lilliput.config.fields import docs, fields_of
-    from lilliput.pretraining.optimizers import names
+    from lilliput.pretraining.optimizers import NAMES
 
     shown = [f for f in fields_of(Pretrain).values() if not f.name.endswith("_options")]
-    return HELP.format(settings="\n".join(setting_lines(shown, docs(Pretrain), "")), optimizers=", ".join(names()))
+    return HELP.format(settings="\n".join(setting_lines(shown, docs(Pretrain), "")), optimizers=", ".join(NAMES))
 
 
 def _now() -> str:

@@ -14,7 +14,7 @@ from lilliput.registry import nearest
 # Settings that change how a run is taken or kept, not what it computes.
 FREE = frozenset({
     "accumulate", "checkpointing", "continue_from", "device", "eval_every", "folder", "lean", "log_every", "memory",
-    "name", "parallel", "per_layer", "program", "save_every", "tags", "tensorboard", "wandb",
+    "name", "parallel", "per_layer", "prefetch", "program", "save_every", "tags", "tensorboard", "wandb",
 })  # fmt: skip
 
 

@@ -8,6 +8,8 @@ from torch import nn
 
 from lilliput.data.corpus import Corpus
 from lilliput.pretraining.config import Pretrain
+from lilliput.pretraining.parallel import World
+from lilliput.registry import is_path
 
 
 def check_model(c: Pretrain, model: nn.Module, tokenizer: Any) -> None:
@@ -37,6 +39,23 @@ def largest_id(tokenizer: Any) -> int:
     ends = {getattr(tokenizer, f"{name}_token_id", None) for name in ("eos", "bos", "pad", "unk")}
     sentinels = set(getattr(tokenizer, "all_special_ids", ())) - ends
     return max(set(tokenizer.get_vocab().values()) - sentinels)
+
+
+def check_memory(c: Pretrain, world: World) -> None:
+    """Raise ValueError, saying how much is missing and what would make it fit, if a step needs more than there is.
+
+    A model of a user's own is not known before it is there, and a shard's need is not estimated.
+    """
+    from lilliput import footprint
+
+    if is_path(c.model) or (c.parallel == "fsdp" and world.size > 1):
+        return
+    same = ("model_options", "optimizer", "optimizer_options", "accumulate", "max_length", "dtype", "precision",
+            "per_layer", "checkpointing", "lean", "lora")  # fmt: skip
+    settings = {name: getattr(c, name) for name in same}
+    footprint.check(
+        c.model, c.memory, batch_size=c.batch_size // world.size, device=world.device.type, **settings
+    )  # fmt: skip
 
 
 def check_text(c: Pretrain, train: Corpus, validation: Corpus) -> None:

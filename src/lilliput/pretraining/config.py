@@ -25,6 +25,7 @@ class Pretrain:
     max_length: int = 256  # tokens of a sequence
     packing: bool = True  # documents end to end; false pads or cuts each to one sequence, as published
     shuffle: int = 10_000  # documents of a block that is shuffled; 0 keeps their order
+    prefetch: int = 2  # batches that a thread prepares ahead; 0 prepares each when it is needed
     steps: int | None = None  # optimizer steps; 1,000 unless `tokens` is given
     tokens: str | int | float | None = None  # a budget of tokens instead of steps: 1.1B, 500M
     batch_size: int = 16  # sequences of a step, over all processes
@@ -67,7 +68,7 @@ class Pretrain:
         for name in ("steps", "lora", "clip", "restart_every", "save_every"):
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
-        for name in ("warmup", "restart_warmup", "shuffle", "weight_decay"):
+        for name in ("warmup", "restart_warmup", "shuffle", "prefetch", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
         if not 0 <= self.min_lr_ratio <= 1:
@@ -89,6 +90,8 @@ class Pretrain:
             raise ValueError("restart_every and schedule=cosine_restarts belong together; give both or neither")
         if self.init is not None and self.continue_from is not None:
             raise ValueError("init takes weights alone and continue_from all of a run; give one of them")
+        if self.per_layer and self.parallel == "fsdp":
+            raise ValueError("shards have their gradients after the pass: per_layer goes with parallel=ddp, or alone")
         if self.lora is not None and self.parallel == "fsdp":
             raise ValueError("adapters are not sharded: use lora with parallel=ddp, or a subspace optimizer with fsdp")
         if self.total_steps <= self.warmup_steps:

@@ -16,7 +16,7 @@ RENAMED = {
 }  # fmt: skip
 IDLE = {
     "use_hf_model": "every model is Hugging Face's",
-    "workers": "text is read and tokenised as it is needed",
+    "workers": "a thread prepares batches ahead, as prefetch says",
     "single_gpu": "without torchrun there is one process",
     "log_details": "metrics.jsonl has all there is",
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Sequence
@@ -17,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from lilliput import checkpoint, random
+from lilliput.data.ahead import Ahead
 from lilliput.data.corpus import Corpus
 from lilliput.data.sequences import IGNORED, Batch, Sequences
 from lilliput.pretraining import network, optimizers, parallel, saved
-from lilliput.pretraining.config import Pretrain, count
+from lilliput.pretraining.config import Pretrain
+from lilliput.pretraining.evaluation import evaluate
 from lilliput.pretraining.parallel import World
 from lilliput.pretraining.saved import Progress
 from lilliput.pretraining.schedule import factor
@@ -52,13 +53,17 @@ class Run:
         self.layers = _per_layer(self.optimizer, c) if c.per_layer else None
         self.params = params
         self._recomputed: Any = checkpointed(model) if c.checkpointing else nullcontext()
-        self.stream = self._stream(texts[0])
+        self.stream = self._ahead()
         self._written, self._cost = time.perf_counter(), 0.0
 
-    def _stream(self, corpus: Corpus, **options: Any) -> Sequences:
+    def stream_of(self, corpus: Corpus, **options: Any) -> Sequences:
+        """This process's sequences of a text."""
         c, world = self.c, self.world
         given: dict[str, Any] = {"seed": c.seed, "shuffle": c.shuffle, "rank": world.rank, "world": world.size}
         return Sequences(corpus, self.tokenizer, c.max_length, packing=c.packing, **{**given, **options})
+
+    def _ahead(self, **options: Any) -> Ahead:
+        return Ahead(self.stream_of(self.texts[0], **options), self.part, self.c.prefetch)
 
     def restore(self, before: saved.Saved) -> None:
         """Go on from a checkpoint; raises CheckpointError for another run's."""
@@ -73,7 +78,7 @@ class Run:
             optimizers.load(self.optimizer, before.read(before.optimizer))
         except ValueError as error:
             raise checkpoint.CheckpointError(f"cannot go on from {before.folder}: {error}") from None
-        self.progress, self.stream = before.progress, self._stream(self.texts[0], position=position)
+        self.progress, self.stream = before.progress, self._ahead(position=position)
 
     def to_the_end(self) -> list[Row]:
         """Take all steps that are left; the rows of metrics.jsonl."""
@@ -85,6 +90,7 @@ class Run:
                 self._report()
                 self._save(due=self.progress.step == self.c.total_steps)
         finally:
+            self.stream.close()
             for reporter in self.reporters:
                 reporter.end(self.rows)
         return self.rows
@@ -108,11 +114,12 @@ class Run:
         )  # fmt: skip
 
     def _part(self) -> Batch:
-        batch = self.stream.batch(self.part)
+        batch = self.stream.batch()
         assert batch is not None  # the training stream does not end
-        return self._on_device(batch)
+        return self.on_device(batch)
 
-    def _on_device(self, batch: Batch) -> Batch:
+    def on_device(self, batch: Batch) -> Batch:
+        """The batch where the model is."""
         return {name: x.to(self.world.device, non_blocking=True) for name, x in batch.items()}
 
     def _gradients(self, parts: Sequence[Batch], labels: Tensor) -> Tensor:
@@ -122,14 +129,15 @@ class Run:
         losses = []
         for number, part in enumerate(parts, 1):
             self.sums.last = number == len(parts)
-            with self._precision():
+            with self.precision():
                 loss = self.loss(**part)
             (loss * weight).backward()
             losses.append(loss.detach().double())
         self.sums.wait()
         return torch.stack(losses).sum()
 
-    def _precision(self) -> Any:
+    def precision(self) -> Any:
+        """The context of a forward pass: autocast, or none."""
         if self.c.precision == "float32":
             return nullcontext()
         return torch.autocast(self.world.device.type, torch.bfloat16)
@@ -146,30 +154,6 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.c.lr * factor(self.c, step)
 
-    @torch.no_grad()
-    def evaluate(self) -> Row:
-        """Mean loss per token and perplexity on the validation text, up to `eval_tokens`, in evaluation mode."""
-        self.loss.eval()
-        stream = self._stream(self.texts[1], shuffle=0, repeat=False)
-        totals = torch.zeros(2, dtype=torch.float64, device=self.world.device)
-        budget, seen = count(self.c.eval_tokens, "eval_tokens"), 0
-        while seen < budget:
-            batch = stream.batch(self.part)
-            if not self.world.agreed(batch is not None):
-                break
-            # A process whose text has ended takes part in the others' forward passes with nothing that counts.
-            batch = self._on_device(batch or self._nothing())
-            with self._precision():
-                totals += torch.stack([self.loss(**batch).double(), (batch["labels"] != IGNORED).sum()])
-            seen += self.part * self.world.size * self.c.max_length
-        loss, labels = self.world.sum(totals).tolist()
-        mean = loss / max(labels, 1)
-        return {"loss": mean, "perplexity": math.exp(min(mean, 700.0)), "eval_tokens": int(labels)}
-
-    def _nothing(self) -> Batch:
-        ids = torch.zeros(1, self.c.max_length, dtype=torch.int64)
-        return {"input_ids": ids, "labels": torch.full_like(ids, IGNORED)}
-
     def _report(self) -> None:
         """A line of metrics.jsonl where one is due."""
         c, p = self.c, self.progress
@@ -178,7 +162,7 @@ class Run:
             reporter.progress(p.step, 0, 0)
         if not due and p.step % c.log_every:
             return
-        found: Row = {"round": p.step, **(self.evaluate() if due else {}), **self._measured()}
+        found: Row = {"round": p.step, **(evaluate(self) if due else {}), **self._measured()}
         self.progress = replace(p, loss=0.0, labels=0, examples=0, seconds=0.0)
         self._write(found)
 

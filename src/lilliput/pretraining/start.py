@@ -14,7 +14,7 @@ from lilliput.data.corpus import corpora
 from lilliput.data.tokenizer import tokenizer as load_tokenizer
 from lilliput.lean.policy import tuned
 from lilliput.pretraining import Result, network, parallel, saved
-from lilliput.pretraining.checks import check_model, check_text
+from lilliput.pretraining.checks import check_memory, check_model, check_text
 from lilliput.pretraining.config import Pretrain
 from lilliput.pretraining.parallel import World
 from lilliput.pretraining.run import Run
@@ -27,6 +27,7 @@ def start(c: Pretrain, folder: Path | None, resume: bool, reporters: Sequence[An
         c.share(world.size)
         train, validation, parted = corpora(c.data, c.validation, c.held_out, c.text_key)
         check_text(c, train, validation)
+        check_memory(c, world)
         tokenizer = load_tokenizer(c.tokenizer)
         model = network.build(c)
         check_model(c, model, tokenizer)

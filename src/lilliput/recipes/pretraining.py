@@ -79,27 +79,23 @@ def _descent(size: str, parameters: float, full: float, galore: float, online: f
     )  # fmt: skip
 
 
-# For one GPU of 24 GB: 8-bit states, updates in the backward pass, recomputed activations, 4 sequences at a time.
-_ONE_GPU = {"clip": 1.0, "per_layer": True, "checkpointing": True, "accumulate": 128}
-LLAMA_7B = Recipe(
-    name="galore/llama_7b",
-    title="LLaMA-7B on C4, 150,000 steps, rank 1024, 8-bit states, one GPU of 24 GB",
-    source="GaLore, table 3; 8-bit AdamW needs more than 24 GB",
-    settings={"model": "llama_7b", **C4, "steps": 150_000, **_ONE_GPU},
-    versions={
-        "full": Version(
-            [
-                _case("8-bit AdamW", 14.61, "adamw8bit", 0.0005),
-                _case("8-bit GaLore", 14.65, "galore_adamw8bit", 0.005, **_galore(1024, 500)),
-                _case("Online Subspace Descent", None, "galore_adamw8bit", 0.005,
-                      **{**_galore(1024, 500), "optimizer.proj_type": "continuous_sgd"}),
-            ],
-            HARDWARE, _hours(6.738e9, 150_000),
-        ),
-    },
-    metric="perplexity",
-    command="pretrain",
-)  # fmt: skip
+def _seven_billion(name: str, title: str, note: str, published: tuple[float | None, ...], **own: Any) -> Recipe:
+    """8-bit states, updates in the backward pass, recomputed activations."""
+    subspace = _galore(1024, 500)
+    cases = [
+        _case("8-bit AdamW", published[0], "adamw8bit", 0.0005),
+        _case("8-bit GaLore", published[1], "galore_adamw8bit", 0.005, **subspace),
+        _case("Online Subspace Descent", None, "galore_adamw8bit", 0.005,
+              **{**subspace, "optimizer.proj_type": "continuous_sgd"}),
+    ]  # fmt: skip
+    lean = {"clip": 1.0, "per_layer": True, "checkpointing": True}
+    return Recipe(
+        name=name, title=title, source="GaLore, table 3", note=note,
+        settings={"model": "llama_7b", **C4, "steps": 150_000, **lean, **own},
+        versions={"full": Version(cases, HARDWARE, _hours(6.738e9, 150_000 * own.get("batch_size", 512) // 512))},
+        metric="perplexity", command="pretrain",
+    )  # fmt: skip
+
 
 PRETRAINING = (
     _table("60m", 58.1e6, 128, 10_000,
@@ -110,7 +106,12 @@ PRETRAINING = (
            {"AdamW": 18.80, "GaLore": 18.95, "LoRA": 25.58, "Fira": 17.03, "APOLLO": 16.85, "APOLLO-Mini": 16.63}),
     _table("1b", 1.339e9, 512, 100_000,
            {"AdamW": 15.56, "GaLore": 15.64, "LoRA": 19.21, "Fira": 14.31, "APOLLO": 14.20, "APOLLO-Mini": 13.95}),
-    LLAMA_7B,
+    _seven_billion("galore/llama_7b", "LLaMA-7B on C4, 150,000 steps, rank 1024, 8-bit states",
+                   "For as many GPUs as take the batch in one pass: accumulated gradients are there at once.",
+                   (14.61, 14.65)),
+    _seven_billion("galore/llama_7b_24gb", "LLaMA-7B on C4 on one GPU of 24 GB, rank 1024, 8-bit states",
+                   "Batches of 16 in one pass: 23.3 GB by `lilliput memory`; 8-bit AdamW needs more than 24 GB.",
+                   (None, None), batch_size=16),
     _descent("350m", 368.0e6, 30.43, 44.34, 43.67),
     _descent("1b", 1.339e9, 29.40, 35.52, 31.30),
 )  # fmt: skip
