@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lilliput import algorithms, codecs, data, engines, models, optim, splitter, tasks
+    from lilliput import algorithms, codecs, data, engines, lean, models, optim, splitter, tasks
     from lilliput.experiment import Experiment, History
     from lilliput.fleet import Client, Fleet, Model, Profile, Reply, on_client
     from lilliput.pretraining import pretrain
@@ -33,13 +33,12 @@ _HOME = {
     "SubspaceConv2d": "subspace", "SubspaceLinear": "subspace", "outer_update": "subspace",
     "replace_with_subspace": "subspace", "subspace_optimizer": "subspace",
 }  # fmt: skip
-_MODULES = {"algorithms", "codecs", "data", "engines", "models", "optim", "splitter", "tasks"}
+_MODULES = {"algorithms", "codecs", "data", "engines", "lean", "models", "optim", "splitter", "tasks"}
 
 __all__ = [
-    "Body", "Client", "Experiment", "Fleet", "History", "Model", "Profile", "Reply", "Slice", "Stop",
-    "SubspaceConv2d", "SubspaceLinear", "Tree", "algorithms", "auxiliary", "codecs", "data", "engines", "models",
-    "on_client", "optim", "outer_update", "pretrain", "replace_with_subspace", "split", "splitter",
-    "subspace_optimizer", "tasks",
+    "Body", "Client", "Experiment", "Fleet", "History", "Model", "Profile", "Reply", "Slice", "Stop", "SubspaceConv2d",
+    "SubspaceLinear", "Tree", "algorithms", "auxiliary", "codecs", "data", "engines", "lean", "models", "on_client",
+    "optim", "outer_update", "pretrain", "replace_with_subspace", "split", "splitter", "subspace_optimizer", "tasks",
 ]  # fmt: skip
 
 

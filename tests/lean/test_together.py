@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from causal import LAYERS, example, furthest, make, results, stock_loss
+from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from lilliput import lean
@@ -94,8 +95,26 @@ def test_fake_tensors_have_the_bytes_of_real_ones() -> None:
         assert lean.activations(lean.patch(make()), fake) == kept + masks
 
 
-def test_vmap_takes_the_plain_operations() -> None:
-    norm, x = lean.patch(make()).model.norm, torch.randn(5, 3, 32)
-    weights = norm.weight.expand(5, -1)
-    each = torch.vmap(lambda w, x: torch.func.functional_call(norm, {"weight": w}, (x,)))(weights, x)
-    torch.testing.assert_close(each, norm(x))
+def test_meta_tensors_have_gradients() -> None:
+    with torch.device("meta"):
+        model = lean.patch(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)))
+        labels = torch.zeros(2, 3, dtype=torch.long)
+        lean.cross_entropy(model(torch.randn(2, 3, 8)), model[1].weight, labels).backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
+
+
+class Whole(nn.Module):
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return lean.loss(self.model, batch)
+
+
+def test_function_transforms_take_the_plain_operations() -> None:
+    whole, batch = Whole(lean.patch(make())), example()
+    _, expected = results(whole.model, batch, lean.loss)
+    params = {name: p.detach() for name, p in whole.named_parameters()}
+    found = torch.func.grad(lambda params: torch.func.functional_call(whole, params, (batch,)))(params)
+    assert furthest(list(found.values()), expected) < 1e-5

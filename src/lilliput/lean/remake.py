@@ -7,6 +7,7 @@ Both differentiate any number of times.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -53,13 +54,18 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind)
 
 
+def no_autocast(x: Tensor, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """The products of this dtype are cast by hand: `autocast_dtype(x)`."""
+    return nullcontext() if dtype is None else torch.autocast(x.device.type, enabled=False)
+
+
+def transformed() -> bool:
+    """Whether vmap, jvp or a compiler is at work, which take the plain operations alone."""
+    return torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
+
+
 def _recording() -> bool:
-    """Whether a graph is recorded that these functions can serve: vmap, jvp and compilers take the plain operations."""
-    return (
-        torch.is_grad_enabled()
-        and not torch._C._are_functorch_transforms_active()
-        and not torch.compiler.is_compiling()
-    )
+    return torch.is_grad_enabled() and not transformed()
 
 
 class _Remade(torch.autograd.Function):
@@ -103,7 +109,7 @@ class _Product(torch.autograd.Function):
         ctx.formula, ctx.options = recipe.formula, recipe.options
         ctx.save_for_backward(weight, bias, *sources)
         W = weight.to(ctx.dtype)
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x, dtype):
             return F.linear(x.to(ctx.dtype), W.mT if transposed else W, None if bias is None else bias.to(ctx.dtype))
 
     @staticmethod

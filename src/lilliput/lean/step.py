@@ -20,8 +20,9 @@ def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """
     inputs = {name: x for name, x in batch.items() if name != "labels"}
     if not patched(model):
-        logits = model(**inputs, use_cache=False).logits
-        return F.cross_entropy(logits.flatten(0, -2), batch["labels"].flatten())
+        logits = model(**inputs, use_cache=False).logits.flatten(0, -2)
+        wide = torch.promote_types(logits.dtype, torch.float32)  # as transformers does
+        return F.cross_entropy(logits.to(wide), batch["labels"].flatten())
     token = LABELS.set(batch["labels"])
     try:
         return model(**inputs, use_cache=False).logits

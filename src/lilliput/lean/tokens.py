@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lilliput.lean.remake import autocast_dtype
+from lilliput.lean.remake import autocast_dtype, no_autocast, transformed
 
 IGNORED = -100
 CHUNK = 2**23  # logits at a time, 32 MiB of float32: from there on larger products are hardly faster
@@ -32,11 +32,14 @@ def cross_entropy(
     """
     if hidden.shape[:-1] != labels.shape:
         raise ValueError(
-            f"labels {list(labels.shape)} do not fit hidden states {list(hidden.shape)}: all but the last axis"
+            f"labels {list(labels.shape)} do not fit hidden states {list(hidden.shape)}, which have one axis more"
         )
+    dtype = autocast_dtype(hidden)
+    parts, labels = (hidden.flatten(0, -2), weight, bias), labels.flatten()
+    if transformed():
+        return _plain(parts, labels, dtype)
     size = tokens or max(64, CHUNK // weight.shape[0] // 64 * 64)  # whole tiles of the kernels
-    flat = hidden.flatten(0, -2), weight, bias, labels.flatten()
-    return _CrossEntropy.apply(*flat, size, torch.is_grad_enabled(), autocast_dtype(hidden))
+    return _CrossEntropy.apply(*parts, labels, size, torch.is_grad_enabled(), dtype)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -48,7 +51,7 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.size, ctx.dtype = size, dtype
         ctx.save_for_backward(hidden, weight, bias, labels)
         wanted = ctx.needs_input_grad[:3] if recorded else (False, False, False)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with no_autocast(hidden, dtype):
             loss, ctx.grads = _sweep((hidden, weight, bias), labels, size, dtype, wanted)
         return loss
 
@@ -57,7 +60,7 @@ class _CrossEntropy(torch.autograd.Function):
         *parts, labels = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():  # to be differentiated again: by the plain operations
-            return *_plain(parts, labels, ctx.dtype, grad, wanted), None, None, None, None
+            return *_gradients(parts, labels, ctx.dtype, grad, wanted), None, None, None, None
         grads, ctx.grads = ctx.grads, None  # handed out once, so that they can be scaled in place
         if grads is None:  # asked for again
             _, grads = _sweep(parts, labels, ctx.size, ctx.dtype, wanted)
@@ -79,24 +82,27 @@ def _sweep(
     losses = torch.empty_like(labels, dtype=wide)
     for start in range(0, len(labels), size):
         rows = slice(start, start + size)
-        counted = labels[rows, None] != IGNORED
-        targets = labels[rows, None].where(counted, 0)
-        logits = F.linear(h[rows], W, b)
-        p = torch.softmax(logits, -1, dtype=wide)
-        # log(sum(exp(logits))) from the likeliest class, where both are exact: no second pass of exponentials.
-        total = logits.amax(1, keepdim=True) - p.amax(1, keepdim=True).log_()
-        losses[rows] = (total - logits.gather(1, targets)).where(counted, 0).squeeze(1)
-        if any(wanted):
-            slope = p.scatter_add_(1, targets, -torch.ones_like(targets, dtype=wide))
-            _add(grads, rows, slope.to(W.dtype), h[rows], W, counted)
+        of_rows = tuple(g if g is None or i else g[rows] for i, g in enumerate(grads))
+        _chunk((h[rows], W, b), labels[rows, None], losses[rows], of_rows)
     return losses.sum() / _count(labels), grads
 
 
-def _add(grads: Grads, rows: slice, slope: Tensor, h: Tensor, W: Tensor, counted: Tensor) -> None:
-    """Add what a chunk with d(loss)/d(logits) = slope gives; the small factors carry the mask, not the logits."""
+def _chunk(parts: Parts, labels: Tensor, losses: Tensor, grads: Grads) -> None:
+    """Fill in the losses of a chunk, and add its gradients."""
+    h, W, b = parts
     gh, gw, gb = grads
+    counted = labels != IGNORED
+    targets = labels.where(counted, 0)
+    logits = F.linear(h, W, b)
+    p = torch.softmax(logits, -1, dtype=losses.dtype)
+    # log(sum(exp(logits))) from the likeliest class, where both are exact: no second pass of exponentials.
+    total = logits.amax(1, keepdim=True) - p.amax(1, keepdim=True).log_()
+    losses.copy_((total - logits.gather(1, targets)).where(counted, 0).squeeze(1))
+    del logits
+    slope = p.scatter_add_(1, targets, -torch.ones_like(targets, dtype=p.dtype)).to(W.dtype)
+    # The small factors carry the mask, not the slope.
     if gh is not None:
-        gh[rows] = (slope @ W) * counted
+        gh.copy_((slope @ W) * counted)
     if gw is not None and slope.dtype == gw.dtype:
         gw.addmm_(slope.mT, h * counted)
     elif gw is not None:
@@ -105,14 +111,17 @@ def _add(grads: Grads, rows: slice, slope: Tensor, h: Tensor, W: Tensor, counted
         gb += (slope * counted).sum(0)
 
 
-def _plain(
+def _plain(parts: Parts, labels: Tensor, dtype: torch.dtype | None) -> Tensor:
+    logits = F.linear(*_cast(parts, dtype))
+    return F.cross_entropy(logits.to(torch.promote_types(parts[0].dtype, torch.float32)), labels)
+
+
+def _gradients(
     parts: Parts, labels: Tensor, dtype: torch.dtype | None, grad: Tensor, wanted: tuple[bool, ...]
 ) -> list[Tensor | None]:
-    with torch.enable_grad():
-        logits = F.linear(*_cast(parts, dtype))
-        loss = F.cross_entropy(logits.to(torch.promote_types(parts[0].dtype, torch.float32)), labels)
+    """Of the plain operations, with their graph."""
     chosen = [x for x, want in zip(parts, wanted, strict=True) if x is not None and want]
-    grads = iter(torch.autograd.grad(loss, chosen, grad, create_graph=True))
+    grads = iter(torch.autograd.grad(_plain(parts, labels, dtype), chosen, grad, create_graph=True))
     return [next(grads) if want else None for want in wanted]
 
 
