@@ -6,7 +6,7 @@
 from lilliput.models.adapters import lora, merged
 from lilliput.models.llama import LLAMA
 from lilliput.models.registry import MODELS, build, names
-from lilliput.models.transformers import pretrained
+from lilliput.models.transformers import check_language, pretrained
 from lilliput.models.weights import load_weights
 
-__all__ = ["LLAMA", "MODELS", "build", "load_weights", "lora", "merged", "names", "pretrained"]
+__all__ = ["LLAMA", "MODELS", "build", "check_language", "load_weights", "lora", "merged", "names", "pretrained"]

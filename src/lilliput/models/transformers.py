@@ -5,6 +5,7 @@ The modules are the library's own, names of parameters included.  Their forward 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
@@ -139,6 +140,20 @@ def from_source(
         raise ValueError("model=pretrained needs pretrained.source: a folder, a config.json or a name on the hub")
     own: dict[str, Any] = {"dropout": dropout, "attention": attention, "lean": lean, "config": config}
     return for_data(source, shape=shape, classes=classes, **own)
+
+
+def check_language(name: str, model: nn.Module) -> None:
+    """Raise ValueError unless the model takes tokens and gives logits at every one of them."""
+    logits = torch.empty(0)
+    if "input_ids" in inspect.signature(model.forward).parameters:
+        training, two = model.training, torch.zeros(1, 2, dtype=torch.int64)
+        with torch.no_grad():
+            logits = model.eval()(input_ids=two, attention_mask=torch.ones_like(two))["logits"]
+        model.train(training)
+    if logits.dim() != 3:
+        raise ValueError(
+            f"model={name} gives no logits at every token; choose one that writes, such as gpt2 or llama_9m"
+        )
 
 
 def _source(source: str) -> tuple[dict[str, Any], str | None]:
