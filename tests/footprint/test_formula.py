@@ -8,7 +8,7 @@ from lilliput.footprint import Setting
 pytest.importorskip("transformers")
 
 LLAMA = {
-    "model": "llama_9m", "model_options": {"layers": 4, "hidden": 256, "mlp": 688, "vocabulary": 4096}, "batch_size": 8,
+    "model": "llama_9m", "model_options": {"layers": 2, "hidden": 256, "mlp": 688, "vocabulary": 4096}, "batch_size": 8,
 }  # fmt: skip
 LOW_RANK = {"optimizer_options": {"rank": 64}}
 
