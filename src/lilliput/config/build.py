@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from lilliput import random
 from lilliput.config import cutting
@@ -96,12 +99,13 @@ def make_task(s: Settings, dataset: Any, federated: Any, algorithm: Any) -> Any:
     from lilliput.tasks import Split, Supervised, accuracy, perplexity
 
     metrics = {"accuracy": accuracy} | ({"perplexity": perplexity} if dataset.kind in ("text", "tokens") else {})
-    with random.seeded(s["seed"], "model"):
+    where = nullcontext() if s["engine"] != "dry" else torch.device("meta")  # where nothing is allocated
+    with random.seeded(s["seed"], "model"), where:
         model = models.build(s["model"], shape=dataset.shape, classes=dataset.classes, **s.node("model"))
-        if s["init"] is not None:
+        if s["init"] is not None and s["engine"] != "dry":
             models.load_weights(model, s["init"])
-        if dataset.kind == "tokens" and "input_ids" not in inspect.signature(model.forward).parameters:
-            raise ValueError(f"model={s['model']} takes no tokens; choose a model of transformers, such as gpt2")
+        if dataset.kind == "tokens":
+            models.check_language(s["model"], model)
         if LORA in s.nodes:
             models.lora(model, **s.nodes[LORA])
         options = {"loss": make_loss(s), "metrics": metrics, "tokens_per_example": dataset.tokens_per_example}
@@ -182,8 +186,6 @@ def make_engine(s: Settings) -> Any:
 
 def device(s: Settings) -> str:
     """Where training happens: `cpu`, `cuda`, `cuda:0,1` or `mps`; `auto` is a GPU where there is one."""
-    import torch
-
     name = str(s["device"])
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
