@@ -82,6 +82,14 @@ def test_statistics_of_batchnorm_move_as_in_the_whole() -> None:
     assert client.bn1.num_batches_tracked == 1 and server.get_submodule("layer3.0.bn1").num_batches_tracked == 1
 
 
+def test_an_example_of_zeros_is_as_good_as_any() -> None:
+    model = models.build("char_lm", shape=(9,), classes=11, hidden=8, layers=2)
+    for x in probes(model, torch.zeros(2, 9, dtype=torch.int64), SHARED):
+        assert len(x["x"].unique()) > 4
+    for x in probes(plain(), torch.zeros(2, 12), SHARED):
+        assert x["input"].std() > 0.5
+
+
 def test_the_model_stays_as_it_was() -> None:
     model = resnet("resnet10").eval()
     before = {name: x.clone() for name, x in model.state_dict().items()}

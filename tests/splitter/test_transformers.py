@@ -75,6 +75,13 @@ def test_inputs_that_the_cut_has_not_seen_are_refused() -> None:
         client(**given)
 
 
+def test_an_incomplete_payload_is_refused() -> None:
+    client, server = lilliput.split(t5(), 2)
+    payload = client(**batch("t5"))
+    with pytest.raises(ValueError, match="payload has no 'position_bias'"):
+        server({name: x for name, x in payload.items() if name != "position_bias"})
+
+
 @pytest.mark.parametrize("tied, trained", [("untie", True), ("sync", True), ("frozen", False)])
 def test_tied_weights_become_two(tied: Any, trained: bool) -> None:
     model = gpt2()

@@ -39,6 +39,7 @@ class Part(nn.Module):
         self.training = whole.training
         self.payload: dict[str, Shape] = {}
         self.tied: dict[str, str] = {}
+        self.called, self.entered = Call(whole), Call(whole.get_submodule(at))
         self.whole = (whole,)  # in a tuple, so that it is no submodule: its children are ours, under its own names
         for kind in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             self.__dict__[kind] = whole.__dict__[kind]
@@ -114,11 +115,11 @@ class Client(Part):
             except Reached as reached:
                 if reached.module is not self.cut:
                     raise  # by a part of this part
-                return Call(self.cut).bind(*reached.taken)
+                return self.entered.bind(*reached.taken)
         raise RuntimeError(f"{type(core(self)).__name__} came to its end without calling {self.at!r}, where it is cut")
 
     def forward(self, *args: Any, **kwargs: Any) -> Payload:
-        given = leaves(Call(self.whole[0]).bind(args, kwargs))
+        given = leaves(self.called.bind(args, kwargs))
         unknown = [n for n, x in given.items() if isinstance(x, Tensor) and n not in self.inputs]
         if unknown:
             raise ValueError(f"the model was cut without an input {unknown[0]!r}; cut it with an example that has it")
@@ -174,18 +175,22 @@ class Server(Part):
         substitute = {n: payload[wire_name(n, self.shares)] for n in self.sends if wire_name(n, self.shares) in payload}
 
         def enter(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-            call = Call(module)
-            named = call.bind(args, kwargs)
+            named = self.entered.bind(args, kwargs)
+            known = leaves(named)
+            lacking = [n for n, x in known.items() if isinstance(x, Blank) and n not in substitute]
             if own is not None:
-                own.update(leaves(named))
-            return call.unbind(mapped(named, lambda name, x: self._value(name, substitute.get(name, x))))
+                own.update(known)
+            elif lacking:
+                name = wire_name(lacking[0], self.shares)
+                raise ValueError(f"the payload has no {name!r}; the server needs all that the client sent")
+            return self.entered.unbind(mapped(named, lambda name, x: self._value(name, substitute.get(name, x))))
 
         def given(name: str, x: Any) -> Any:
             if not isinstance(x, Shape):
                 return x
             return payload.get(name) if name in self.shares else x.blank(name, payload)
 
-        args, kwargs = Call(self.whole[0]).unbind(mapped(self.inputs, given))
+        args, kwargs = self.called.unbind(mapped(self.inputs, given))
         with self.cut.register_forward_pre_hook(enter, prepend=True, with_kwargs=True):
             return self.whole[0](*args, **kwargs)
 

@@ -23,7 +23,7 @@ def probes(model: nn.Module, example: Any, shared: tuple[str, ...]) -> tuple[Inp
 
     example: a tensor, a tuple of positional or a dictionary of keyword inputs; made from the model for None.
     """
-    given = named(model, example)
+    given = _varied(model, named(model, example), shared)
     made = [_batch(given, shared, n, None) for n in EXAMPLES]
     length = max((x.shape[1] for x in leaves(given).values() if _sequence(x)), default=1)
     if length > 1:
@@ -36,6 +36,22 @@ def probes(model: nn.Module, example: Any, shared: tuple[str, ...]) -> tuple[Inp
         if error is not None:
             raise ValueError(f"{type(core(model)).__name__} does not run on its example: {error}") from error
     return made[0], made[1]
+
+
+def _varied(model: nn.Module, given: Inputs, shared: tuple[str, ...]) -> Inputs:
+    """The inputs, with random values for those that are constant: zeros would check little."""
+    draw = random.generator("varied")
+    words = next((m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), 2)
+
+    def one(name: str, x: Any) -> Any:
+        own = isinstance(x, Tensor) and x.device.type != "meta" and name.rpartition(".")[2] not in shared
+        if not own or not x.numel() or not torch.equal(x, x.flatten()[0].expand_as(x)):
+            return x
+        if x.is_floating_point():
+            return torch.randn(x.shape, generator=draw).to(x)
+        return torch.randint(words, x.shape, generator=draw).to(x)
+
+    return mapped(given, one)
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:

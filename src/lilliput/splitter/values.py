@@ -43,19 +43,17 @@ class Call:
     def __init__(self, module: nn.Module):
         while hasattr(module, "takes"):  # a client's part is called like the whole
             module = module.takes  # type: ignore[assignment]
-        self.parameters = inspect.signature(module.forward).parameters.values()
+        parameters = inspect.signature(module.forward).parameters.values()
+        self.names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        self.by_position = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
 
     def bind(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments by name; those beyond the signature's under their position."""
-        names = [p.name for p in self.parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        named = [*names, *(str(i) for i in range(len(names), len(args)))]
-        return {**dict(zip(named, args, strict=False)), **kwargs}
+        names = [*self.names, *(str(i) for i in range(len(self.names), len(args)))]
+        return {**dict(zip(names, args, strict=False)), **kwargs}
 
     def unbind(self, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """(args, kwargs) to call with: those that the signature allows by keyword go so."""
-        by_position = [p.name for p in self.parameters if p.kind is p.POSITIONAL_ONLY]
         extra = [name for name in named if name.isdigit()]
-        if extra:
-            by_position = [p.name for p in self.parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        order = [name for name in [*by_position, *extra] if name in named]
-        return tuple(named[name] for name in order), {n: x for n, x in named.items() if n not in order}
+        order = [n for n in [*(self.names if extra else self.by_position), *extra] if n in named]
+        return tuple(named[n] for n in order), {n: x for n, x in named.items() if n not in order}
