@@ -46,6 +46,9 @@ class Half:
         self._given = held.get("buffers") or {}
         self._weights, self._buffers = self._resident.copied(held["params"], self._given or buffers_of(part.model))
         self._take()
+        lent = {id(x) for x in self._buffers.values()}
+        fixed = [p for name, p in self.model.named_parameters() if name not in self._weights]
+        self._fixed = [*fixed, *(x for x in self.model.buffers() if id(x) not in lent)]
         self.trainer = Trainer(self.model, config, lr, only=held["params"] if trains else ())
         self.params = self.trainer.params
         if held.get("opt"):
@@ -83,10 +86,9 @@ class Half:
         return metered(label, lambda: [x for half in (self, *others) for x in half._tensors()], run)
 
     def _tensors(self) -> Iterator[Tensor]:
-        self._take()
         yield from self._weights.values()
-        yield from (p for name, p in self.model.named_parameters() if name not in self._weights)
-        yield from self.model.buffers()
+        yield from self._buffers.values()
+        yield from self._fixed
         yield from tree.tensors(self.trainer.update.state())
 
     def apply(self, grads: Sequence[Tensor]) -> None:
