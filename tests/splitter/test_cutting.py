@@ -85,7 +85,7 @@ def test_statistics_of_batchnorm_move_as_in_the_whole() -> None:
 def test_an_example_of_zeros_is_as_good_as_any() -> None:
     model = models.build("char_lm", shape=(9,), classes=11, hidden=8, layers=2)
     for x in probes(model, torch.zeros(2, 9, dtype=torch.int64), SHARED):
-        assert len(x["x"].unique()) > 4
+        assert len(x["x"].unique()) > 2
     for x in probes(plain(), torch.zeros(2, 12), SHARED):
         assert x["input"].std() > 0.5
 

