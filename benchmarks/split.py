@@ -24,16 +24,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lilliput import Experiment, models
 from lilliput.algorithms import CseFsl, FedAvg, FslSage, SplitFedV1
 from lilliput.engines import Sequential
-from lilliput.engines.tuning import keep_freed_memory
+from lilliput.lean.policy import keep_freed_memory
 from lilliput.tasks import Split
 
 CLIENTS, BATCHES, BATCH, CLASSES = 3, 6, 32, 10
 TRAINING: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "optimizer_state": "keep"}
+CUTS = {"resnet18": "layer3", "resnet20": "layer2"}  # the module that the server's part begins with
 GOALS = {"splitfed_v1": 1.1, "fsl_sage": 1.05}
 METHODS: dict[str, Any] = {
     "fedavg": FedAvg(**TRAINING),
@@ -47,32 +48,17 @@ def task(name: str) -> Split:
     """The model cut in two, with an auxiliary head of the server's first stage."""
     torch.manual_seed(0)
     stem = {"stem": "imagenet"} if name == "resnet18" else {}
-    whole: Any = models.build(name, shape=(3, 32, 32), classes=CLASSES, **stem)
-    first = [whole.conv1, whole.bn1, nn.ReLU(), *([whole.maxpool] if stem else []), whole.layer1]
-    stages = [stage for stage in (whole.layer2, whole.layer3, getattr(whole, "layer4", None)) if stage is not None]
-    if name == "resnet18":
-        first.append(stages.pop(0))
-    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    last = getattr(whole, "fc", None) or whole.linear
-    width = next(p.shape[0] for n, p in reversed(list(stages[0].named_parameters())) if p.dim() == 4)
-    head = models.build(name, shape=(3, 32, 32), classes=CLASSES, **stem)
-    stage = head.layer3 if name == "resnet18" else head.layer2
-    return Split(
-        nn.Sequential(*first),
-        nn.Sequential(*stages, *pool, last),
-        nn.Sequential(stage, *pool, nn.Linear(width, CLASSES)),
-    )
+    whole = models.build(name, shape=(3, 32, 32), classes=CLASSES, **stem)
+    return Split.of(whole, CUTS[name], auxiliary=1)
 
 
 def data() -> dict[int, list[Any]]:
     rng = torch.Generator().manual_seed(1)
-    shape = (BATCH, 3, 32, 32)
-    return {
-        c: [
-            (torch.randn(shape, generator=rng), torch.randint(CLASSES, (BATCH,), generator=rng)) for _ in range(BATCHES)
-        ]
-        for c in range(CLIENTS)
-    }
+
+    def batch() -> tuple[Tensor, Tensor]:
+        return torch.randn(BATCH, 3, 32, 32, generator=rng), torch.randint(CLASSES, (BATCH,), generator=rng)
+
+    return {c: [batch() for _ in range(BATCHES)] for c in range(CLIENTS)}
 
 
 class Clock:
@@ -138,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer turns")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a goal is missed")
-    parser.add_argument("--models", nargs="+", choices=("resnet18", "resnet20"), default=["resnet18", "resnet20"])
+    parser.add_argument("--models", nargs="+", choices=CUTS, default=list(CUTS))
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
