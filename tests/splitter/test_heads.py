@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import lilliput
 from lilliput import models, splitter
 from lilliput.splitter import check_auxiliary
+from lilliput.tasks import Split
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*are one tensor of:UserWarning")
 
@@ -139,6 +140,8 @@ def test_a_head_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="gives 6 outputs where 5 are needed; change"):
         check_auxiliary(client(IMAGES), wide, server)
     check_auxiliary(client, wide, classes=6)
+    with pytest.raises(ValueError, match="gives 6 outputs where 5 are needed"):
+        Split.of(convolutional(), "layer3", auxiliary=wide, example=IMAGES)
 
 
 def test_what_no_head_is_derived_from() -> None:

@@ -90,6 +90,8 @@ class Split(Supervised):
 
         parts: tuple[Any, ...] = splitter.split(model, at, example=example, tied=tied)
         head = splitter.auxiliary(parts[1], depth=auxiliary) if isinstance(auxiliary, int) else auxiliary
+        if isinstance(auxiliary, nn.Module) and len(parts) == 2:
+            splitter.check_auxiliary(parts[1], auxiliary)
         if tied == "sync" and len(parts) == 3 and any(part.tied for part in parts[1:]):
             raise ValueError(
                 "tied='sync' keeps a device's tensor equal to the server's, and the device's tail is a third that has it; "
