@@ -204,3 +204,30 @@ def test_positions_are_values(folder: Path) -> None:
     s = stream(folder, shuffle=0, packing=False)
     s.batch(2)
     assert s.position == Position(epoch=0, document=2, kept=2)
+
+
+@pytest.mark.parametrize(
+    ("data", "tokenizer", "documents"),
+    [
+        ("openwebtext-sample", "t5", (800, 100)),
+        ("commoncrawl-sample", "gpt2", (19, 1)),
+        ("wikitext-2/valid.txt", "gpt2-tiny-5k", None),
+        ("tinyshakespeare", "gpt2-tiny-5k", None),
+        ("stdlib", "gpt2-tiny-5k", None),
+    ],
+)
+def test_real_text_is_parted_and_tokenised(shared: Path, data: str, tokenizer: str, documents) -> None:
+    from lilliput.data.tokenizer import tokenizer as load
+
+    pytest.importorskip("transformers")
+    if tokenizer == "t5":
+        pytest.importorskip("sentencepiece")
+    where = data if data == "stdlib" else str(shared / "data" / data)
+    sides = corpora(where, held_out=0.1)[:2]
+    found = tuple(sum(map(side.has, side.source.documents())) for side in sides)
+    assert found == documents if documents else min(found) > 5
+    words = load(str(shared / "tokenizers" / tokenizer))
+    batch = Sequences(sides[0], words, 128, packing=False, shuffle=50).batch(4)
+    first = batch["input_ids"][0][: int((batch["labels"][0] != IGNORED).sum()) + 1]
+    text = words.decode(first, skip_special_tokens=True).strip()
+    assert any(text[:40] in " ".join(d.split()) or text[:40] in d for d in sides[0].source.documents())

@@ -174,6 +174,18 @@ def test_weights_alone_start_another_run(tmp_path: Path) -> None:
     assert second.rows[-1]["loss"] == pytest.approx(first.rows[-1]["loss"], abs=1e-5)
 
 
+def test_a_folder_and_a_module_of_ones_own_are_models(tmp_path: Path) -> None:
+    first = train(tmp_path, "first")
+    folder = train(tmp_path, model=str(tmp_path / "first" / "model"), model_options={}, lr=1e-12, steps=3, warmup=0)
+    assert folder.rows[-1]["loss"] == pytest.approx(first.rows[-1]["loss"], abs=1e-5)
+    (tmp_path / "bigram.py").write_text(
+        "from torch import nn\n\n\ndef Bigram(width=8):\n"
+        "    return nn.Sequential(nn.Embedding(320, width), nn.Linear(width, 320))\n"
+    )
+    own = train(tmp_path, "own", model=f"{tmp_path}/bigram.py:Bigram", model_options={"width": 16}, steps=20)
+    assert losses(own)[-1] < losses(own)[0] - 0.1 and (tmp_path / "own" / "model" / "model.safetensors").exists()
+
+
 def test_a_run_goes_on_in_another_folder_with_new_settings(tmp_path: Path) -> None:
     straight = train(tmp_path, "straight", schedule="constant")
     train(tmp_path, "first", schedule="constant", steps=6)

@@ -23,7 +23,8 @@ from lilliput.pretraining.run import Run
 def start(c: Pretrain, folder: Path | None, resume: bool, reporters: Sequence[Any]) -> Result:
     """Run to the end: from the start, from the checkpoint in the folder, or from that of `continue_from`."""
     before = _before(c, folder, resume)
-    with parallel.joined(c.device) as world, tuned():
+    # On an accelerator the setting for large products would mean TF32.
+    with parallel.joined(c.device) as world, tuned(large_products=world.device.type == "cpu"):
         c.share(world.size)
         train, validation, parted = corpora(c.data, c.validation, c.held_out, c.text_key)
         check_text(c, train, validation)

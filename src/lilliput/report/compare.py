@@ -15,7 +15,7 @@ from lilliput.stop import headline
 
 # What two runs of one setting may differ in: the seed, and what only says where and how they ran.
 INCIDENTAL = {"seed", "name", "folder", "recipe", "scale", "case", "checkpoint_every", "engine", "device"}
-INCIDENTAL |= {"profile", "plots", "tensorboard", "wandb"}
+INCIDENTAL |= {"profile", "plots", "tensorboard", "wandb", "log_every", "save_every", "prefetch", "memory", "tags"}
 
 
 @dataclass(frozen=True)
