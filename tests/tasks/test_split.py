@@ -13,6 +13,7 @@ from fixtures import assert_same_state, batches, network
 from torch import nn
 
 import lilliput
+from lilliput import models
 from lilliput.algorithms import CseFsl, FedAvg, FslSage, SplitFedV1, SplitFedV2
 from lilliput.tasks import Split
 
@@ -141,3 +142,13 @@ def test_frozen_weights_are_one_in_memory_and_trained_ones_are_not() -> None:
     a, b = (dict(on.server_part.resident(params, role=role).named_parameters()) for role in ("a", "b"))
     assert a["lm_head.weight"].data_ptr() == b["lm_head.weight"].data_ptr()
     assert all(a[name].data_ptr() != b[name].data_ptr() for name in params)
+
+
+def test_a_resnet_cut_by_name_trains_as_a_whole_to_the_last_bit() -> None:
+    """Convolutions in channels_last and BatchNorm on both sides of the cut, running statistics included."""
+    on = Split.of(models.build("resnet10", shape=(3, 8, 8), classes=3, width=4, stem="cifar"), "layer2")
+    rng = torch.Generator().manual_seed(0)
+    batch = lambda: (torch.randn(4, 3, 8, 8, generator=rng), torch.randint(3, (4,), generator=rng))  # noqa: E731
+    data = {c: [batch() for _ in range(1 + c)] for c in range(2)}
+    settings: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "optimizer_state": "keep"}
+    assert_same_state(*(run(method(**settings), on, data).state for method in (SplitFedV1, FedAvg)))
