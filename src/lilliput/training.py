@@ -76,6 +76,7 @@ def _among(config: Any, **allowed: tuple[str, ...]) -> None:
 def factor(schedule: str, round: int, rounds: int) -> float:
     """What the learning rate is multiplied by in a round (from 1) of a run of `rounds`."""
     name, *arguments = schedule.split(":")
+    round = int(round)  # for whoever watches what a round's number decides: not what travels
     done = (round - 1) / max(rounds, 1)
     try:
         if name == "constant" and not arguments:

@@ -46,6 +46,8 @@ def last(rows: Sequence[dict[str, Any]]) -> tuple[str, float] | None:
 def start(s: Settings, plain: bool = False, quiet: bool = False, plots: bool = True) -> Outcome:
     """Run in a new folder."""
     check(s)
+    if s["engine"] == "dry":
+        raise ValueError("engine=dry trains nothing, so there is no run to keep; `lilliput run --dry` tells its cost")
     folders.refuse_taken(s)
     built = build(s)
     path = folders.make(built.settings)

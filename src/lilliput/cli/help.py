@@ -30,6 +30,8 @@ Trains one model on clients that keep their data.  Settings are written key=valu
 flags
   -m             a sweep: every combination of comma-separated values; typed again, only what is missing
   --config FILE  settings from a YAML file, below those that are typed; a run's config.yaml repeats it
+  --dry          tell bytes by kind, memory and FLOPs of every client beforehand, and train nothing (engine=dry too)
+  --count published   with --dry: bytes as the methods' papers count them, without labels
   --check        of a recipe: compare with what was published (reproduced, same ordering, not reproduced, not run)
   --cfg          print the settings and stop
   --plain        a line per round instead of the live table

@@ -10,7 +10,7 @@ from typing import Any
 from lilliput.config import Settings, expanded, flat, from_file, words
 from lilliput.config.shared import NEUTRAL
 
-USAGE = "lilliput run [-m] [--config FILE] [--check] [--cfg] [--plain] [key=value ...]"
+USAGE = "lilliput run [-m] [--config FILE] [--dry] [--count published] [--check] [--cfg] [--plain] [key=value ...]"
 
 
 @dataclass
@@ -23,6 +23,8 @@ class Args:
     sweep: bool = False
     check: bool = False
     show: bool = False
+    dry: bool = False
+    count: str = "all"
     plain: bool = False
     help: str | None = None
 
@@ -36,14 +38,16 @@ class Args:
                 setattr(args, _FLAGS[word], True)
             elif word in ("-h", "--help"):
                 args.help = rest.pop(0) if rest else ""
-            elif word == "--config" or word.startswith("--config="):
-                args.config = _value(word, rest)
+            elif word.partition("=")[0] in ("--config", "--count"):
+                setattr(args, word.partition("=")[0].removeprefix("--"), _value(word, rest))
             elif word.startswith("-"):
                 raise ValueError(_unknown(word, rest))
             elif word.startswith(("hydra.", "hydra/", "+hydra.", "++hydra.")):
                 args.hydra.append(word)
             else:
                 args.settings.append(word)
+        if args.dry and args.sweep:
+            raise ValueError("--dry tells of one run; leave -m out, and repeat the command for others")
         if args.hydra and not args.sweep:
             raise ValueError(f"{args.hydra[0]} says how to sweep; add -m")
         return args
@@ -53,13 +57,13 @@ class Args:
         return [*([from_file(self.config)] if self.config else []), words(settings)]
 
 
-_FLAGS = {"-m": "sweep", "--multirun": "sweep", "--check": "check", "--cfg": "show", "--plain": "plain"}
+_FLAGS = {"-m": "sweep", "--multirun": "sweep", "--dry": "dry", "--check": "check", "--cfg": "show", "--plain": "plain"}
 
 
 def _value(word: str, rest: list[str]) -> str:
     name, sign, value = word.partition("=")
     if not sign and not rest:
-        raise ValueError(f"{name} needs a file")
+        raise ValueError(f"{name} needs {'a file' if name == '--config' else 'all or published'}")
     return value if sign else rest.pop(0)
 
 
@@ -91,6 +95,10 @@ def main(argv: Sequence[str]) -> int:
     for s in chosen:
         for remark in s.notes.values():
             print(f"lilliput: note: {remark}", file=sys.stderr)
+    if args.dry or chosen[0]["engine"] == "dry":
+        from lilliput.cli.dry import dry
+
+        return dry(chosen, args.count)
     if chosen[0]["recipe"] is not None:
         return recipe(chosen, args)
     if args.check:

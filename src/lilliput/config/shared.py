@@ -31,7 +31,7 @@ class Shared:
     batch_size: int = 32  # examples per step
     augment: str | list[str] | None = "auto"  # what training images go through: [crop:4, flip, cutout:16], or null
     seed: int = 0  # decides every draw of the run
-    engine: str = "auto"  # where the clients run: auto, sequential or workers
+    engine: str = "auto"  # where the clients run: auto, sequential or workers; dry only tells the cost
     device: str = "auto"  # cpu, cuda, cuda:0,1 or mps; auto takes a GPU where there is one
     init: str | None = None  # weights to start from: a .safetensors, .pt, .pth or .th file
     evaluate: Literal["server", "clients", "both", "none"] = "server"  # where models are tested

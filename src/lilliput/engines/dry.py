@@ -2,7 +2,8 @@
 
 What travels is exact: bytes depend on names, shapes and types alone.  A device runs one step of every kind that a call
 has, and the rest of the call costs as much again; what is done by one client is not done again for another of the same
-message, state and batches.  So what a handler sends may depend on these, not on the round's number or the client's id.
+message, state and batches, nor in a later round unless it asked for the round's number or drew something.  So what a
+handler sends may depend on all of these, but not on the client's id.
 Memory and FLOPs are those of the instrument that measures real runs.
 """
 
@@ -15,6 +16,8 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_map_only
 
 from lilliput.data.batches import ArrayBatches, Batches, ListBatches
 from lilliput.engines.base import QuorumError, Round
@@ -100,9 +103,48 @@ class Once(Meter):
         outs = self.__dict__.setdefault("_outs", {})
         if label not in outs:
             outs[label] = super().step(label, held, run)
-        else:
-            self.flops += self._steps[label].flops
-        return outs[label]
+            return outs[label]
+        self.flops += self._steps[label].flops
+        return tree_map_only(FakeTensor, _another, outs[label])  # a tensor that is held twice counts once
+
+
+def _another(x: Any) -> torch.Tensor:
+    return x.fake_mode.of(x)
+
+
+class Clock(int):
+    """A round's number that notices when something depends on it, other than the names of random numbers."""
+
+    def __new__(cls, number: int) -> Clock:
+        clock = super().__new__(cls, number)
+        clock.asked = False
+        return clock
+
+    asked: bool
+
+    def mattered(self, computed: Computed) -> bool:
+        """Whether what was computed may be another in another round."""
+        return self.asked or _holds(computed.reply, self) or _holds(computed.state, self)
+
+
+def _asking(name: str) -> Any:
+    operation = getattr(int, name)
+
+    def asked(self: Clock, *others: Any) -> Any:
+        self.asked = True
+        return operation(self, *others)
+
+    return asked
+
+
+for _name in ("eq", "ne", "lt", "le", "gt", "ge", "add", "radd", "sub", "rsub", "mul", "mod", "floordiv", "index"):
+    setattr(Clock, f"__{_name}__", _asking(f"__{_name}__"))
+Clock.__hash__ = int.__hash__  # type: ignore[method-assign]
+Clock.__name__ = "int"  # as a label of random numbers it is one
+
+
+def _holds(body: Any, clock: Clock) -> bool:
+    return any(_holds(x, clock) for x in body.values()) if isinstance(body, Mapping) else body is clock
 
 
 class DryDevice(Device):
@@ -122,12 +164,13 @@ class DryDevice(Device):
         own = data.shapes if isinstance(data, Shapes) else (client.id, client.round)
         _, state = self._signed.get(id(before)) or (None, signature(before))
         key = (request.handler, signature(message), state, own, client.profile)
-        computed = self._known.get(key)
+        computed = self._known.get(key) or self._known.get((client.round, key))
         if computed is None:
+            clock = Clock(client.round)
             self._ghosts.drew = False
-            computed = super()._computed(request, client, before, message)
+            computed = super()._computed(request, replace(client, round=clock), before, message)
             if not self._ghosts.drew:  # else it is this client's, in this round
-                self._known[key] = computed
+                self._known[(client.round, key) if clock.mattered(computed) else key] = computed
                 self._signed[id(computed.state)] = computed.state, signature(computed.state)
         missing = computed.peak_memory_bytes - client.profile.memory_bytes
         if missing > 0:

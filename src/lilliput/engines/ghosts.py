@@ -34,6 +34,8 @@ class Ghosts(FakeTensorMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not (self.haunts or _has_ghost(args) or _has_ghost(kwargs.values())):
+            if func is aten._to_copy.default and args[0].is_meta:
+                return self.of(args[0])
             self.drew |= torch.Tag.nondeterministic_seeded in func.tags
             return func(*args, **kwargs)
         answer = _ANSWERS.get(func)
@@ -67,7 +69,10 @@ class Ghosts(FakeTensorMode):
 
 
 class Copies(TorchFunctionMode):
-    """While it is entered, deep copies of ghosts are ghosts; with `real`, those of real tensors too."""
+    """While it is entered, deep copies of ghosts are ghosts; with `real`, those of real tensors too.
+
+    A ghost's memory lies at the address 0.
+    """
 
     def __init__(self, ghosts: Ghosts, real: bool = False):
         super().__init__()
@@ -77,6 +82,8 @@ class Copies(TorchFunctionMode):
         if func is Tensor.__deepcopy__ and (self._real or is_ghost(args[0])):
             x, memo = args
             return memo[id(x)] if id(x) in memo else memo.setdefault(id(x), self._ghosts.of(x))
+        if func is Tensor.data_ptr and is_ghost(args[0]):
+            return 0
         if func is Tensor.clone and self._real:  # what a parameter's own deep copy calls
             return self._ghosts.of(args[0])
         return func(*args, **(kwargs or {}))
