@@ -51,6 +51,8 @@ def agree(client: Client, server: Server, batches: tuple[Inputs, Inputs], shared
         part.sends, part.shares, part.spread = sends, candidates, spread
     client.inputs = frozenset(named[0])
     _refuse_raw(named, seen, sends)
+    if not any(True for _ in client.parameters()):
+        raise ValueError("the inputs themselves would travel; nothing of the model would be before it")
     payloads = [s.payload(sends, spread, candidates, x) for s, x in zip(seen, named, strict=True)]
     server.inputs = _shapes(batches, payloads)
     client.payload = server.payload = {n: Shape(tuple(x.shape), x.dtype) for n, x in payloads[0].items()}
@@ -114,15 +116,9 @@ def _one_for_all(name: str, seen: Sequence[_Seen]) -> bool:
 def _refuse_raw(inputs: Sequence[dict[str, Tensor]], seen: Sequence[_Seen], sends: Sequence[str]) -> None:
     for name in sends:
         for source, x in inputs[0].items():
-            if _is_raw(seen[0].taken[name], x):
+            sent = seen[0].taken[name]
+            if sent is x or (sent.shape == x.shape and sent.untyped_storage()._cdata == x.untyped_storage()._cdata):
                 raise ValueError(f"the input {source!r} itself would travel; nothing of the model would be before it")
-
-
-def _is_raw(sent: Tensor, x: Tensor) -> bool:
-    """Whether what travels is an input, however viewed, or a copy of one in another memory format."""
-    if sent.untyped_storage()._cdata == x.untyped_storage()._cdata:
-        return True
-    return sent.shape == x.shape and sent.is_floating_point() and not sent.is_meta and torch.equal(sent, x)
 
 
 def _shapes(batches: Sequence[Inputs], payloads: Sequence[dict[str, Tensor]]) -> Inputs:
