@@ -77,6 +77,15 @@ def test_words_and_the_library_s_names_say_the_same() -> None:
     assert pretrained("llama_9m", hidden=64, heads=2).config.num_key_value_heads == 2
 
 
+def test_what_follows_from_a_changed_size_changes_with_it(tmp_path: Path) -> None:
+    """Heads that share keys and values still do, and a head's width is that of the new model."""
+    sizes = {"layers": 1, "hidden": 64, "heads": 8, "mlp": 64, "vocabulary": 50}
+    for shared, heads, expected in ((2, 4, 2), (8, 4, 4), (8, 16, 16)):
+        pretrained("llama_9m", **sizes, num_key_value_heads=shared).config.save_pretrained(tmp_path)
+        config = pretrained(str(tmp_path / "config.json"), hidden=32, heads=heads).config
+        assert (config.num_key_value_heads, config.head_dim) == (expected, 32 // heads)
+
+
 def test_a_folder_gives_its_weights_back(tmp_path: Path) -> None:
     model = pretrained("gpt2", **SMALL, vocabulary=50)
     model.save_pretrained(tmp_path)

@@ -184,8 +184,16 @@ def _configured(source: str, raw: Mapping[str, Any], options: Mapping[str, Any])
             hint = close if close.startswith("did you mean") else nearest(key, words)
             raise ValueError(f"model {source!r} has no option {key!r}; {hint}")
         changes |= {kind.attribute_map.get(name, name): value for name in names}
-    stale = {"head_dim", "num_key_value_heads"} if changes.keys() & {"hidden_size", "num_attention_heads"} else {}
-    return {key: value for key, value in raw.items() if key not in stale} | changes
+    return {key: value for key, value in raw.items() if key not in _stale(raw, changes)} | changes
+
+
+def _stale(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> set[str]:
+    """What a configuration says that followed from what is changed in it."""
+    found = {"head_dim"} if changes.keys() & {"hidden_size", "num_attention_heads"} else set()
+    heads, shared = changes.get("num_attention_heads"), raw.get("num_key_value_heads")
+    if heads and shared and (shared == raw.get("num_attention_heads") or heads % shared):
+        found.add("num_key_value_heads")
+    return found
 
 
 def _facts(source: str, raw: Mapping[str, Any], shape: Sequence[int], classes: int, fixed: bool) -> dict[str, Any]:
