@@ -101,7 +101,8 @@ class _Step:
         residual = 2 if self.setting.dtype == "bf16" else WIDE
         inputs = self.tokens * self.h * residual
         own = inputs if self.setting.checkpointing else self._layer()
-        return self.layers * own + inputs + self.tokens * self.h * (2 * self.width + WIDE - residual)
+        norm = 0 if self.lean else self.tokens * self.h * (2 * self.width + WIDE - residual)
+        return self.layers * own + inputs + norm
 
     def _loss(self) -> int:
         """The logits' logarithms and two gradients of theirs; lean, those of a chunk, and the head's gradient early."""
@@ -110,11 +111,11 @@ class _Step:
         if not self.lean:
             return 3 * WIDE * self.tokens * self.vocabulary + copies
         early = WIDE * self.h * (self.tokens + (self.vocabulary if self.head.requires_grad else 0))
-        logits, chunks = self.tokens * self.vocabulary, -(-self.tokens // max(1, LEAN_LOGITS // self.vocabulary))
-        before = WIDE if chunks > 1 else 0  # the probabilities of the chunk before are there still
+        logits = min(LEAN_LOGITS, self.tokens * self.vocabulary)
         if self.width == WIDE:
-            return early + min(LEAN_LOGITS, logits) * (2 * WIDE + before)
-        return early + copies + max(min(LEAN_LOGITS, logits) * (2 + 2 * WIDE + before), cast)
+            return early + logits * 2 * WIDE
+        adding = cast * (3 if self.setting.device == "cpu" else 1)  # a CPU copies what it adds into the wider dtype
+        return early + copies + max(logits * (2 + 2 * WIDE), logits * (2 + WIDE) + adding)
 
     def _accumulated(self) -> int:
         """Gradients of earlier passes: of all weights, since where a new subspace is due they are needed whole."""

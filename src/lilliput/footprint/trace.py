@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import reduce
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lilliput.footprint.fakes import ACCELERATOR, CPU, Answers, blank, faking, twin
@@ -29,7 +31,7 @@ def trace(
     accelerator = device != "cpu"
     place = ACCELERATOR if accelerator and not autocast else CPU  # the meta device knows no autocast
     padded = isinstance(batch, Mapping) and "attention_mask" in batch
-    with faking(accelerator, autocast, padded), Trace() as seen, Answers():
+    with faking(accelerator, autocast, padded), Trace(copies_to_promote=not accelerator) as seen, Answers():
         steps = make(twin(model, place).train())
         steps.prepare()
         seen.follow(steps)
@@ -38,14 +40,32 @@ def trace(
 
 
 class Trace(Instrument):
-    """Which kind of tensor holds how many bytes: at the step's peak, and each kind at its own largest."""
+    """Which kind of tensor holds how many bytes: at the step's peak, and each kind at its own largest.
 
-    def __init__(self) -> None:
+    copies_to_promote: operands of different dtypes are copied into the wider one, as on a CPU; kernels of accelerators
+    convert what they read.
+    """
+
+    def __init__(self, copies_to_promote: bool = False) -> None:
         super().__init__()
+        self._copies = copies_to_promote
         self.kind = "weights"  # of what is allocated now
         self.now = dict.fromkeys(KINDS, 0)
         self.largest, self.at_peak = dict(self.now), dict(self.now)
         self._kinds: dict[int, str] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if self._copies and torch.Tag.pointwise in func.tags:
+            self._pass_through(_promoted([x for x in args if isinstance(x, Tensor) and x.dim()]))
+        return out
+
+    def _pass_through(self, nbytes: int) -> None:
+        """Count what is there for the duration of an operation."""
+        if self.bytes + nbytes > self.peak_bytes:
+            self.peak_bytes = self.bytes + nbytes
+            self.at_peak = {**self.now, self.kind: self.now[self.kind] + nbytes}
+        self.largest[self.kind] = max(self.largest[self.kind], self.now[self.kind] + nbytes)
 
     def _track(self, storage: Any, nbytes: int) -> None:
         key = id(storage)
@@ -108,6 +128,12 @@ class Trace(Instrument):
     def footprint(self, parameters: int) -> Footprint:
         """What was counted."""
         return Footprint(**self.largest, at_peak=self.at_peak, parameters=parameters, certified=True)
+
+
+def _promoted(operands: list[Tensor]) -> int:
+    """Bytes of copies in the common dtype of the operands that have another one."""
+    common = reduce(torch.promote_types, (x.dtype for x in operands), torch.bool)
+    return sum(x.numel() * common.itemsize for x in operands if x.dtype != common)
 
 
 def _map(batch: Any, change: Callable[[Tensor], Any]) -> Any:
