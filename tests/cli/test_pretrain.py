@@ -44,6 +44,12 @@ def test_a_runs_config_repeats_it(lilliput: Cli, tmp_path: Path) -> None:
     assert [json.loads(x)["train_loss"] for x in a] == [json.loads(x)["train_loss"] for x in b]
 
 
+def test_evaluate_says_where_the_score_of_a_pretrained_model_is(lilliput: Cli, tmp_path: Path) -> None:
+    assert lilliput(*words(tmp_path, steps=3, warmup=0), "name=a").status == 0
+    said = lilliput("evaluate", "runs/a")
+    assert said.status == 2 and "its perplexity is in metrics.jsonl" in said.err
+
+
 def test_a_finished_run_goes_on_for_longer(lilliput: Cli, tmp_path: Path) -> None:
     assert lilliput(*words(tmp_path, steps=4), "name=a").status == 0
     said = lilliput("resume", "runs/a")

@@ -93,8 +93,13 @@ def as_yaml(s: Any) -> str:
 
 
 def read_config(folder: Path) -> Settings:
-    """The settings of the run in a folder.  Raises ValueError if there is none, or it is damaged."""
-    return settings(layer_of(folder))
+    """The settings of the federated run in a folder.  Raises ValueError if there is none, or it is damaged."""
+    layer = layer_of(folder)
+    if layer.get("program") == "pretrain":
+        raise ValueError(
+            f"{folder} is a run of `lilliput pretrain`: its perplexity is in metrics.jsonl, its model in model/"
+        )
+    return settings(layer)
 
 
 def layer_of(folder: Path) -> dict[str, Any]:
