@@ -38,7 +38,7 @@ def test_a_target_that_is_none_is_refused(bad: str) -> None:
 
 
 def test_every_method_stops_at_its_byte_budget() -> None:
-    for name in ("fedavg", "scaffold", "two_calls"):
+    for name in ("fedavg", "scaffold", "two_calls", "splitfed_v1", "fsl_sage"):
         first = experiment(name, rounds=1, evaluate="none").run("sequential").rows[0]
         budget = 2.5 * (first["up_bytes"] + first["down_bytes"]) / 1e6
         history = experiment(name, rounds=9, evaluate="none", stop=Stop(comm_threshold_mb=budget)).run("sequential")
