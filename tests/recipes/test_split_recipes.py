@@ -32,9 +32,9 @@ def cifar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "load", load)
 
 
-def mebibytes(recipe: Recipe, case: Case) -> float:
+def mebibytes(recipe: Recipe, case: Case, **more: str) -> float:
     """A round's mean, of one in which the heads are aligned and the rest of its interval."""
-    (s,) = expanded({"recipe": recipe.name, "case": case.name})
+    (s,) = expanded({"recipe": recipe.name, "case": case.name, **more})
     aligned, other = (cost.count("published") for cost in predict(build(s).experiment, 2).rounds)
     interval = s.node("algorithm").get("align_interval", 1)
     return (aligned + (interval - 1) * other) / interval / 2**20
@@ -53,6 +53,19 @@ def of_method(*names: str) -> Iterator[tuple[Recipe, Case]]:
 )
 def test_bytes_per_round_at_full_size(cifar: None, recipe: Recipe, case: Case) -> None:
     assert mebibytes(recipe, case) == pytest.approx(case.mib, abs=0.006)
+
+
+@pytest.mark.slow
+def test_fsl_sage_sends_a_sixth_of_splitfed_and_with_codecs_a_sixteenth(cifar: None) -> None:
+    recipe = RECIPES["split/resnet18_cifar10_iid"]
+    splitfed, sage = (
+        {case.name: case for case in recipe.versions["full"].cases}[n] for n in ("SplitFed v1", "FSL-SAGE")
+    )
+    assert sage.mib / splitfed.mib == pytest.approx(0.168, abs=5e-4)
+    coded = mebibytes(recipe, sage, codec="int8:activations+bf16")
+    # Models and heads by half, activations by four and their blocks' ranges, in MiB.
+    assert coded == pytest.approx((52.26 + 8.03) / 2 + 80 / 4 * (1 + 8 / 512), abs=0.02)
+    assert coded / splitfed.mib == pytest.approx(0.06, abs=1e-3)
 
 
 def test_the_published_bytes_are_expected() -> None:
