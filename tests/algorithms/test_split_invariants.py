@@ -88,7 +88,9 @@ def part(params: tree.Tree, name: str) -> tree.Tree:
 
 def test_i6_the_server_does_not_see_the_head_within_the_first_batch() -> None:
     method = FslSage(lr=0.1, local_steps=1)
-    ends = [run(method, two_parts(nn.Linear(8, 3)), rounds=1).state["params"] for _ in range(2)]
+    heads = [nn.Linear(8, 3), nn.Linear(8, 3)]
+    nn.init.eye_(heads[0].weight), nn.init.zeros_(heads[1].weight)
+    ends = [run(method, two_parts(head), rounds=1).state["params"] for head in heads]
     assert_same_state(part(ends[0], "server"), part(ends[1], "server"))
     assert not torch.equal(ends[0]["client.0.weight"], ends[1]["client.0.weight"])
 
@@ -110,7 +112,7 @@ def test_i8_a_row_common_to_all_classes_changes_no_estimate() -> None:
     on = two_parts(norm=False)
     head = copy.deepcopy(on.model.server)  # type: ignore[union-attr]
     with torch.no_grad():
-        head[1].weight.add_(torch.randn(1, 8))
+        head[1].weight.add_(torch.arange(8.0))
     shifted = Split(on.model.client, on.model.server, head)  # type: ignore[union-attr, arg-type]
     sage = FslSage(lr=0.1, local_steps=1, server_lr=1e-30, align_epochs=1, auxiliary_lr=1e-30)
     methods = sage, SplitFedV1(lr=0.1, local_steps=1)
