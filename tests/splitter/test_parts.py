@@ -88,10 +88,12 @@ def test_modes_reach_the_model_itself() -> None:
     assert (server.train()(client(x)) == 0).any() and not (server.eval()(client(x)) == 0).any()
 
 
-def test_autocast(cut: tuple[nn.Module, Client, Server]) -> None:
-    model, client, server = cut
+def test_autocast() -> None:
+    # No convolutions: torch's in bfloat16, of few channels, differ from themselves on a CPU (2.13).
+    model = models.build("char_lm", shape=(9,), classes=11, hidden=8, layers=2)
+    parts = lilliput.split(model, 1)
     with torch.autocast("cpu", torch.bfloat16):
-        assert difference(model, (client, server), IMAGES) < 1e-6  # bf16 kernels sum by alignment
+        assert difference(model, parts, torch.randint(11, (3, 9))) == 0.0
 
 
 def test_without_a_graph_and_with_frozen_statistics(cut: tuple[nn.Module, Client, Server]) -> None:
