@@ -17,7 +17,18 @@ from lilliput.footprint.steps import Client, Loop
 from lilliput.footprint.trace import trace
 from lilliput.splitter.budget import parsed
 
-__all__ = ["Client", "Footprint", "Loop", "Setting", "advice", "available", "check", "estimate", "trace"]
+__all__ = [
+    "Client",
+    "Footprint",
+    "Loop",
+    "Setting",
+    "advice",
+    "available",
+    "check",
+    "estimate",
+    "measured",
+    "trace",
+]
 
 
 def estimate(model: Any, *, certify: bool | None = None, **settings: Any) -> Footprint:
