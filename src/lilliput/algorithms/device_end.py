@@ -71,8 +71,9 @@ def noisy(config: SplitTraining, client: Client, number: int, cut: Payload) -> P
     generator = random.generator(*key_of(client, number), "noise")
 
     def add(x: Tensor) -> Tensor:
-        noise = torch.randn(x.shape, generator=generator)
-        return x.add(noise.to(x), alpha=config.cut_noise) if x.is_floating_point() else x
+        if not x.is_floating_point():
+            return x
+        return x.add(torch.randn(x.shape, generator=generator).to(x), alpha=config.cut_noise)
 
     return tree.mapped(cut, add)
 
