@@ -188,6 +188,7 @@ def test_the_published_mebibytes_of_a_round_of_resnet18(method: Any, mebibytes: 
     assert published(method, 10, 256, len(mebibytes)) == mebibytes
 
 
+@pytest.mark.slow
 def test_a_table_of_the_paper_at_other_sizes() -> None:
     assert published(FedAvg(**SAME), 10, 256, 1, classes=100) == [857.35]
     assert published(CseFsl(**SAME), 10, 256, 1, classes=100) == [294.61]
