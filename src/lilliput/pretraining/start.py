@@ -26,9 +26,9 @@ def start(c: Pretrain, folder: Path | None, resume: bool, reporters: Sequence[An
     # On an accelerator the setting for large products would mean TF32.
     with parallel.joined(c.device) as world, tuned(large_products=world.device.type == "cpu"):
         c.share(world.size)
+        check_memory(c, world)
         train, validation, parted = corpora(c.data, c.validation, c.held_out, c.text_key)
         check_text(c, train, validation)
-        check_memory(c, world)
         tokenizer = load_tokenizer(c.tokenizer)
         model = network.build(c)
         check_model(c, model, tokenizer)
