@@ -38,8 +38,8 @@ METHODS: dict[str, Any] = {
     "FSL-SAGE": FslSage(**TRAINING, server_update_interval=5, **ALIGNMENT),
 }
 CODECS = {"as it is": None, "int8 and bf16": "int8:activations+bf16"}
-MEGABYTES = (100, 200, 400, 800)  # where accuracy is compared
-ACCURACIES = (0.35, 0.4, 0.45)  # where megabytes are
+MEGABYTES = (50, 100, 200, 400)  # where accuracy is compared
+ACCURACIES = (0.3, 0.35, 0.4)  # where megabytes are
 
 
 def part(dataset: data.Dataset) -> data.Dataset:
