@@ -167,7 +167,7 @@ def test_a_method_to_come_is_named_as_such(name: str) -> None:
 
 def test_a_cut_is_a_setting_of_split_methods_alone() -> None:
     s = of("algorithm=fsl_sage cut=layer2 auxiliary.depth=2")
-    assert s.as_dict()["cut"]["at"] == "layer2" and s.nodes["auxiliary"] == {"depth": 2} and not s.notes
+    assert s.as_dict()["cut"]["at"] == "layer2" and s.nodes["auxiliary"]["depth"] == 2 and not s.notes
     assert "auxiliary" not in of("algorithm=splitfed_v1").as_dict()
     plain = of("cut=layer2 cut.tied=sync align_interval=3")
     assert "cut" not in plain.as_dict() and plain.fingerprint() == of("").fingerprint()
