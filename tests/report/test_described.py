@@ -59,9 +59,7 @@ def test_a_metric_against_a_setting_is_a_mean_over_seeds(runs, tmp_path, monkeyp
     figure.draw(tmp_path)
     (ax,) = drawn["alpha"].axes
     sage = next(line for line in ax.containers if line.get_label() == "SAGE").lines[0]
-    assert sage.get_xydata() == pytest.approx(
-        np.array([(1, 0.71), (10000, 0.71)])
-    )  # 0.70, 0.72 within 2 GB
+    assert sage.get_xydata() == pytest.approx(np.array([(1, 0.71), (10000, 0.71)]))  # 0.70, 0.72 within 2 GB
     cse = next(line for line in ax.containers if line.get_label() == "cse_fsl").lines[0]
     assert cse.get_ydata() == pytest.approx([0.5, 0.5]) and ax.get_xscale() == "log"
 

@@ -40,7 +40,10 @@ class Cut:
 class Auxiliary:
     """The head that stands in for the server's part on the device, for CSE-FSL and FSL-SAGE."""
 
-    depth: int = 1  # how many of the server's stages or blocks it has, freshly initialised
+    depth: int = 1  # how many of the server's stages or blocks it has
+    weights: Literal["fresh", "server"] = "fresh"  # what it starts from: new ones, as published, or the server's
+    head: Literal["full", "low_rank", "frozen"] = "full"  # its last layer; frozen: the server's own, which stays
+    rank: int = 64  # of a low_rank head
 
 
 def is_split(method: Any) -> bool:
@@ -64,10 +67,13 @@ def default(model: str, given: Mapping[str, Any]) -> str | None:
 
 
 def options(s: Settings, method: Any, model: nn.Module, federated: Federated) -> dict[str, Any]:
-    """What `Split.of` is told beside the model: where to cut, an example, and the auxiliary head's depth."""
-    batch = next(iter(federated.train[min(federated.train)].epoch(None)))
+    """What `Split.of` is told beside the model: where to cut, an example, and the auxiliary head."""
+    import torch
+
+    with torch.device("cpu"):  # the model may be made without values
+        batch = next(iter(federated.train[min(federated.train)].epoch(None)))
     inputs = {k: x for k, x in batch.items() if k != "labels"} if isinstance(batch, dict) else batch[0]
-    given, head = s.nodes["cut"], s.nodes["auxiliary"]["depth"] if has_head(method) else None
+    given, head = s.nodes["cut"], s.nodes["auxiliary"] if has_head(method) else None
     place = _place(given, s["batch_size"], method, model, inputs, max(map(len, federated.partition.values())))
     return {"at": place, "tied": given["tied"], "example": inputs, "auxiliary": head}
 

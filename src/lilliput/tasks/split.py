@@ -70,7 +70,7 @@ class Split(Supervised):
         model: nn.Module,
         at: Any,
         *,
-        auxiliary: nn.Module | int | None = None,
+        auxiliary: nn.Module | int | Mapping[str, Any] | None = None,
         loss: Loss = cross_entropy,
         metrics: Mapping[str, Loss] | None = None,
         tokens_per_example: int | None = None,
@@ -81,7 +81,7 @@ class Split(Supervised):
 
         at, example, tied: as for `lilliput.split`; a pair of places for a U-shape.
         auxiliary:         a module that takes what the server's part takes, or how many of the server's stages a head
-                           derived from it has (`lilliput.auxiliary`).
+                           derived from it has, or all that `lilliput.auxiliary` is to be told.
 
         tied="untie" and "frozen" change the whole model alike, which is copied for it.
         Raises ValueError for a cut that cannot be.
@@ -89,13 +89,14 @@ class Split(Supervised):
         from lilliput import splitter
 
         parts: tuple[Any, ...] = splitter.split(model, at, example=example, tied=tied)
-        head = splitter.auxiliary(parts[1], depth=auxiliary) if isinstance(auxiliary, int) else auxiliary
+        asked: Any = {"depth": auxiliary} if isinstance(auxiliary, int) else auxiliary
+        head = splitter.auxiliary(parts[1], **asked) if isinstance(asked, Mapping) else asked
         if isinstance(auxiliary, nn.Module) and len(parts) == 2:
             splitter.check_auxiliary(parts[1], auxiliary)
         if tied == "sync" and len(parts) == 3 and any(part.tied for part in parts[1:]):
             raise ValueError(
-                "tied='sync' keeps a device's tensor equal to the server's, and the device's tail is a third that has it; "
-                "use tied='untie' or 'frozen' with a tail"
+                "tied='sync' keeps a device's tensor equal to the server's, and the device's tail is a third that has "
+                "it; use tied='untie' or 'frozen' with a tail"
             )
         task = cls.__new__(cls)
         same: dict[str, str] = parts[1].tied if tied == "sync" else {}
