@@ -99,7 +99,9 @@ def make_task(s: Settings, dataset: Any, federated: Any, algorithm: Any) -> Any:
     from lilliput.tasks import Split, Supervised, accuracy, perplexity
 
     metrics = {"accuracy": accuracy} | ({"perplexity": perplexity} if dataset.kind in ("text", "tokens") else {})
-    where = nullcontext() if s["engine"] != "dry" else torch.device("meta")  # where nothing is allocated
+    # A dry run allocates nothing, unless text is to be cut: what of a padding mask must travel depends on its values.
+    empty = s["engine"] == "dry" and not (dataset.kind == "tokens" and cutting.is_split(algorithm))
+    where = torch.device("meta") if empty else nullcontext()
     with random.seeded(s["seed"], "model"), where:
         model = models.build(s["model"], shape=dataset.shape, classes=dataset.classes, **s.node("model"))
         if s["init"] is not None and s["engine"] != "dry":
