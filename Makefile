@@ -36,7 +36,7 @@ test: setup
 	$(PYTEST) -n 2
 
 slow: setup
-	$(PYTEST) -m slow
+	$(PYTEST) -n 2 -m slow
 
 lint: setup
 	.venv/bin/ruff check .

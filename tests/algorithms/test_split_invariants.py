@@ -60,14 +60,14 @@ HELD = {
     "I17": [("data/test_partition.py", "test_equal_sizes"),
             ("data/test_partition.py", "test_large_alpha_is_iid_and_small_alpha_is_not"),
             ("data/test_partition.py", "test_each_index_once_and_the_same_again")],
-    "I18": [("splitter/test_transformers.py", "test_every_boundary_of_blocks_to_the_bit"),
-            ("splitter/test_transformers.py", "test_gradients_of_a_tied_table_add_up_exactly")],
+    "I18": [("splitter/test_architectures.py", "test_every_boundary_of_blocks_to_the_bit"),
+            ("splitter/test_architectures.py", "test_gradients_of_a_tied_table_add_up_exactly")],
     "I19": [("test_codecs_int8.py", "test_no_number_is_off_by_more_than_its_blocks_step"),
             ("test_codecs_int8.py", "test_rounding_is_right_on_average")],
-    "I20": [("splitter/test_transformers.py", "test_blocks_that_run_are_those_configured"),
+    "I20": [("splitter/test_architectures.py", "test_blocks_that_run_are_those_configured"),
             ("algorithms/test_split_text.py", "test_padding_changes_nothing"),
             ("algorithms/test_split_text.py", "test_alignment_sees_the_labels_that_training_sees"),
-            ("tasks/test_split.py", "test_adapters_alone_travel")],
+            ("tasks/test_split_task.py", "test_adapters_alone_travel")],
     "I21": [("laws/test_laws.py", "test_resumed_run_equals_straight_run")],
 }  # fmt: skip
 HERE = ("I6", "I7", "I8", "I10", "I13", "I14")

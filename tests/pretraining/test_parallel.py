@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from small import without_clock
-from two_processes import CASES, settings
+from pretraining_processes import CASES, settings
 
 import lilliput
 from lilliput.checkpoint import CheckpointError
 
 pytest.importorskip("transformers")
-SCRIPT = Path(__file__).with_name("two_processes.py")
+SCRIPT = Path(__file__).with_name("pretraining_processes.py")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_have_the_losses_of_one(found, case: str) -> None:
+def test_pretraining_processes_have_the_losses_of_one(found, case: str) -> None:
     folder, (rows, other) = found
     # One process whose pass is as large as both together.
     one = lilliput.pretrain(settings(folder, case, parallel="ddp"))
@@ -43,7 +43,7 @@ def test_two_processes_have_the_losses_of_one(found, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_go_on_to_the_bit(found, case: str) -> None:
+def test_pretraining_processes_go_on_to_the_bit(found, case: str) -> None:
     rows = found[1][0]
     assert rows[f"{case} again"] == rows[case]
 

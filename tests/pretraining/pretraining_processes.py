@@ -1,6 +1,6 @@
 """What each of two processes does for test_parallel.py: train in several ways and leave the losses in files.
 
-python two_processes.py FOLDER
+python pretraining_processes.py FOLDER
 """
 
 import json
