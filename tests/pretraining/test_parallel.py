@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from small import without_clock
 from pretraining_processes import CASES, settings
+from small import without_clock
 
 import lilliput
 from lilliput.checkpoint import CheckpointError
