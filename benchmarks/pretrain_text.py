@@ -1,7 +1,7 @@
 """Perplexity, memory and speed of subspace optimizers on real text: a LLaMA of hidden 256 on the CPU, equal tokens.
 
     nice python benchmarks/pretrain_text.py --data TEXT --tokenizer TOKENIZER --out results.jsonl [--jobs 2]
-    python benchmarks/pretrain_text.py --table results.jsonl
+    python benchmarks/pretrain_text.py --table results.jsonl [--figure curves.png]
 
 Stages, in this order: `tune` (each method at three learning rates, a quarter of the tokens, seed 0), `compare` (each
 method at its best rate, three seeds), `length` (three methods, sequences of 256 to 1024 tokens, equal tokens a step).
@@ -158,6 +158,24 @@ def table(path: Path) -> None:
             print(f"| {method} | {' | '.join(cells)} |")
 
 
+def figure(path: Path, to: str) -> None:
+    """Training loss against tokens, the mean of the seeds."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    fig, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    for method in METHODS:
+        curves = [x["curve"] for x in read(path) if (x["stage"], x["method"]) == ("compare", method)]
+        if curves:
+            mean = [[statistics.fmean(v) for v in zip(*points, strict=True)] for points in zip(*curves, strict=True)]
+            axes.plot(*zip(*mean, strict=True), label=method)
+    axes.set(xlabel="tokens", ylabel="training loss, mean of the seeds")
+    axes.legend(fontsize=8)
+    fig.savefig(to, dpi=150)
+
+
 def spread(values: list[float]) -> str:
     """Mean and sample standard deviation."""
     return f"{statistics.fmean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
@@ -174,9 +192,12 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", default=["tune", "compare", "length"])
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--table", metavar="FILE", help="print the tables of results and stop")
+    parser.add_argument("--figure", metavar="FILE", help="with --table: draw the curves")
     args = parser.parse_args()
     if args.table:
         table(Path(args.table))
+        if args.figure:
+            figure(Path(args.table), args.figure)
     elif args.one:
         print(json.dumps(one(json.loads(args.one), args.data, args.tokenizer)))
     elif not args.data or not args.tokenizer:
