@@ -35,7 +35,7 @@ def test_stdlib_is_source_text_of_its_owners():
 
 
 def test_source_leaves_tests_out(tmp_path, monkeypatch):
-    package = tmp_path / "tiny"
+    package = tmp_path / "package_with_tests"
     for file in ("__init__.py", "b.py", "a/c.py", "test/t.py", "a/tests/t.py"):
         (package / file).parent.mkdir(parents=True, exist_ok=True)
         (package / file).write_text(f"# {file}\n")
