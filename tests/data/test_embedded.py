@@ -40,7 +40,7 @@ def test_source_leaves_tests_out(tmp_path, monkeypatch):
         (package / file).parent.mkdir(parents=True, exist_ok=True)
         (package / file).write_text(f"# {file}\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert embedded.source("tiny") == "# __init__.py\n# a/c.py\n# b.py\n"
+    assert embedded.source("package_with_tests") == "# __init__.py\n# a/c.py\n# b.py\n"
 
 
 def test_a_package_that_is_missing_is_left_out(monkeypatch):
