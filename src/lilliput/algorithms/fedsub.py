@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from lilliput.algorithms.fedavg import measured, model_sums, start
+from lilliput.algorithms.fedavg import model_reply, model_sums, start
 from lilliput.algorithms.spaces import Bases, Spaces, aligned, forgotten, spaces_of
 from lilliput.fleet import Client, Fleet, Model, Reply, on_client
 from lilliput.local import Correction, fit, round_batches
@@ -30,7 +30,7 @@ from lilliput.submodel import Combine, Mean, reduce, weighted_mean
 from lilliput.subspace import PROJECTIONS, leading, rotated
 from lilliput.tasks.supervised import to_device
 from lilliput.training import Training
-from lilliput.tree import Body, Tree, add, size, sub
+from lilliput.tree import Body, Tree, add, size
 
 
 @dataclass(frozen=True)
@@ -203,10 +203,9 @@ class FedSub(Training):
             config=replace(self, weight_decay=0.0) if official else self,
             corrections=[_published(spaces, self.weight_decay)] if official else [],
         )  # fmt: skip
-        change = sub(after, trained)
-        up: Body = {"delta": {n: change[n] for n in self._travels(spaces, state["params"])}, "metrics": measured(stats)}
-        if "buffers" in msg:
-            up["buffer_delta"] = sub(stats.buffers, msg["buffers"])
+        up = model_reply({**msg, "params": trained}, after, stats)
+        change: Tree = up["delta"]
+        up["delta"] = {name: change[name] for name in self._travels(spaces, state["params"])}
         own: Body = {"moved": change, "epoch": epoch, "opt": opt, "rows": rows, "buffers": stats.buffers}
         if self.dual == "rotated":
             own["dual"] = dual

@@ -12,14 +12,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from lilliput.random import generator
 from lilliput.subspace import Basis, Dense, Form, replace_with_subspace, seeded_basis
+from lilliput.subspace.basis import sketch, sketch_rows
 from lilliput.tasks import Supervised, frozen_norms
 from lilliput.tasks.resident import Residents
 from lilliput.tree import Tree, mapped
 
 Bases = Mapping[str, Basis]
-OVERSAMPLING = 8  # rows of a sketch beyond the rank (Halko et al., 2011, sec. 4.2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +92,7 @@ class Spaces:
     def sketch_shape(self, layer: str) -> tuple[int, int]:
         """Rows and width of the sketch of a layer's gradient."""
         form = self.forms[layer]
-        return min(self.ranks[layer] + OVERSAMPLING, form.rows.numel()), form.width
+        return sketch_rows(self.ranks[layer], form.rows.numel()), form.width
 
     def sketches(self, model: nn.Module, task: Any, batch: Any, *key: object) -> Tree:
         """Omega G of each layer's dense gradient G on a batch, where `key` decides the Gaussian Omega.
@@ -115,8 +114,7 @@ class Spaces:
             grad, p.grad = p.grad, None
             assert grad is not None
             g = self.forms[layer].matrix(grad).reshape(-1, self.forms[layer].width).float().cpu()
-            omega = torch.randn(self.sketch_shape(layer)[0], len(g), generator=generator(*key, layer))
-            found[layer] = omega @ g
+            found[layer] = sketch(g, self.ranks[layer], *key, layer)
 
         return hook
 

@@ -8,6 +8,7 @@ broadcast of parameters) and by dtype.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -67,7 +68,7 @@ def of_kinds(kinds: Iterable[str]) -> frozenset[str] | None:
 
 
 @dataclass(frozen=True)
-class Tensorwise:
+class Tensorwise(ABC):
     """A codec that codes tensors one by one.
 
     kinds: the top-level keys whose tensors it codes; all but other codecs' for None.
@@ -79,13 +80,13 @@ class Tensorwise:
 
     name: ClassVar[str]
 
+    @abstractmethod
     def narrow(self, x: Tensor, draw: torch.Generator) -> tuple[Tensor, Any]:
         """(the coded tensor, its note); None as the note for one that decodes without."""
-        raise NotImplementedError
 
+    @abstractmethod
     def widen(self, x: Tensor, note: Any) -> Tensor:
         """The tensor that was coded.  Raises WireError for a note that `narrow` does not write."""
-        raise NotImplementedError
 
     def encode(self, body: Body, key: tuple[object, ...] = ()) -> Body:
         if self._mark in body:

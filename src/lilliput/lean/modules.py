@@ -58,6 +58,8 @@ class Head(Product):
 
 
 class RmsNorm(Lean):
+    """x / rms(x) times the weight, made again where a product needs it."""
+
     weight: Tensor
     variance_epsilon: float
 
@@ -66,6 +68,8 @@ class RmsNorm(Lean):
 
 
 class LayerNorm(Lean):
+    """nn.LayerNorm with weight and bias, made again where a product needs it; without them as it is."""
+
     weight: Tensor | None
     bias: Tensor | None
     eps: float
@@ -77,6 +81,8 @@ class LayerNorm(Lean):
 
 
 class SwiGlu(Lean):
+    """down(silu(gate(x)) * up(x)) of which the two factors are kept and not their product."""
+
     gate_proj: nn.Module
     up_proj: nn.Module
     down_proj: nn.Module
@@ -87,6 +93,8 @@ class SwiGlu(Lean):
 
 
 class Gelu(Lean):
+    """nn.GELU, made again where a product needs it."""
+
     approximate = "none"
 
     def forward(self, x: Tensor) -> Tensor:

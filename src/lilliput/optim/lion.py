@@ -23,6 +23,7 @@ def direction(grad: Tensor, state: Moments, step: int, lr: float, options: Optio
 
 
 def turn(state: Moments, change: Basis, step: int, options: Options) -> None:
+    """Take the momentum to a new basis."""
     state["exp_avg"].copy_(project(state["exp_avg"], change))
 
 

@@ -55,6 +55,10 @@ def dry_run(module: nn.Module, payload: Payload) -> tuple[list[tuple[str, bool]]
 
 
 def set_last(made: nn.Module, server: Server, classes: int | None, kind: str, rank: int) -> None:
+    """Put the last linear layer that a head asks for into it, in place: for other classes, of low rank, or frozen.
+
+    Raises ValueError for a kind there is not, and where the head ends in no linear layer.
+    """
     if kind not in ("full", "low_rank", "frozen"):
         raise ValueError(f"head is {kind!r}; choose full, low_rank or frozen")
     name = _last_linear(made, server.dry())

@@ -133,6 +133,7 @@ def _idx(rank: int, width: int, g: torch.Generator) -> Basis:
 
 SEEDED: dict[str, Callable[[int, int, torch.Generator], Basis]] = {"cd": _cd, "rd": _rd, "ss": _ss, "idx": _idx}
 PROJECTIONS = (*SEEDED, "svd")
+OVERSAMPLING = 8  # rows of a sketch beyond the rank (Halko et al., 2011, sec. 4.2)
 
 
 def seeded_basis(name: str, rank: int, width: int, *labels: object, dtype: torch.dtype = torch.float32) -> Basis:
@@ -143,6 +144,20 @@ def seeded_basis(name: str, rank: int, width: int, *labels: object, dtype: torch
     if name not in SEEDED:
         raise ValueError(f"projection={name!r} cannot be made from a seed; choose {', '.join(SEEDED)}")
     return SEEDED[name](rank, width, generator("projection", *labels)).to(torch.empty((), dtype=dtype))
+
+
+def sketch(gradient: Tensor, rank: int, *key: object) -> Tensor:
+    """Omega G of a gradient G [rows, width], where `key` decides the Gaussian Omega: [min(rank + 8, rows), width].
+
+    With one key the mean of sketches is the sketch of the mean gradient.
+    """
+    omega = torch.randn(sketch_rows(rank, len(gradient)), len(gradient), generator=generator(*key))
+    return omega.to(gradient) @ gradient
+
+
+def sketch_rows(rank: int, rows: int) -> int:
+    """Rows of the sketch of a gradient of so many rows."""
+    return min(rank + OVERSAMPLING, rows)
 
 
 def leading(sketch: Tensor, rank: int) -> Basis:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from lilliput.lean.remake import autocast_dtype
 from lilliput.subspace.basis import Basis
 from lilliput.subspace.form import Form
-from lilliput.subspace.layer import SubspaceLayer, autocasts
+from lilliput.subspace.layer import SubspaceLayer
 
 
 class _Conv2d(torch.autograd.Function):
@@ -26,7 +27,7 @@ class _Conv2d(torch.autograd.Function):
     def forward(
         ctx: Any, input: Tensor, x: Tensor, b: Tensor, bias: Tensor | None, basis: Basis, form: Form, how: tuple
     ) -> Tensor:
-        input = input.to(torch.get_autocast_dtype(input.device.type)) if autocasts(input) else input
+        input = input.to(autocast_dtype(input) or input.dtype)
         bias = None if bias is None else bias.to(input.dtype)
         y = F.conv2d(input, form.moved(x, b, basis).to(input.dtype), bias, *how)
         groups, seen = how[-1], basis.rank * how[-1] * y[0, 0].numel()

@@ -72,8 +72,3 @@ class SubspaceLayer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, rank={self.b.shape[-1]}, bias={self.bias is not None}"
-
-
-def autocasts(x: Tensor) -> bool:
-    """Whether autocast would cast operations on a tensor."""
-    return torch.is_autocast_enabled(x.device.type) and x.is_floating_point() and x.dtype != torch.float64

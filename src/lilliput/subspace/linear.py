@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lilliput.lean.remake import autocast_dtype
 from lilliput.subspace.basis import Basis, Columns
 from lilliput.subspace.form import Form
-from lilliput.subspace.layer import SubspaceLayer, autocasts
+from lilliput.subspace.layer import SubspaceLayer
 
 
 class _Linear(torch.autograd.Function):
@@ -23,7 +24,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, x: Tensor, b: Tensor, bias: Tensor | None, basis: Basis) -> Tensor:
-        input = input.to(torch.get_autocast_dtype(input.device.type)) if autocasts(input) else input
+        input = input.to(autocast_dtype(input) or input.dtype)
         low = basis.to(input)
         z = low.compress(input)
         ctx.save_for_backward(z, x, b)

@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lilliput.random import generator
-from lilliput.subspace.basis import Basis, leading, rotated, seeded_basis
+from lilliput.subspace.basis import Basis, leading, rotated, seeded_basis, sketch
 from lilliput.subspace.layer import SubspaceLayer
 
 
@@ -113,10 +112,9 @@ def _next(name: str, layer: SubspaceLayer, gradients: Mapping[str, Tensor] | Non
             f"projection=svd needs the dense gradient of {name} to change P; give it as gradients[{name!r}], or use cd"
         )
     g = layer.form.matrix(gradients[name]).reshape(-1, layer.form.width).float()
-    omega = torch.randn(min(rank + 8, len(g)), len(g), generator=generator("sketch", seed, label, epoch)).to(g)
-    sketch = omega @ g
-    _average([sketch], group)
-    return leading(sketch, rank)
+    mean = sketch(g, rank, "sketch", seed, label, epoch)
+    _average([mean], group)
+    return leading(mean, rank)
 
 
 def _statistics(model: nn.Module) -> Iterator[Tensor]:

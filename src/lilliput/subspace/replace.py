@@ -81,7 +81,7 @@ def matched(
 ) -> dict[str, str | None]:
     """The layers that targets mean: name -> the target that named it, None for those meant without a target."""
     patterns, left_out = _words(targets or ()), _words(skip)
-    named = {name: module for name, module in model.named_modules() if name and isinstance(module, _Kinds())}
+    named = {name: module for name, module in model.named_modules() if name and isinstance(module, _kinds())}
     if targets is None:
         linears = [name for name, module in named.items() if not isinstance(module, nn.Conv2d)]
         chosen: dict[str, str | None] = {name: None for name in named if name not in linears[-1:]}
@@ -137,7 +137,7 @@ def _asked(rank: Any, name: str, target: str | None) -> int | float:
     raise ValueError(f"rank names no target that means {name}; give one, or a rank for all")
 
 
-def _Kinds() -> tuple[type, ...]:
+def _kinds() -> tuple[type, ...]:
     """Linear and convolutional layers, those of GPT-2 among them where transformers is loaded."""
     import sys
 
@@ -148,7 +148,7 @@ def _Kinds() -> tuple[type, ...]:
 def _check(name: str, layer: nn.Module, model: nn.Module) -> None:
     if isinstance(layer, SubspaceLayer):
         raise ValueError(f"{name} is in a subspace already")
-    if not isinstance(layer, _Kinds()):
+    if not isinstance(layer, _kinds()):
         raise ValueError(
             f"{name} is a {type(layer).__name__}; only linear layers and 2-d convolutions go into subspaces: choose "
             f"other targets, or skip={name}"
