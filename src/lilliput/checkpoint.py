@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,7 @@ def save(folder: Path, saved: dict[str, Any], state: Body, store: Store) -> floa
     server = write(folder, f"{prefix}-server.safetensors", state)
     manifest = {"format": FORMAT, "version": VERSION, **saved, "server": asdict(server)}
     manifest["states"] = {key: asdict(file) for key, file in states.items()}
-    replace(folder / "manifest.json", json.dumps(manifest).encode())
-    current = {server.name, "manifest.json", *(file.name for file in states.values())}
-    for path in folder.iterdir():
-        if path.name not in current:
-            path.unlink(missing_ok=True)
+    supersede(folder, manifest, [server, *states.values()])
     return time.perf_counter() - started
 
 
@@ -84,20 +81,38 @@ def load(folder: Path) -> Saved | None:
         if data["version"] != VERSION:
             raise CheckpointError(f"{path} has version {data['version']}; this release reads version {VERSION}")
         saved = Saved(
-            str(data["run"]), dict(data["identity"]), int(data["round"]), int(data["attempt"]), _file(data["server"]),
-            {str(key): _file(value) for key, value in data["states"].items()},
+            str(data["run"]), dict(data["identity"]), int(data["round"]), int(data["attempt"]),
+            recorded(data["server"]), {str(key): recorded(value) for key, value in data["states"].items()},
         )  # fmt: skip
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{path} is damaged; remove the folder to start again, or restore it") from None
-    for file in (saved.server, *saved.states.values()):
+    check_files(folder, [saved.server, *saved.states.values()])
+    return saved
+
+
+# What any checkpoint of a folder, a manifest and files does, whatever they hold.
+
+
+def supersede(folder: Path, manifest: dict[str, Any], files: Iterable[File]) -> None:
+    """Make a manifest count, and remove what of the folder it does not name."""
+    replace(folder / "manifest.json", json.dumps(manifest).encode())
+    current = {"manifest.json", *(file.name for file in files)}
+    for path in folder.iterdir():
+        if path.name not in current:
+            path.unlink(missing_ok=True)
+
+
+def check_files(folder: Path, files: Iterable[File]) -> None:
+    """Raise CheckpointError for a file that is not there, or of another size."""
+    for file in files:
         if not (folder / file.name).is_file() or (folder / file.name).stat().st_size != file.bytes:
             raise CheckpointError(
                 f"cannot go on from {folder}: {file.name} is missing or has another size than recorded"
             )
-    return saved
 
 
-def _file(value: dict[str, Any]) -> File:
+def recorded(value: dict[str, Any]) -> File:
+    """A file as a manifest records it.  Raises ValueError for one outside of the folder."""
     name = value["name"]
     if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
         raise ValueError(f"a checkpoint's file must lie in its folder, not at {name!r}")

@@ -94,3 +94,13 @@ def factor(schedule: str, round: int, rounds: int) -> float:
     raise ValueError(
         f"schedule {schedule!r} is not one of constant, cosine, linear, exponential:GAMMA, multistep:ROUND,ROUND:GAMMA"
     )
+
+
+def check_step(batch_size: int, accumulate: int, dtype: str, precision: str) -> None:
+    """Raise ValueError for a batch that does not divide into its passes, and for bf16 asked for twice."""
+    if batch_size % accumulate:
+        raise ValueError(
+            f"batch_size={batch_size} does not divide into accumulate={accumulate} passes; choose multiples"
+        )
+    if dtype == precision == "bf16":
+        raise ValueError("precision=bf16 does nothing to bf16 weights; leave it out, or set dtype=float32")

@@ -16,6 +16,7 @@ from lilliput import lean, optim, updates
 from lilliput.footprint.fakes import ACCELERATOR, twin
 from lilliput.footprint.steps import Loop, supervised_loss
 from lilliput.registry import is_path, nearest, normal, resolve
+from lilliput.training import check_step
 
 LENGTH = 256  # tokens of a sequence, as published for low-rank pre-training
 # By name as in pre-training: AdamW keeps its moments in float32 whatever the weights are.
@@ -51,13 +52,7 @@ class Setting:
         for name in ("batch_size", "accumulate", "max_length", "classes", "lora"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a whole number above 0")
-        if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"batch_size={self.batch_size} does not divide into accumulate={self.accumulate} passes; "
-                "choose multiples"
-            )
-        if self.dtype == self.precision == "bf16":
-            raise ValueError("precision=bf16 does nothing to bf16 weights; leave it out, or set dtype=float32")
+        check_step(self.batch_size, self.accumulate, self.dtype, self.precision)
         if isinstance(self.optimizer, str):
             known = known_options(self.optimizer)
             for option in self.optimizer_options:

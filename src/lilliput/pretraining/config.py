@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from lilliput.training import check_step
+
 _FACTOR = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
@@ -79,13 +81,7 @@ class Pretrain:
     def _check_combinations(self) -> None:
         if self.steps is not None and self.tokens is not None:
             raise ValueError("steps and tokens both say how long to train; give one of them")
-        if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"batch_size={self.batch_size} does not divide into accumulate={self.accumulate} passes; "
-                "choose multiples"
-            )
-        if self.dtype == self.precision == "bf16":
-            raise ValueError("precision=bf16 does nothing to bf16 weights; leave it out, or set dtype=float32")
+        check_step(self.batch_size, self.accumulate, self.dtype, self.precision)
         if (self.schedule == "cosine_restarts") != (self.restart_every is not None):
             raise ValueError("restart_every and schedule=cosine_restarts belong together; give both or neither")
         if self.init is not None and self.continue_from is not None:

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lilliput.checkpoint import CheckpointError
+from lilliput.checkpoint import CheckpointError, check_files, recorded, supersede
 from lilliput.data.sequences import Position
-from lilliput.store import File, replace, write
+from lilliput.store import File, write
 from lilliput.tree import Body
 
 FORMAT, VERSION = "lilliput-pretraining", 1
@@ -87,11 +87,7 @@ def save(
         "format": FORMAT, "version": VERSION, "identity": identity, "progress": asdict(progress),
         "positions": [asdict(p) for p in positions], **{name: asdict(file) for name, file in files.items()},
     }  # fmt: skip
-    replace(folder / "manifest.json", json.dumps(manifest).encode())
-    current = {"manifest.json", *(file.name for file in files.values())}
-    for path in folder.iterdir():
-        if path.name not in current:
-            path.unlink(missing_ok=True)
+    supersede(folder, manifest, files.values())
 
 
 def load(folder: Path) -> Saved | None:
@@ -108,15 +104,11 @@ def load(folder: Path) -> Saved | None:
         positions = [Position(**{**p, "waiting": tuple(p["waiting"])}) for p in data["positions"]]
         saved = Saved(
             folder, dict(data["identity"]), Progress(**data["progress"]), positions,
-            *(File(str(data[name]["name"]), int(data[name]["bytes"]), int(data[name]["crc"])) for name in _FILES),
+            *(recorded(data[name]) for name in _FILES),
         )  # fmt: skip
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{path} is damaged; remove the folder to start again, or restore it") from None
-    for file in (saved.model, saved.optimizer):
-        if Path(file.name).name != file.name:
-            raise CheckpointError(f"{path} is damaged: a file of it lies at {file.name!r}, outside of its folder")
-        if not (folder / file.name).is_file() or (folder / file.name).stat().st_size != file.bytes:
-            raise CheckpointError(f"cannot go on from {folder}: {file.name} is missing or has another size")
+    check_files(folder, [saved.model, saved.optimizer])
     return saved
 
 

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lilliput.experiment import Experiment
 from lilliput.report.text import duration, megabytes, number
@@ -19,6 +19,8 @@ from lilliput.stop import Row, better, headline
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+Wide = TypeVar("Wide")
+Plain = TypeVar("Plain")
 SHOWN = 10  # rounds that the live table holds
 SPLIT = ("encode", "transfer", "decode", "compute", "wait")  # the parts of the time that profile= measures
 
@@ -219,12 +221,19 @@ class Table:
 
 def live(console: Console | None = None, plain: bool = False) -> Table | Lines:
     """The reporter for this console: the live table on a terminal, else (or if `plain`) lines."""
+    return suited(Table, Lines, console, plain)
+
+
+def suited(
+    table: Callable[..., Wide], lines: Callable[..., Plain], console: Console | None, plain: bool
+) -> Wide | Plain:
+    """A table for a console that is a terminal, else (or if `plain`) lines that are printed on it."""
     from rich.console import Console
 
     console = console or Console()
     if plain or not console.is_terminal or console.is_dumb_terminal:
-        return Lines(lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
-    return Table(console)
+        return lines(lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
+    return table(console)
 
 
 def title(experiment: Experiment) -> str:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lilliput.report.live import suited
 from lilliput.report.text import duration, megabytes, number
 
 if TYPE_CHECKING:
@@ -152,9 +153,4 @@ class StepTable:
 
 def live_steps(console: Console | None = None, plain: bool = False) -> StepTable | StepLines:
     """The reporter for this console: the live table on a terminal, else (or if `plain`) lines."""
-    from rich.console import Console
-
-    console = console or Console()
-    if plain or not console.is_terminal or console.is_dumb_terminal:
-        return StepLines(lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
-    return StepTable(console)
+    return suited(StepTable, StepLines, console, plain)
