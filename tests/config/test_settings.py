@@ -12,7 +12,7 @@ from lilliput.algorithms import ALGORITHMS
 from lilliput.config import changed, expanded, flat, from_file, settings, words
 from lilliput.config.axes import AXES
 from lilliput.config.build import make_algorithm
-from lilliput.config.fields import fields_of
+from lilliput.config.fields import docs, fields_of
 from lilliput.config.shared import NEUTRAL, top, training
 from lilliput.models import MODELS
 
@@ -292,6 +292,34 @@ def test_fields_come_from_dataclasses_functions_and_partials() -> None:
     assert {n: f.default for n, f in fields_of(make).items()} == {"width": 3, "norm": "batch"}
     assert fields_of(partial(make, (1,), width=5))["width"].default == 5
     assert fields_of(ALGORITHMS["fedprox"])["mu"].hint is float
+
+
+def test_the_words_of_a_field_go_on_over_the_lines_of_its_entry() -> None:
+    class Thing:
+        """A thing.
+
+        width, height: of its front,
+                       in pixels.
+        mode: slow: by hand;
+              fast: by machine.
+        compat="official": as published.
+        What follows belongs to no entry: none at all.
+        """
+
+        depth: int = 3  # how deep
+
+    assert docs(Thing) == {
+        "width": "of its front, in pixels.",
+        "height": "of its front, in pixels.",
+        "mode": "slow: by hand; fast: by machine.",
+        "compat": "official: as published.",
+        "depth": "how deep",
+    }
+
+
+def test_every_field_of_fedsub_is_told_whole() -> None:
+    told = docs(ALGORITHMS["fedsub"])
+    assert told["projection"].endswith("whenever P changes.") and told["dual"].endswith("none.")
 
 
 def test_entry_points_of_other_packages_are_names_with_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,15 +61,32 @@ def _hint(hint: Any, default: Any) -> Any:
 
 
 def docs(target: Any) -> dict[str, str]:
-    """What each field means: the comment on its line in the source, else a `name: words` line of the docstring."""
+    """What each field means: the comment on its line in the source, else its entry in the docstring."""
     target = target.func if isinstance(target, functools.partial) else target
     found: dict[str, str] = {}
     for base in reversed(inspect.getmro(target)) if isinstance(target, type) else (target,):
         for line in _source(base):
             if match := re.match(r"\s+(\w+)\s*:[^#]*#\s*(.+)", line):
                 found[match[1]] = match[2].strip()
-        for match in re.finditer(r"^\s*`{0,2}(\w+)`{0,2}: (.+)$", base.__doc__ or "", re.MULTILINE):
-            found.setdefault(match[1], match[2].strip())
+        found = _entries(base.__doc__ or "") | found
+    return found
+
+
+def _entries(docstring: str) -> dict[str, str]:
+    """The `name: words` entries of a docstring, `a, b: words` for both; lines further in go on with the words."""
+    found: dict[str, str] = {}
+    names: list[str] = []
+    indent = 0
+    for line in inspect.cleandoc(docstring).splitlines():
+        own = len(line) - len(line.lstrip())
+        if names and line.strip() and own > indent:
+            found |= {name: f"{found[name]} {line.strip()}" for name in names}
+        elif match := re.match(r"\s*`{0,2}(\w+(?:, \w+)*)`{0,2}(?:=\"(\w+)\")?: (.+)$", line):
+            words = f"{match[2]}: {match[3]}" if match[2] else match[3]
+            names, indent = [name for name in match[1].split(", ") if name not in found], own
+            found |= dict.fromkeys(names, words.strip())
+        else:
+            names = []
     return found
 
 
