@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lilliput.data import PARTITIONS, Dataset
 from lilliput.data.partition import _proportions, split
 
-LABELLED = sorted(set(PARTITIONS) - {"fixed", "flwr", "natural"})
+LABELLED = sorted(set(PARTITIONS) - {"class_blocks", "fixed", "flwr", "natural"})  # what any labels can be parted by
 
 
 def table(labels, owners=None, classes=None):
@@ -111,6 +111,26 @@ def test_pathological_clients_have_exactly_their_classes(classes):
 def test_pathological_refuses_classes_of_nobody():
     with pytest.raises(ValueError, match="classes_per_client >= 4"):
         split(table(np.arange(100) % 10), "pathological", 3, 0, classes_per_client=2)
+
+
+@pytest.mark.parametrize(
+    ("classes", "clients", "blocks"), [(100, 4, [25] * 4), (10, 4, [3, 3, 2, 2]), (5, 5, [1] * 5), (3, 1, [3])]
+)
+def test_class_blocks_are_runs_of_classes(classes, clients, blocks):
+    dataset = table(np.random.default_rng(0).permutation(np.arange(20 * classes) % classes))
+    held = counts(dataset, split(dataset, "class_blocks", clients))
+    assert (held > 0).sum(1).tolist() == blocks and held.max() == 20
+    assert (held > 0).argmax(1).tolist() == np.cumsum([0, *blocks[:-1]]).tolist()  # each begins where the last ended
+
+
+def test_class_blocks_pass_over_classes_that_nobody_has():
+    parts = split(table([1, 1, 4, 4, 7], classes=9), "class_blocks", 3)
+    assert {c: part.tolist() for c, part in parts.items()} == {0: [0, 1], 1: [2, 3], 2: [4]}
+
+
+def test_class_blocks_refuse_more_clients_than_classes():
+    with pytest.raises(ValueError, match="clients is 4; table has 3 classes"):
+        split(table([0, 1, 2, 2, 2]), "class_blocks", 4)
 
 
 def test_quantity_keeps_the_minimum():

@@ -135,6 +135,21 @@ def pathological(dataset: Dataset, clients: int, seed: int, classes_per_client: 
     return _deal(rng, dataset, shares)
 
 
+def class_blocks(dataset: Dataset, clients: int, seed: int) -> Parts:
+    """All examples of a block of consecutive classes to each client, as FedSub's ResNets are trained.
+
+    The classes that there are make blocks of equal size, of which the first have one more where they do not divide.
+    Nothing is drawn: every seed gives the same.
+    """
+    counts = _counts(dataset, "class_blocks")
+    present = np.flatnonzero(counts)
+    if clients > len(present):
+        raise ValueError(f"clients is {clients}; {dataset.name} has {len(present)} classes, choose 1 to {len(present)}")
+    client_of = np.zeros(len(counts), dtype=np.int64)
+    client_of[present] = np.repeat(np.arange(clients), [len(b) for b in np.array_split(present, clients)])
+    return _grouped(client_of[_labels(dataset, "class_blocks")], clients)
+
+
 def quantity(dataset: Dataset, clients: int, seed: int, alpha: float = 0.5, min_size: int = 10) -> Parts:
     """Examples dealt at random to clients of Dirichlet sizes (NIID-Bench's quantity skew).
 
@@ -220,6 +235,7 @@ PARTITIONS: dict[str, Callable[..., Parts]] = {
     "dirichlet_equal": dirichlet_equal,
     "shards": shards,
     "pathological": pathological,
+    "class_blocks": class_blocks,
     "quantity": quantity,
     "natural": natural,
     "fixed": fixed,
