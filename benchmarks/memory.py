@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from allocator import peak
 from lilliput import Experiment, models
 from lilliput.algorithms import CseFsl, FedAvg
 from lilliput.engines import Sequential
@@ -45,21 +46,10 @@ class Traced(Sequential):
 
     def receive(self, timeout: float | None) -> Response:
         name, before = self._queue[0].handler, reset_resident()
-        response, allocated = allocator_peak(lambda: super(Traced, self).receive(timeout))
+        found: list[Response] = []
+        allocated = peak(lambda: found.append(super(Traced, self).receive(timeout)))
         self.peaks.setdefault(name, (allocated, resident_peak() - before))
-        return response
-
-
-def allocator_peak(run: Callable[[], Any]) -> tuple[Any, int]:
-    """(the result, the most bytes that torch's CPU allocator had given out at a time, beyond those before)."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        out = run()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return out, most
+        return found[0]
 
 
 def reset_resident() -> int:

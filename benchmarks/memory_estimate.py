@@ -12,12 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import nn
-
+from allocator import peak, trained
 from lilliput import footprint
 from lilliput.footprint import Setting, measured
 
@@ -67,39 +64,14 @@ def main() -> None:
 
 def compared(setting: Setting) -> dict[str, Any]:
     """Estimates and measurement of one setting."""
-    allocator = allocated(lambda: train(setting, setting.module()))
+    allocator = peak(lambda: trained(setting, setting.module()))
     found: dict[str, Any] = {"allocator_bytes": allocator}
     for name, certify in (("certified", True), ("formula", None)):
         started = time.perf_counter()
-        peak = measured(setting, certify).peak
-        found[name] = {
-            "bytes": peak, "ratio": round(peak / allocator, 4), "seconds": round(time.perf_counter() - started, 2)
-        }  # fmt: skip
+        estimate = measured(setting, certify).peak
+        seconds = round(time.perf_counter() - started, 2)
+        found[name] = {"bytes": estimate, "ratio": round(estimate / allocator, 4), "seconds": seconds}
     return found
-
-
-def train(setting: Setting, model: nn.Module, steps: int = 3) -> None:
-    """The setting's training for a few steps, from nothing, on real tensors."""
-    model = model.to_empty(device="cpu").train()
-    for x in (*model.parameters(), *model.buffers()):
-        x.data.normal_(std=0.02) if x.is_floating_point() else x.data.zero_()
-    training = setting.steps(model)
-    for _ in range(steps):
-        batch = setting.example(model)
-        assert isinstance(batch, dict)
-        training.step({name: torch.randint(100, x.shape) for name, x in batch.items()})
-
-
-def allocated(run: Callable[[], Any]) -> int:
-    """The most bytes that torch's CPU allocator had given out at a time while this ran, beyond what it had before."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
 
 
 def published() -> dict[str, Any]:

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import pytest
 
-
-@pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    path = Path(__file__).parents[1] / "benchmarks" / "memory.py"
-    spec = importlib.util.spec_from_file_location("benchmarks_memory", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+import memory
 
 
 @pytest.mark.parametrize("name", ["resnet18", "gpt2"])
-def test_the_ledger_agrees_with_the_allocator_and_with_the_shapes(benchmark: ModuleType, name: str) -> None:
+def test_the_ledger_agrees_with_the_allocator_and_with_the_shapes(name: str) -> None:
     """Within 15 %: convolutions take scratch memory that only the allocator sees.  FLOPs exactly."""
     if name == "gpt2":
         pytest.importorskip("transformers")
-    found = benchmark.compared(name, quick=True, batch=16)
+    found = memory.compared(name, quick=True, batch=16)
     for part in ("whole", "device"):
         assert 0.85 <= found[part]["ledger_bytes"] / found[part]["allocator_bytes"] <= 1.02
     assert found["whole"]["flops"] == pytest.approx(found["whole"]["by_shape"], rel=1e-12)
