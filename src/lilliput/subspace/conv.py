@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.grad import conv2d_input, conv2d_weight
 
 from lilliput.lean.remake import autocast_dtype
 from lilliput.subspace.basis import Basis
@@ -47,13 +46,21 @@ class _Conv2d(torch.autograd.Function):
         kept, x, b = ctx.saved_tensors
         basis, form, how, compressed, shape = ctx.about
         for_input = for_b = for_bias = None
-        if ctx.needs_input_grad[0]:
-            for_input = conv2d_input(shape, form.moved(x, b, basis).to(grad.dtype), grad, *how)
+        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[2] and not compressed, False]
+        if any(wanted):
+            weight = form.moved(x, b, basis).to(grad.dtype)
+            if grad.is_contiguous(memory_format=torch.channels_last):  # or the gradient would come in another layout
+                weight = weight.contiguous(memory_format=torch.channels_last)
+            input = grad.new_empty(1).expand(shape) if compressed else kept
+            stride, padding, dilation, groups = how
+            for_input, for_weight, _ = torch.ops.aten.convolution_backward(
+                grad, input, weight, None, stride, padding, dilation, False, (0, 0), groups, wanted
+            )
+            if for_weight is not None:
+                for_b = basis.compress(form.matrix(for_weight.contiguous()).to(b.dtype))
         if ctx.needs_input_grad[2] and compressed:
             g, z = (t.unflatten(1, (how[-1], -1)).flatten(3) for t in (grad, kept))  # [examples, groups, channels, hw]
             for_b = torch.einsum("ngop,ngrp->gor", g, z).reshape(b.shape).to(b.dtype)
-        elif ctx.needs_input_grad[2]:
-            for_b = basis.compress(form.matrix(conv2d_weight(kept, form.shape, grad, *how)).to(b.dtype))
         if ctx.needs_input_grad[3]:
             for_bias = grad.sum((0, 2, 3))
         return for_input, None, for_b, for_bias, None, None, None
