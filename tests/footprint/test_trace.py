@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from allocator import materialised, peak, trained
 from torch import nn
 
+from allocator import materialised, peak, trained
 from lilliput import footprint, models
 from lilliput.footprint import Client, Setting, trace
 from lilliput.optim import lowbit
@@ -29,6 +29,8 @@ CONFIGURATIONS = {
     },
     "APOLLO": {"optimizer": "apollo", "optimizer_options": REFRESHED},
     "LoRA": {"lora": 4},
+    "subspace": {"subspace": 16, "lean": False},
+    "subspace, autocast, lean": {"subspace": 16, "precision": "bf16", "optimizer": "sgd"},
     "padding": {"padded": True},
     "torch's SGD": {"optimizer": "sgd", "optimizer_options": {"momentum": 0.9}},
 }  # fmt: skip
@@ -87,6 +89,15 @@ def test_kinds_are_counted_to_the_byte():
     assert found.peak <= found.total and sum(found.at_peak.values()) == found.peak
 
 
+def test_a_client_in_a_subspace_counts_its_b_duals_and_bases():
+    found = footprint.measured(Setting(**{**LLAMA, "subspace": 16, "optimizer": "adam"}))
+    b = 3 * 16 * (4 * 64 + 2 * 160 + 64)  # of three layers: q, k, v, o, gate, up, down
+    rest = 2 * 600 * 64 + 7 * 64  # embedding, head and norms
+    assert found.gradients == 4 * (b + rest)
+    assert found.states == 4 * (b + 2 * (b + rest) + 30)  # duals, Adam's moments, its step of each of 30 parameters
+    assert found.projections == 3 * 7 * 16 * (8 + 4)  # columns and signs
+
+
 def test_updates_in_the_backward_pass_hold_one_gradient():
     setting = Setting(**{**LLAMA, "per_layer": True})
     assert footprint.measured(setting, certify=True).gradients == 4 * 600 * 64  # the largest: a vocabulary's
@@ -99,6 +110,11 @@ def test_nothing_is_changed_or_left_behind():
     assert all(torch.equal(before[name], p) and p.grad is None for name, p in model.named_parameters())
     assert float(lowbit.codebook(True).max()) == 1.0  # a table of numbers, not a fake one
     assert float(torch.nn.functional.cross_entropy(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))) > 0.69
+
+
+def test_adapters_and_a_subspace_exclude_each_other():
+    with pytest.raises(ValueError, match="lora and subspace are two ways"):
+        Setting(**LLAMA, lora=4, subspace=4)
 
 
 def test_what_is_tied_counts_once():

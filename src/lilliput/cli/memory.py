@@ -96,7 +96,8 @@ def _others(setting: Setting) -> dict[str, Footprint]:
 
 def _name(setting: Setting) -> str:
     rank = setting.optimizer_options.get("rank")
-    return f"{setting.optimizer}{f', rank {rank}' if rank else ''}{f', LoRA {setting.lora}' if setting.lora else ''}"
+    also = [("rank", rank), ("LoRA", setting.lora), ("subspace", setting.subspace)]
+    return ", ".join([setting.optimizer, *(f"{word} {number}" for word, number in also if number)])
 
 
 def _print(setting: Setting, rows: Mapping[str, Footprint], memory: int | None) -> None:

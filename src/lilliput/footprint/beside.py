@@ -23,14 +23,14 @@ def beside(setting: Setting) -> Iterator[tuple[str, Setting]]:
     rank = _rank(setting)
     for name, changes in WAYS.items():
         options = {"rank": rank} if projects(changes["optimizer"]) else {}
-        lora = {"lora": rank} if "lora" in changes else {"lora": None}
-        other = replace(setting, **{**changes, "optimizer_options": options, **lora})
+        lora = rank if "lora" in changes else None
+        other = replace(setting, **{**changes, "optimizer_options": options, "lora": lora, "subspace": None})
         if other != setting:
             yield name, other
 
 
 def _rank(setting: Setting) -> int:
-    if setting.lora is not None:
-        return setting.lora
+    if own := setting.lora or setting.subspace:
+        return own
     named = isinstance(setting.optimizer, str) and projects(setting.optimizer)
     return int(setting.optimizer_options.get("rank", RANK)) if named else RANK

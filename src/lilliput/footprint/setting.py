@@ -16,6 +16,7 @@ from lilliput import lean, optim, updates
 from lilliput.footprint.fakes import ACCELERATOR, twin
 from lilliput.footprint.steps import Loop, supervised_loss
 from lilliput.registry import is_path, nearest, normal, resolve
+from lilliput.subspace import replace_with_subspace
 from lilliput.training import check_step
 
 LENGTH = 256  # tokens of a sequence, as published for low-rank pre-training
@@ -45,13 +46,16 @@ class Setting:
     checkpointing: bool = False  # recompute each block's activations in the backward pass instead of keeping them
     lean: bool = True  # layers that save less for the backward pass, and the loss in chunks
     lora: int | None = None  # train adapters of this rank on every linear layer but the head, and nothing else
+    subspace: int | None = None  # train all layers but the head in a subspace of this rank, with a dual, as FedSub does
     padded: bool = False  # texts of different lengths, so that attention needs a mask
     device: str = "cuda"  # cpu, or an accelerator: any with an attention kernel that keeps no scores
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate", "max_length", "classes", "lora"):
+        for name in ("batch_size", "accumulate", "max_length", "classes", "lora", "subspace"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a whole number above 0")
+        if self.lora is not None and self.subspace is not None:
+            raise ValueError("lora and subspace are two ways to train the same layers; choose one")
         check_step(self.batch_size, self.accumulate, self.dtype, self.precision)
         if isinstance(self.optimizer, str):
             known = known_options(self.optimizer)
@@ -72,6 +76,8 @@ class Setting:
 
             with torch.device("meta"):
                 model = lora(model, self.lora, targets=_linear(model))
+        if self.subspace is not None:
+            replace_with_subspace(model, rank=self.subspace)
         model = model.to(torch.bfloat16) if self.dtype == "bf16" else model
         return lean.patch(model) if self.lean else model
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lilliput import lean, local, optim
 from lilliput.footprint.scratch import renew
+from lilliput.subspace import Columns, SubspaceLayer
 from lilliput.tasks.recompute import checkpointed
 from lilliput.tasks.supervised import columns, cross_entropy, labels
 from lilliput.training import Training
@@ -25,7 +26,7 @@ class Steps(Protocol):
     updates: tuple[Any, tuple[str, ...]]  # the object, and its methods, in which weights are updated
 
     def state(self) -> Any:
-        """The optimizer's state: mappings, nested, down to tensors."""
+        """The optimizer's state, and what layers in a subspace have besides b: mappings, nested, down to tensors."""
 
     def prepare(self) -> None:
         """Make all optimizer state, without a forward pass, and let every subspace be renewed in the next step."""
@@ -53,7 +54,7 @@ class Loop:
             optim.per_layer(optimizer, accumulate)
 
     def state(self) -> Any:
-        return self.optimizer.state
+        return {"optimizer": self.optimizer.state, **kept(self.model)}
 
     def prepare(self) -> None:
         for p in self.params:
@@ -84,7 +85,7 @@ class Client:
         self.updates: tuple[Any, tuple[str, ...]] = (self.trainer, ("apply",))
 
     def state(self) -> Any:
-        return self.trainer.update.state()
+        return {"optimizer": self.trainer.update.state(), **kept(self.model)}
 
     def prepare(self) -> None:
         for i, p in enumerate(self.params):
@@ -93,6 +94,17 @@ class Client:
     def step(self, batch: Any) -> None:
         with checkpointed(self.model) if self.config.checkpointing else nullcontext():
             local.step(self.model, self.trainer, self.loss, batch)
+
+
+def kept(model: nn.Module) -> dict[str, Any]:
+    """Of layers in a subspace, the duals, and the bases under the name `P`."""
+    found: dict[str, Any] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, SubspaceLayer):
+            basis = layer.basis
+            held = (basis.index, basis.sign) if isinstance(basis, Columns) else (basis.matrix,)
+            found[name] = {"dual": layer.dual, "P": dict(enumerate(held))}
+    return found
 
 
 def supervised_loss(model: nn.Module, batch: Any) -> Tensor:
