@@ -70,3 +70,14 @@ def test_centralised_data_are_shuffled_together() -> None:
 def test_sizes_are_positive(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="is 0; it must be at least 1"):
         TokenBatches(columns(), **options)
+
+
+def test_clients_of_one_data_set_share_its_columns() -> None:
+    """What is pooled of them is their rows, and never a copy of the columns."""
+    both = columns()
+    parts = [TokenBatches(both, 4, index=index) for index in (torch.tensor([3, 5]), torch.tensor([0, 1, 22]))]
+    whole = pooled(parts)
+    assert isinstance(whole, TokenBatches) and whole._columns[0] is both[0] and whole.examples == 5
+    assert [b["input_ids"][:, 0].tolist() for b in whole.epoch(None)] == [[4, 6, 1, 2], [23]]
+    apart = pooled([parts[0], TokenBatches([x.clone() for x in both], 4, index=torch.tensor([0, 1, 22]))])
+    assert [b["input_ids"].tolist() for b in apart.epoch(None)] == [b["input_ids"].tolist() for b in whole.epoch(None)]

@@ -133,7 +133,7 @@ AXES: dict[str, Axis] = {
         Axis("combine", "combines", "how clients' changes become one", _in("submodel", "COMBINES"), planned=_PLANNED),
         Axis("codec", "codecs", "how messages are made smaller", _in("codecs", "CODECS"), planned=_PLANNED),
         Axis("model", "models", "the network", _in("models", "MODELS"), frozenset({"shape", "classes"})),
-        Axis("dataset", "data sets", "the data set", _in("data", "DATASETS")),
+        Axis("dataset", "data sets", "the data set", _in("data", "DATASETS"), aliases={"wikitext": "wikitext2"}),
         Axis("partition", "partitions", "how the data lies on clients", _in("data", "PARTITIONS"), aliases=_PARTITIONS),
         Axis("loss", "losses", "what training minimises", _losses),
         Axis("optimizer", "optimizers", "what turns a client's gradients into steps", _optimizers, _RATES),

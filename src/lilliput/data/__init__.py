@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lilliput.data import images, nlg, text
+from lilliput.data import images, nlg, text, tokenised, wikitext
 from lilliput.data.batches import ArrayBatches, Batch, Batches, ListBatches, Pooled, as_batches, pooled
 from lilliput.data.datasets import Dataset
 from lilliput.data.embedded import digits, stdlib
@@ -34,6 +34,8 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "shakespeare_roles": text.shakespeare_roles,
     "e2e": nlg.e2e,
     "webnlg": nlg.webnlg,
+    "corpus": tokenised.corpus,
+    "wikitext2": wikitext.wikitext2,
 }
 
 __all__ = [

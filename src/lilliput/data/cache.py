@@ -1,4 +1,4 @@
-"""Decoded images kept on disk, so that compressed ones are decoded once: .npy files below ~/.cache/lilliput.
+"""Decoded images and tokens kept on disk, so that they are made once: .npy files below ~/.cache/lilliput.
 
 The environment variable LILLIPUT_CACHE names another folder; an empty one (LILLIPUT_CACHE=) keeps nothing.
 """
@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,10 @@ def files_key(files: Iterable[Path]) -> str:
     return content.hexdigest()
 
 
+def _home(root: Path, name: str, key: str) -> Path:
+    return root / f"{name}-{hashlib.blake2b(f'{VERSION}/{key}'.encode(), digest_size=8).hexdigest()}"
+
+
 def cached(name: str, key: str, build: Callable[[], Arrays]) -> Arrays:
     """The arrays that were kept under this key, else those that `build` makes, kept for the next time.
 
@@ -44,23 +48,74 @@ def cached(name: str, key: str, build: Callable[[], Arrays]) -> Arrays:
     root = folder()
     if root is None:
         return build()
-    home = root / f"{name}-{hashlib.blake2b(f'{VERSION}/{key}'.encode(), digest_size=8).hexdigest()}"
+    home = _home(root, name, key)
     with contextlib.suppress(OSError, ValueError, EOFError):
         if kept := {file.stem: np.load(file, allow_pickle=False) for file in sorted(home.glob("*.npy"))}:
             return kept
     arrays = build()
-    with contextlib.suppress(OSError):
-        _write(home, arrays)
+    with contextlib.suppress(OSError), _entry(home) as beside:
+        for name, array in arrays.items():
+            np.save(beside / f"{name}.npy", array, allow_pickle=False)
     return arrays
 
 
-def _write(home: Path, arrays: Arrays) -> None:
-    """All or nothing: the entry is written beside its place and renamed."""
+def streamed(name: str, key: str, parts: Callable[[], Iterable[Arrays]]) -> Arrays:
+    """Arrays that may be larger than memory: read from disk where they are used, joined from `parts` the first time.
+
+    A part has rows of any of the arrays.  Where nothing is kept they are joined in memory.
+    Raises ValueError where they cannot be written.
+    """
+    root = folder()
+    if root is None:
+        return _joined(parts())
+    home = _home(root, name, key)
+    if not any(home.glob("*.npy")):
+        try:
+            with _entry(home) as beside:
+                _append(beside, parts())
+        except OSError as error:
+            raise ValueError(
+                f"{name} cannot be kept in {root}: {error}; set LILLIPUT_CACHE to another folder"
+            ) from error
+    # Copy on write: nothing is written to the file, and torch takes arrays that may be written to.
+    return {file.stem: np.load(file, mmap_mode="c", allow_pickle=False) for file in sorted(home.glob("*.npy"))}
+
+
+def _joined(parts: Iterable[Arrays]) -> Arrays:
+    rows: dict[str, list[np.ndarray]] = {}
+    for part in parts:
+        for name, array in part.items():
+            rows.setdefault(name, []).append(array)
+    return {name: np.concatenate(arrays) for name, arrays in rows.items()}
+
+
+def _append(place: Path, parts: Iterable[Arrays]) -> None:
+    """Write the arrays of all parts as .npy, whose header, which says how many rows there are, comes first."""
+    firsts, rows = Arrays(), dict[str, int]()
+    with contextlib.ExitStack() as stack:
+        files = {}
+        for part in parts:
+            for name, array in part.items():
+                if name not in files:
+                    files[name], firsts[name] = stack.enter_context((place / f"{name}.rows").open("wb+")), array
+                files[name].write(np.ascontiguousarray(array).data)
+                rows[name] = rows.get(name, 0) + len(array)
+        for name, first in firsts.items():
+            header = {"descr": first.dtype.str, "fortran_order": False, "shape": (rows[name], *first.shape[1:])}
+            with (place / f"{name}.npy").open("wb") as whole:
+                np.lib.format.write_array_header_1_0(whole, header)
+                files[name].seek(0)
+                shutil.copyfileobj(files[name], whole)
+            (place / f"{name}.rows").unlink()
+
+
+@contextlib.contextmanager
+def _entry(home: Path) -> Iterator[Path]:
+    """A folder to write an entry into: all or nothing, it is beside its place and renamed."""
     home.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=".new-", dir=home.parent))
     try:
-        for name, array in arrays.items():
-            np.save(beside / f"{name}.npy", array, allow_pickle=False)
+        yield beside
         shutil.rmtree(home, ignore_errors=True)  # a damaged one; another process may have put a whole one there since
         beside.rename(home)
     finally:

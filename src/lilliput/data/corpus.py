@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ from typing import Any, Protocol
 from lilliput.data.embedded import PACKAGES, files_of
 from lilliput.data.formats import needs
 
+_FACTOR = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 PIECE = 8_000  # characters of a text file after which the next blank line ends a document, and twice that any line
-SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".txt", ".txt.gz", ".text", ".tokens")
+SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".txt", ".txt.gz", ".text", ".tokens", ".raw")
+KEY = "text_key (dataset.key of a data set)"  # where a user says which field holds the text
 HELD_OUT = ("validation", "valid", "val", "dev", "eval")  # words in the names of files that are kept for validation
 
 
@@ -58,10 +61,12 @@ class Files:
 
 @dataclass(frozen=True)
 class Library:
-    """The source files of twenty packages of Python's standard library."""
+    """The source files of packages of Python's standard library."""
+
+    packages: tuple[str, ...] = PACKAGES
 
     def documents(self, skip: int = 0) -> Iterator[str]:
-        return islice((text for package in PACKAGES for text in files_of(package)), skip, None)
+        return islice((text for package in self.packages for text in files_of(package)), skip, None)
 
     def fingerprint(self) -> str:
         return hashlib.blake2b("\0".join(self.documents()).encode(), digest_size=12).hexdigest()
@@ -83,7 +88,7 @@ class Hub:
         except Exception as error:  # whatever the hub or the network has to say
             words = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(
-                f"{self.path} cannot be had from Hugging Face: {words}; go online, or name local files with data=..."
+                f"{self.path} cannot be had from Hugging Face: {words}; go online, or name local files"
             ) from error
         return (_text(row, self.key, self.path) for row in rows.skip(skip))
 
@@ -145,6 +150,18 @@ def corpora(
     return Corpus(source, held_out), Corpus(source, held_out, True), words
 
 
+def count(value: str | int | float, name: str) -> int:
+    """A number of tokens: 5000, 1e6, 500M, 1.1B.  Raises ValueError for anything else."""
+    match = re.fullmatch(r"([0-9.]+(?:e[+-]?\d+)?)\s*([KMBT]?)", str(value).replace("_", ""), re.IGNORECASE)
+    try:
+        number = round(float(match[1]) * _FACTOR[match[2].upper()]) if match else 0
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"{name}={value} is no number of tokens; write 5000, 500M or 1.1B")
+    return number
+
+
 def read(path: Path, key: str = "text") -> Iterator[str]:
     """The documents of one file, by its suffix.  Raises ValueError naming the file and line that cannot be read."""
     kind = path.name.lower().removesuffix(".gz")
@@ -162,7 +179,7 @@ def _parquet(path: Path, key: str) -> Iterator[str]:
     except Exception as error:
         raise ValueError(f"{path} is damaged or no Parquet file: {error}") from None
     if key not in file.schema_arrow.names:
-        raise ValueError(f"{path} has no column {key!r}; there is {', '.join(file.schema_arrow.names)}; set text_key=")
+        raise ValueError(f"{path} has no column {key!r}; there is {', '.join(file.schema_arrow.names)}; set {KEY}")
     for batch in file.iter_batches(batch_size=256, columns=[key]):
         yield from (text or "" for text in batch.column(0).to_pylist())
 
@@ -200,7 +217,7 @@ def _opened(path: Path) -> Any:
 def _text(row: Any, key: str, where: str) -> str:
     if not isinstance(row, dict) or not isinstance(row.get(key), str | None) or key not in row:
         has = f"there is {', '.join(row)}" if isinstance(row, dict) else "it is no object"
-        raise ValueError(f"{where} has no text {key!r}; {has}; set text_key=")
+        raise ValueError(f"{where} has no text {key!r}; {has}; set {KEY}")
     return row[key] or ""
 
 

@@ -27,14 +27,20 @@ class TokenBatches:
         for name, value in (("batch_size", batch_size), ("bucket", bucket)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
-        self._columns = tuple(x if index is None else x[index] for x in columns)
+        # Rows are taken when a batch is due: a client's share of the columns may be more than memory holds.
+        self._columns, self._index = tuple(columns), torch.arange(len(columns[0])) if index is None else index
         self._size, self._bucket = batch_size, bucket
-        self.examples = len(self._columns[0])
+        self.examples = len(self._index)
 
     def joined(self, others: Sequence[TokenBatches]) -> TokenBatches:
         """These examples and those of others as one."""
-        columns = [torch.cat(xs) for xs in zip(*(part._columns for part in (self, *others)), strict=True)]
-        return TokenBatches(columns, self._size, bucket=self._bucket)
+        parts, index = (self, *others), None
+        columns = list(self._columns)
+        if all(x is y for part in others for x, y in zip(columns, part._columns, strict=True)):
+            index = torch.cat([part._index for part in parts])
+        else:
+            columns = [torch.cat([part._columns[i][part._index] for part in parts]) for i in range(len(columns))]
+        return TokenBatches(columns, self._size, index=index, bucket=self._bucket)
 
     def __len__(self) -> int:
         return -(-self.examples // self._size)
@@ -51,7 +57,7 @@ class TokenBatches:
             order = torch.randperm(self.examples, generator=generator)
         if self._bucket == 1:
             return list(order.split(self._size))
-        lengths = self._columns[1][:, 1]
+        lengths = self._columns[1][self._index, 1]
         pools = order.split(self._bucket * self._size)
         sorted_pools = [pool[lengths[pool].argsort(stable=True)] for pool in pools]
         batches = [rows for pool in sorted_pools for rows in pool.split(self._size)]
@@ -59,7 +65,7 @@ class TokenBatches:
         return [batches[i] for i in turns]
 
     def _batch(self, rows: Tensor) -> Batch:
-        tokens, spans = (x[rows] for x in self._columns)
+        tokens, spans = (x[self._index[rows]] for x in self._columns)
         first, length = spans[:, :1], spans[:, 1:]
         longest = int(length.max())
         place = torch.arange(1, longest)  # of the label

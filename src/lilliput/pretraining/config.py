@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from lilliput.data.corpus import count
 from lilliput.training import check_step
-
-_FACTOR = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 @dataclass(frozen=True)
@@ -122,18 +120,6 @@ class Pretrain:
     def as_dict(self) -> dict[str, Any]:
         """The settings as `config.yaml` holds them; `program` tells them from those of `lilliput run`."""
         return {"program": "pretrain"} | {f.name: getattr(self, f.name) for f in fields(self)}
-
-
-def count(value: str | int | float, name: str) -> int:
-    """A number of tokens: 5000, 1e6, 500M, 1.1B.  Raises ValueError for anything else."""
-    match = re.fullmatch(r"([0-9.]+(?:e[+-]?\d+)?)\s*([KMBT]?)", str(value).replace("_", ""), re.IGNORECASE)
-    try:
-        number = round(float(match[1]) * _FACTOR[match[2].upper()]) if match else 0
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise ValueError(f"{name}={value} is no number of tokens; write 5000, 500M or 1.1B")
-    return number
 
 
 def _positive(name: str, value: float) -> None:
