@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 VERSION = "1"
-ALIGNMENT = 64
+ALIGNMENT = 64  # bytes at whose multiples torch allocates
 HEADER_LIMIT = 8 << 20  # bytes; parsed JSON can take 25 times its text
 DIMENSION_LIMIT = 64  # torch's own, for most kernels
 FLOAT_WIDTH = len(repr(-2.2250738585072014e-308))  # characters; no float takes more
@@ -45,7 +45,10 @@ Row = tuple[int, str, Any]  # tensors before it, path, value
 
 
 class Layout(NamedTuple):
-    """Where the tensors lie: descending item sizes leave no holes and align each."""
+    """Where the tensors lie: those that fill multiples of 64 bytes, then the others by descending item size.
+
+    So there are no holes, and every tensor is aligned, nearly all as torch would align it.
+    """
 
     entries: str  # their part of the header, a comma before each
     begins: tuple[int, ...]  # in the buffer, in the order of the leaves
@@ -67,7 +70,7 @@ def layout(leaves: tuple[Leaf, ...]) -> Layout:
     """The layout of these tensors; cached, because a method sends few structures many times."""
     counts = [_count(*leaf) for leaf in leaves]
     begins, end = [0] * len(leaves), 0
-    for i in sorted(range(len(leaves)), key=lambda i: -leaves[i][1].itemsize):
+    for i in sorted(range(len(leaves)), key=lambda i: (counts[i] % ALIGNMENT > 0, -leaves[i][1].itemsize)):
         begins[i], end = end, end + counts[i]
     entries = [
         f',{_json(path)}:{{"dtype":"{CODES[dtype]}","shape":{_json(shape)},"data_offsets":[{begin},{begin + count}]}}'

@@ -107,7 +107,7 @@ class Meter:
         self._steps: dict[Any, Cost] = {}
         self._message = message
         self._there = _distinct((*tensors(message), *tensors(state)))
-        self._working: dict[int, Tensor] = {}  # what the largest step works on
+        self._working: dict[Place, Tensor] = {}  # what the largest step works on
         self._kept = 0
         self.flops = 0.0
 
@@ -150,12 +150,16 @@ class Meter:
         return _bytes(self._there) + _bytes(self._working) + max(allocated, self._kept)
 
 
-def _distinct(found: Iterable[Tensor], but: Mapping[int, Tensor] = MappingProxyType({})) -> dict[int, Tensor]:
-    """Tensors by identity, without those of `but`."""
-    return {id(x): x for x in found if id(x) not in but}
+Place = tuple[int, int]
 
 
-def _bytes(held: Mapping[int, Tensor]) -> int:
+def _distinct(found: Iterable[Tensor], but: Mapping[Place, Tensor] = MappingProxyType({})) -> dict[Place, Tensor]:
+    """Tensors by where they lie (storage and byte), without those of `but`."""
+    placed = {(x.untyped_storage()._cdata, x.storage_offset() * x.itemsize): x for x in found if x.numel()}
+    return {place: x for place, x in placed.items() if place not in but}
+
+
+def _bytes(held: Mapping[Place, Tensor]) -> int:
     return sum(x.nbytes for x in held.values())
 
 

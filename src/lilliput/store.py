@@ -32,7 +32,7 @@ class File:
         data = bytearray(path.read_bytes())
         if len(data) != self.bytes or checksum(data) != self.crc:
             raise ValueError(f"{path} is damaged: its size or checksum is not the recorded one")
-        return wire.decode(data)
+        return wire.decode(data, copy=True)  # into memory of torch's, which is aligned
 
 
 def checksum(data: Any) -> int:

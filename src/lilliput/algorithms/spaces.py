@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from lilliput.header import ALIGNMENT
 from lilliput.subspace import Basis, Dense, Form, replace_with_subspace, seeded_basis
 from lilliput.subspace.basis import sketch, sketch_rows
 from lilliput.tasks import Supervised, frozen_norms
@@ -81,12 +82,12 @@ class Spaces:
         return after
 
     def resident(self, trained: Tree, params: Tree, bases: Bases, device: torch.device) -> nn.Module:
-        """The resident module with the frozen x of a whole model in these bases, as `fit` will find it."""
+        """The resident module in these bases, as `fit` will find it; its frozen x are the whole model's own tensors."""
         module = self.task.resident(trained, None, "train", device)
         for layer in self.forms:
             own: Any = module.get_submodule(layer)
             own.use(bases[layer])
-            own.weight.data.copy_(params[f"{layer}.weight"])
+            own.weight.data = aligned(params[f"{layer}.weight"].to(device))
         return module
 
     def sketch_shape(self, layer: str) -> tuple[int, int]:
@@ -120,8 +121,12 @@ class Spaces:
 
 
 def aligned(x: Tensor) -> Tensor:
-    """A copy in memory of its own: what came over the wire may lie at any address, and products round by alignment."""
-    return x.clone(memory_format=torch.contiguous_format)
+    """The tensor where torch would have put it: over the wire it may come elsewhere, and products round by that.
+
+    Whether it is a copy depends on its size, so that what a device needs does not depend on how the tensor came.
+    """
+    kept = x.is_contiguous() and x.nbytes % ALIGNMENT == 0 and x.data_ptr() % ALIGNMENT == 0
+    return x if kept else x.clone(memory_format=torch.contiguous_format)
 
 
 def forgotten(opt: Any, positions: Sequence[int]) -> Any:

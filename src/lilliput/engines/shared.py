@@ -63,7 +63,7 @@ class View:
         """The body of that length; without `copy` it is valid until the writer writes again."""
         assert self._map is not None
         data = memoryview(self._map)[:length]
-        return wire.decode(bytearray(data) if copy else data)
+        return wire.decode(data, copy)
 
 
 def _anonymous_file() -> int:

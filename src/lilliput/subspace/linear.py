@@ -18,6 +18,8 @@ from lilliput.subspace.basis import Basis, Columns
 from lilliput.subspace.form import Form
 from lilliput.subspace.layer import SubspaceLayer
 
+PRODUCT = 8  # numbers of compressed input per column of W up to which a product is faster than a copy (CPU, one core)
+
 
 class _Linear(torch.autograd.Function):
     """y = input (x + b P)^T + bias: x [out, in], b [out, rank], P [rank, in]."""
@@ -30,7 +32,7 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(z, x, b)
         ctx.basis, ctx.low, ctx.bias = basis, low, bias is not None
         bias = None if bias is None else bias.to(input.dtype)
-        if isinstance(basis, Columns) or input.numel() >= x.shape[1] ** 2:
+        if _made(basis, z, input.numel() >= x.shape[1] ** 2):
             # Added in the weight's own precision, and rounded once.
             return F.linear(input, basis.added(x, b).to(input.dtype), bias)
         return F.linear(input, x.to(input.dtype), bias) + z @ b.to(input.dtype).T
@@ -42,7 +44,7 @@ class _Linear(torch.autograd.Function):
         rows = grad.reshape(-1, grad.shape[-1])
         for_input = for_b = for_bias = None
         if ctx.needs_input_grad[0]:
-            if isinstance(ctx.basis, Columns) or len(rows) * sum(x.shape) >= x.numel():
+            if _made(ctx.basis, z, len(rows) * sum(x.shape) >= x.numel()):
                 for_input = grad @ ctx.basis.added(x, b).to(grad.dtype)
             else:
                 for_input = ctx.low.added(grad @ x.to(grad.dtype), grad @ b.to(grad.dtype))
@@ -51,6 +53,14 @@ class _Linear(torch.autograd.Function):
         if ctx.bias and ctx.needs_input_grad[3]:
             for_bias = rows.sum(0)
         return for_input, None, for_b, for_bias, None
+
+
+def _made(basis: Basis, z: Tensor, many: bool) -> bool:
+    """Whether to make W: a scatter into a copy of x is soon less than a product, one of matrices only for `many` rows.
+
+    z: the compressed input [..., rank], whose numbers are what a product with b works on.
+    """
+    return z.numel() > PRODUCT * basis.width if isinstance(basis, Columns) else many
 
 
 class SubspaceLinear(SubspaceLayer):
