@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,12 @@ def test_the_hub_is_a_name_and_its_copy_here_comes_first(tmp_path: Path, monkeyp
 def test_what_does_not_fit_is_refused(name: str, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         models.build(name, **{"shape": (12,), "classes": 7, **options})
+
+
+@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash-attn is here")
+def test_flash_attention_that_is_not_here_is_refused_with_what_is() -> None:
+    with pytest.raises(ValueError, match=r"attention=flash_attention_2 cannot be had .*; attention=sdpa can"):
+        build("llama_9m", attention="flash_attention_2")
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:

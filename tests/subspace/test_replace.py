@@ -44,6 +44,11 @@ class Net(nn.Module):
         (["q_proj"], (), ["layers.0.q_proj", "layers.1.q_proj"]),
         ("q_proj, head", ["1"], ["layers.0.q_proj", "head"]),
         (["layers.1.v_proj"], (), ["layers.1.v_proj"]),
+        (
+            ["q_proj", "v_proj"],
+            0,
+            ["layers.1.q_proj", "layers.1.v_proj"],
+        ),  # a layer's number, as a shell's word is read
         (["layers.*_proj"], ["*.q_proj"], ["layers.0.v_proj", "layers.1.v_proj"]),
     ],
 )

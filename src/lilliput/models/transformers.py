@@ -53,6 +53,8 @@ WORDS = {
         "attention_dropout", "dropout_rate",
     ),
 }  # fmt: skip
+# sdpa takes flash kernels too, on a GPU, in bf16 or fp16, without padding; flash_attention_2 is of the package flash-attn.
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
 PADDING = 128  # published vocabularies are padded to a multiple of this at most
 
 
@@ -94,7 +96,7 @@ def empty(source: str, *, attention: str = "sdpa", **options: Any) -> nn.Module:
 def for_data(
     source: str, *, shape: Sequence[int], classes: int, layers: int | None = None, hidden: int | None = None,
     mlp: int | None = None, heads: int | None = None, positions: int | None = None, patch: int | None = None,
-    dropout: float | None = None, attention: Literal["sdpa", "eager"] = "sdpa", lean: bool = False,
+    dropout: float | None = None, attention: Attention = "sdpa", lean: bool = False,
     config: Mapping[str, Any] = MappingProxyType({}),
 ) -> nn.Module:  # fmt: skip
     """A model of Hugging Face transformers, freshly initialised, for what the data are.
@@ -106,7 +108,7 @@ def for_data(
     positions: the longest sequence
     patch: side of an image's patches, in pixels
     dropout: everywhere
-    attention: eager can be differentiated twice
+    attention: sdpa takes the fastest of torch's own kernels; eager can be differentiated twice
     lean: keep less for the backward pass, and never all logits in training; the same results
     config: anything else in the library's own configuration, by its name there
     """
@@ -126,13 +128,13 @@ def for_data(
 
 def from_source(
     *, shape: Sequence[int], classes: int, source: str = "", dropout: float | None = None,
-    attention: Literal["sdpa", "eager"] = "sdpa", lean: bool = False, config: Mapping[str, Any] = MappingProxyType({}),
+    attention: Attention = "sdpa", lean: bool = False, config: Mapping[str, Any] = MappingProxyType({}),
 ) -> nn.Module:  # fmt: skip
     """A model of Hugging Face transformers from a folder or the hub, with its weights where it has some.
 
     source: a folder with config.json, such a file, or a name on the hub
     dropout: everywhere
-    attention: eager can be differentiated twice
+    attention: sdpa takes the fastest of torch's own kernels; eager can be differentiated twice
     lean: keep less for the backward pass, and never all logits in training; the same results
     config: anything else in the library's own configuration, by its name there
     """
@@ -263,7 +265,10 @@ def _made(source: str, raw: Mapping[str, Any], place: str | None, attention: str
     if auto is None:
         raise ValueError(f"{source}: transformers {library.__version__} has no AutoModelFor{use}")
     if place is None:
-        model = auto.from_config(config, attn_implementation=attention)
+        try:
+            model = auto.from_config(config, attn_implementation=attention)
+        except ImportError as error:
+            raise ValueError(f"attention={attention} cannot be had ({line(error)}); attention=sdpa can") from error
     else:
         model = filled(source, auto, config, place, attention)
     return EncoderClassifier(model, config.hidden_size, config.num_labels) if use == "TextEncoding" else model

@@ -80,7 +80,7 @@ def matched(
     model: nn.Module, targets: str | Sequence[str] | None = None, skip: str | Sequence[str] = ()
 ) -> dict[str, str | None]:
     """The layers that targets mean: name -> the target that named it, None for those meant without a target."""
-    patterns, left_out = _words(targets or ()), _words(skip)
+    patterns, left_out = _words(() if targets is None else targets), _words(skip)
     named = {name: module for name, module in model.named_modules() if name and isinstance(module, _kinds())}
     if targets is None:
         linears = [name for name, module in named.items() if not isinstance(module, nn.Conv2d)]
@@ -161,8 +161,10 @@ def _check(name: str, layer: nn.Module, model: nn.Module) -> None:
         )
 
 
-def _words(names: str | Sequence[str]) -> list[str]:
-    return [word.strip() for word in names.split(",")] if isinstance(names, str) else [str(name) for name in names]
+def _words(names: str | int | Sequence[str | int]) -> list[str]:
+    if isinstance(names, str | int):
+        return [word.strip() for word in str(names).split(",")]
+    return [str(name) for name in names]
 
 
 def _means(pattern: str, name: str) -> bool:
