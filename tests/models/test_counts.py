@@ -43,6 +43,17 @@ def test_cifar_resnet_counts_follow_the_formula(name, blocks):
     assert count(name) == stem + sum(first) + (blocks - 1) * sum(others) + head
 
 
+def test_the_kernel_is_that_of_every_convolution():
+    few, many = (count("resnet20", width=4, kernel=kernel) for kernel in (3, 7))
+    others = 2 * (4 + 6 * (4 + 8 + 16)) + 16 * 10 + 10  # norms and the head
+    assert (few - others) * 49 == (many - others) * 9
+    x = torch.randn(2, 3, 12, 12)
+    model = models.build("resnet20", shape=(3, 12, 12), classes=10, width=4, kernel=7)
+    assert model.layer3(model.layer2(model.layer1(model.conv1(x)))).shape == (2, 16, 3, 3)
+    with pytest.raises(ValueError, match="kernel is 4; shortcuts need an odd one"):
+        count("resnet20", kernel=4)
+
+
 def test_width_divides_resnet26_as_published():
     millions = [round(count("resnet26", width=width) / 1e6, 2) for width in (64, 32, 16, 8, 4)]
     assert millions == [17.45, 4.37, 1.10, 0.28, 0.07]

@@ -50,15 +50,17 @@ class PadShortcut(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions of `width` channels beside a shortcut."""
+    """Two convolutions of `width` channels, 3x3 or of another kernel, beside a shortcut."""
 
     expansion: ClassVar[int] = 1
 
-    def __init__(self, inputs: int, width: int, stride: int, norm: Norm, shortcut: nn.Module | None) -> None:
+    def __init__(
+        self, inputs: int, width: int, stride: int, norm: Norm, shortcut: nn.Module | None, kernel: int = 3
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.conv1 = nn.Conv2d(inputs, width, kernel, stride, kernel // 2, bias=False)
         self.bn1 = norm(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, kernel, 1, kernel // 2, bias=False)
         self.bn2 = norm(width)
         self.downsample = shortcut
 
@@ -93,7 +95,9 @@ class Bottleneck(nn.Module):
 class CifarResNet(nn.Module):
     """CIFAR ResNet of 2 * sum(blocks) + 2 layers: ResNet-20 is (3, 3, 3).
 
-    `width` is the first stage's channels, doubled at each next one (FSL-SAGE's wide ResNet-110 has 64).
+    width:  channels of the first stage, doubled at each next one (FSL-SAGE's wide ResNet-110 has 64).
+    kernel: the side of every convolution (FedSub's have 7).
+    norm, groups: BatchNorm, or GroupNorm in so many groups.
     Convolutions and the linear layer start from Kaiming's normal over the fan-in, the linear bias from torch's uniform.
     """
 
@@ -108,18 +112,22 @@ class CifarResNet(nn.Module):
         shape: Sequence[int],
         classes: int,
         width: int = 16,
+        kernel: int = 3,
         norm: Literal["batch", "group"] = "batch",
         groups: int = 2,
     ) -> None:
         super().__init__()
+        if kernel % 2 == 0:
+            raise ValueError(f"kernel is {kernel}; shortcuts need an odd one, such as 3 or 7")
         make = normaliser(norm, groups)
-        self.conv1 = nn.Conv2d(image_shape("a ResNet", shape)[0], width, 3, padding=1, bias=False)
+        channels = image_shape("a ResNet", shape)[0]
+        self.conv1 = nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False)
         self.bn1 = make(width)
         widths = [width << stage for stage in range(len(blocks))]
         for stage, (count, inputs, outputs) in enumerate(zip(blocks, [width, *widths], widths, strict=False)):
             shortcut = PadShortcut(2, outputs - inputs) if stage else None
-            first = BasicBlock(inputs, outputs, 2 if stage else 1, make, shortcut)
-            rest = (BasicBlock(outputs, outputs, 1, make, None) for _ in range(count - 1))
+            first = BasicBlock(inputs, outputs, 2 if stage else 1, make, shortcut, kernel)
+            rest = (BasicBlock(outputs, outputs, 1, make, None, kernel) for _ in range(count - 1))
             self.add_module(f"layer{stage + 1}", nn.Sequential(first, *rest))
         self.linear = nn.Linear(widths[-1], classes)
         for module in self.modules():
