@@ -282,6 +282,26 @@ def test_forgotten_momentum_is_that_of_b_alone() -> None:
     assert [bool(after["update"][str(i)].any()) for i in range(6)] == [False, True, False, True, True, True]
 
 
+def test_what_is_frozen_starts_where_the_run_does() -> None:
+    elsewhere = {name: x.detach() + 0.5 for name, x in network().named_parameters()}
+    moved = {"algorithm": FedSub(lr=0.2, rank=0.5, ordinary="frozen"), "rounds": 2}
+    ours, _ = run(**moved, init=elsewhere)
+    model = network()
+    model.load_state_dict(elsewhere)
+    theirs = lilliput.Experiment(
+        task=Supervised(model), data={c: batches(c) for c in range(3)}, evaluate="none", **moved
+    )
+    close(ours.state["params"], theirs.run().state["params"])
+
+
+def test_the_model_of_a_run_is_not_copied_for_its_spaces() -> None:
+    task = Supervised(network())
+    spaces = FedSub(rank=0.5).spaces(task)
+    places = {p.data_ptr() for p in task.model.parameters()}
+    own = {name for name, p in spaces.task.model.named_parameters() if p.data_ptr() not in places}
+    assert own == {"0.b", "2.b"} and all(p.requires_grad for p in task.model.parameters())
+
+
 def test_replies_of_other_shapes_are_dropped() -> None:
     class Lying(FedSub):
         pass

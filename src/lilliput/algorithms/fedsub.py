@@ -206,7 +206,9 @@ class FedSub(Training):
         up = model_reply({**msg, "params": trained}, after, stats)
         change: Tree = up["delta"]
         up["delta"] = {name: change[name] for name in self._travels(spaces, state["params"])}
-        own: Body = {"moved": change, "epoch": epoch, "opt": opt, "rows": rows, "buffers": stats.buffers}
+        local = self.ordinary == "local"
+        moved = {name: x for name, x in change.items() if name.endswith(".b") or local}
+        own: Body = {"moved": moved, "epoch": epoch, "opt": opt, "rows": rows, "buffers": stats.buffers}
         if self.dual == "rotated":
             own["dual"] = dual
         return up, {**state, **own}
@@ -264,11 +266,11 @@ class FedSub(Training):
     def _displace(self, client: Client, dual: Tree) -> Callable[[nn.Module], None]:
         """After each of the round's tau steps, move b by -dual / tau."""
         steps = self.local_steps if self.local_steps is not None else self.local_epochs * len(client.data)
-        each = {name: x.to(client.device) / max(steps, 1) for name, x in dual.items()}
+        held = {name: x.to(client.device) for name, x in dual.items()}
 
         def after_step(model: nn.Module) -> None:
             with torch.no_grad():
-                torch._foreach_sub_([model.get_parameter(name) for name in each], list(each.values()))
+                torch._foreach_sub_([model.get_parameter(name) for name in held], list(held.values()), alpha=1 / steps)
 
         return after_step
 

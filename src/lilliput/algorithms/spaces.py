@@ -82,12 +82,14 @@ class Spaces:
         return after
 
     def resident(self, trained: Tree, params: Tree, bases: Bases, device: torch.device) -> nn.Module:
-        """The resident module in these bases, as `fit` will find it; its frozen x are the whole model's own tensors."""
+        """The resident module in these bases, as `fit` will find it; what it does not train are the model's tensors."""
         module = self.task.resident(trained, None, "train", device)
         for layer in self.forms:
             own: Any = module.get_submodule(layer)
             own.use(bases[layer])
-            own.weight.data = aligned(params[f"{layer}.weight"].to(device))
+        for name, x in params.items():
+            if name not in trained:
+                module.get_parameter(name).data = aligned(x.to(device))
         return module
 
     def sketch_shape(self, layer: str) -> tuple[int, int]:
@@ -143,16 +145,15 @@ _MADE: WeakKeyDictionary[Any, dict[Any, Spaces]] = WeakKeyDictionary()
 def spaces_of(task: Any, projection: Any, official: bool, frozen: bool, **settings: Any) -> Spaces:
     """The spaces of a task by the settings of `replace_with_subspace`; `frozen`: ordinary parameters do not train.
 
-    Made once per task and settings, because it copies the model.
+    Made once per task and settings.  Its model runs on the task's own tensors, so that it costs b alone.
     """
     key = repr((projection, official, frozen, sorted(settings.items())))
     made = _MADE.setdefault(task, {})
     if key not in made:
-        model = copy.deepcopy(task.model)
-        if frozen:
-            model.requires_grad_(False)
+        shared = {id(p): nn.Parameter(p.detach(), p.requires_grad and not frozen) for p in task.model.parameters()}
+        model = copy.deepcopy(task.model, shared)
         seeded = projection if projection in ("rd", "ss", "idx") else "cd"
-        layers = replace_with_subspace(model, projection=seeded, **settings).layers
+        layers = replace_with_subspace(model, projection=seeded, dual="none", **settings).layers
         own = copy.copy(task)
         own.model, own._residents = model, Residents(model)
         forms = {name: layer.form for name, layer in layers.items()}
