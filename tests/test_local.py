@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -186,9 +187,20 @@ def test_schedules() -> None:
     assert [factor("multistep:2,4:0.1", r, 9) for r in (2, 3, 5)] == pytest.approx([1.0, 0.1, 0.01])
 
 
+def test_a_warm_up_rises_to_where_the_schedule_begins() -> None:
+    assert [factor("constant", r, 8, warmup=3) for r in (1, 2, 3, 4, 8)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert [factor("linear", r, 8, warmup=0.5) for r in (1, 4, 5, 7)] == pytest.approx([0.2, 0.8, 1.0, 0.5])
+    assert factor("cosine", 4, 6, warmup=1) == pytest.approx(0.5 * (1 + math.cos(math.pi * 2 / 5)))
+    assert factor("exponential:0.5", 4, 9, warmup=2) == 0.5
+    assert [factor("multistep:4:0.1", r, 9, warmup=1) for r in (1, 2, 5)] == pytest.approx([0.5, 1.0, 0.1])
+    config = Training(lr=2.0, schedule="linear", warmup=1)
+    assert [config.lr_at(r, 5) for r in (1, 2, 4)] == pytest.approx([1.0, 2.0, 1.0])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"warmup": -1}, "warmup is -1; it must not be negative"),
         ({"lr": 0.0}, "lr is 0.0; it must be positive"),
         ({"nesterov": True}, "nesterov without momentum"),
         ({"schedule": "cosin"}, "not one of constant, cosine"),

@@ -11,10 +11,11 @@ from typing import Any, Literal
 class Training:
     """How a client trains; every federated method has these fields.
 
-    lr:            learning rate in the first round; `schedule` scales it over rounds.
+    lr:            learning rate of the first round (after a warm-up); `schedule` scales it over rounds.
     optimizer:     sgd, adam, adamw, or any torch.optim.Optimizer class; `optimizer_options` go to it.
     local_epochs:  passes over the client's data per round; `local_steps`, if given, counts steps instead.
     schedule:      constant, cosine, linear, exponential:GAMMA or multistep:ROUND,ROUND,...:GAMMA.
+    warmup:        rounds in which lr rises to its first value, or, below 1, their share of all; the schedule follows.
     clip:          the largest norm of a step's gradient (of each parameter's with per_layer).
     accumulate:    micro-batches that each batch is cut into, to save memory.
     precision:     float32, bf16 (autocast) or fp16 (autocast with loss scaling).
@@ -34,6 +35,7 @@ class Training:
     local_epochs: int = 1
     local_steps: int | None = None
     schedule: str = "constant"
+    warmup: float = 0.0
     clip: float | None = None
     accumulate: int = 1
     precision: Literal["float32", "bf16", "fp16"] = "float32"
@@ -46,7 +48,7 @@ class Training:
         _positive(self, "lr", "accumulate", "clip")
         _among(self, precision=("float32", "bf16", "fp16"), optimizer_state=("reset", "keep", "average"))
         _among(self, buffers=("average", "local", "none"))
-        for name in ("momentum", "weight_decay", "local_epochs", "local_steps"):
+        for name in ("momentum", "weight_decay", "local_epochs", "local_steps", "warmup"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.nesterov and not self.momentum:
@@ -57,7 +59,11 @@ class Training:
 
     def lr_at(self, round: int, rounds: int) -> float:
         """The learning rate of a round, from 1, of a run of `rounds`."""
-        return self.lr * factor(self.schedule, round, rounds)
+        return self.lr * self.factor_at(round, rounds)
+
+    def factor_at(self, round: int, rounds: int) -> float:
+        """What learning rates are multiplied by in a round, from 1, of a run of `rounds`."""
+        return factor(self.schedule, round, rounds, self.warmup)
 
 
 def _positive(config: Any, *names: str) -> None:
@@ -73,11 +79,25 @@ def _among(config: Any, **allowed: tuple[str, ...]) -> None:
             raise ValueError(f"{name} is {getattr(config, name)!r}; choose one of {', '.join(values)}")
 
 
-def factor(schedule: str, round: int, rounds: int) -> float:
-    """What the learning rate is multiplied by in a round (from 1) of a run of `rounds`."""
-    name, *arguments = schedule.split(":")
+def warmup_rounds(warmup: float, rounds: int) -> int:
+    """Rounds of a warm-up that is a number of them, or, below 1, a share of all."""
+    return int(warmup if warmup >= 1 else warmup * rounds)
+
+
+def factor(schedule: str, round: int, rounds: int, warmup: float = 0.0) -> float:
+    """What the learning rate is multiplied by in a round (from 1) of a run of `rounds`.
+
+    Over `warmup` rounds it rises in even steps to what the schedule begins with in the round after them.
+    """
     round = int(round)  # for whoever watches what a round's number decides: not what travels
-    done = (round - 1) / max(rounds, 1)
+    rise = warmup_rounds(warmup, rounds)
+    return min(1.0, round / (rise + 1)) * _scheduled(schedule, round, max(round - rise, 1), max(rounds - rise, 1))
+
+
+def _scheduled(schedule: str, round: int, number: int, of: int) -> float:
+    """The factor of a round, the `number`th from the beginning of the schedule `of` so many."""
+    name, *arguments = schedule.split(":")
+    done = (number - 1) / of
     try:
         if name == "constant" and not arguments:
             return 1.0
@@ -86,7 +106,7 @@ def factor(schedule: str, round: int, rounds: int) -> float:
         if name == "linear" and not arguments:
             return 1.0 - done
         if name == "exponential":
-            return float(arguments[0]) ** (round - 1)
+            return float(arguments[0]) ** (number - 1)
         if name == "multistep":
             return float(arguments[1]) ** sum(round > int(milestone) for milestone in arguments[0].split(","))
     except (ValueError, IndexError):

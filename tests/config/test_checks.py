@@ -27,6 +27,8 @@ from lilliput.engines import Sequential, Workers
         ("local_epochs=-1", "local_epochs is -1"),
         ("nesterov=true", "set momentum > 0"),
         ("schedule=zigzag", "constant, cosine"),
+        ("rounds=5 warmup=5", "warmup=5 leaves none of 5 rounds"),
+        ("warmup=-0.1", "warmup is -0.1; it must not be negative"),
         ("algorithm=fedprox fedprox.mu=-1", "mu is -1.0; it must not be negative"),
         ("algorithm=scaffold optimizer=adam", "SGD"),
         ("partition=dirichlet partition.alpha=0", "dirichlet.alpha=0.0 must be greater than 0"),

@@ -13,7 +13,7 @@ from lilliput.algorithms.half import Half
 from lilliput.fleet import Fleet, Model, Reply
 from lilliput.submodel import Combine, weighted_mean
 from lilliput.tasks.split import portion
-from lilliput.training import Training, factor
+from lilliput.training import Training
 from lilliput.tree import Body
 
 
@@ -77,7 +77,7 @@ class SplitTraining(Training):
 
     def server(self, fleet: Fleet, held: Body, role: str = "server") -> Half:
         """The server's part in training, from its params, buffers and optimizer state."""
-        lr = (self.server_lr or self.lr) * factor(self.schedule, fleet.round, fleet.rounds)
+        lr = (self.server_lr or self.lr) * self.factor_at(fleet.round, fleet.rounds)
         return Half(fleet.task.server_part, held, self, lr, role, self.server_device)
 
     def kept(self, opt: Body) -> Body:

@@ -82,9 +82,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "rounds": ("clients", "cohort", "rounds", "seed", "quorum", "timeout", "device_profile", "profiles"),
     "training on a client": (
-        "local_epochs", "local_steps", "batch_size", "augment", "lr", "schedule", "optimizer", "optimizer_options",
-        "momentum", "nesterov", "weight_decay", "clip", "accumulate", "precision", "checkpointing", "per_layer",
-        "optimizer_state", "buffers", "init", "lora",
+        "local_epochs", "local_steps", "batch_size", "augment", "lr", "schedule", "warmup", "optimizer",
+        "optimizer_options", "momentum", "nesterov", "weight_decay", "clip", "accumulate", "precision", "checkpointing",
+        "per_layer", "optimizer_state", "buffers", "init", "lora",
     ),
     "evaluation and stopping": (
         "evaluate", "evaluate_every", "test_fraction", "target", "patience", "comm_threshold_mb", "seconds",

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from lilliput.config import build
 from lilliput.config.settings import Settings
 from lilliput.config.values import show
+from lilliput.training import warmup_rounds
 
 
 class Rule(NamedTuple):
@@ -39,6 +40,7 @@ def check(s: Settings) -> None:
     """Raise ValueError, with the rule and the remedy, for settings that cannot make a run."""
     _ranges(s)
     _cohort(s)
+    _warmup(s)
     _files(s)
     build.stop(s)
     build.profiles(s)
@@ -63,6 +65,12 @@ def _cohort(s: Settings) -> None:
         raise ValueError(f"cohort={cohort} must be a number of clients, or a share of them below 1")
     if clients is not None and cohort > clients and not getattr(s.choices["algorithm"].target, "pooled", False):
         raise ValueError(f"cohort={cohort} exceeds clients={clients}; choose cohort <= {clients}, or more clients")
+
+
+def _warmup(s: Settings) -> None:
+    warmup = s.top.get("warmup") or 0
+    if warmup and warmup_rounds(warmup, s["rounds"]) >= s["rounds"]:
+        raise ValueError(f"warmup={warmup:g} leaves none of {s['rounds']} rounds; shorten it, or give a share below 1")
 
 
 def _files(s: Settings) -> None:

@@ -53,7 +53,8 @@ WORDS = {
         "attention_dropout", "dropout_rate",
     ),
 }  # fmt: skip
-# sdpa takes flash kernels too: on a GPU, in bf16 or fp16, without padding.  flash_attention_2 is the package flash-attn.
+# sdpa takes flash kernels too: on a GPU, in bf16 or fp16, without padding.  flash_attention_2 is of the package
+# flash-attn, which takes padding as well.
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 PADDING = 128  # published vocabularies are padded to a multiple of this at most
 
