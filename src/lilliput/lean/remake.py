@@ -40,10 +40,16 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool = F
 
     None if x has no recipe, or nothing would be gained because the weight is frozen.
     """
-    recipe = getattr(x, "recipe", None)
-    if recipe is None or recipe.version != x._version or not weight.requires_grad or not _recording():
+    recipe = recipe_of(x) if weight.requires_grad else None
+    if recipe is None:
         return None
     return _Product.apply(x, weight, bias, transposed, autocast_dtype(x), recipe, *recipe.sources)
+
+
+def recipe_of(x: Tensor) -> Recipe | None:
+    """What makes x again in the backward pass, so that it need not be kept; None if it must be."""
+    recipe: Recipe | None = getattr(x, "recipe", None)
+    return recipe if recipe is not None and recipe.version == x._version and _recording() else None
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
