@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +183,13 @@ def test_every_version_ever_released_still_loads(version: int, tmp_path: Path) -
     # Written on another machine: its arithmetic may round otherwise.
     for name, x in straight.state["params"].items():
         torch.testing.assert_close(resumed.state["params"][name], x, atol=1e-6, rtol=0)
+
+
+def test_a_setting_newer_than_the_checkpoint_must_be_off(tmp_path: Path) -> None:
+    """`warmup` came after version 1 was written."""
+    source = Path(__file__).with_name("checkpoints") / "v1"
+    shutil.copytree(source, tmp_path, dirs_exist_ok=True)
+    later = experiment("scaffold", rounds=3, folder=tmp_path)
+    later.algorithm = replace(later.algorithm, warmup=1)
+    with pytest.raises(CheckpointError, match="belongs to another experiment: its settings"):
+        later.run(Sequential(), resume=True)

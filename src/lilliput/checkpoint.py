@@ -45,12 +45,19 @@ class Saved:
     def check(self, identity: dict[str, Any], folder: Path) -> None:
         """Raise CheckpointError if this is another experiment's."""
         for name, value in identity.items():
-            if self.identity.get(name) != value:
+            if not _same(self.identity.get(name), value):
                 raise CheckpointError(
                     f"{folder} belongs to another experiment: its {name} is {self.identity.get(name)!r}, not "
                     f"{value!r}; "
                     f"resume with the configuration it was made with, or choose another folder"
                 )
+
+
+def _same(then: Any, now: Any) -> bool:
+    """Whether what was saved is what is; a setting that is newer than the checkpoint must be off."""
+    if not isinstance(then, dict) or not isinstance(now, dict):
+        return bool(then == now)
+    return then.keys() <= now.keys() and all(then[k] == v if k in then else not v for k, v in now.items())
 
 
 def save(folder: Path, saved: dict[str, Any], state: Body, store: Store) -> float:
