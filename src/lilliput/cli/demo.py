@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput import data, models, random
-from lilliput.algorithms import Centralized, FedAvg, FslSage, LocalOnly, SplitFedV1
+from lilliput.algorithms import Centralized, FedAvg, FedSub, FslSage, LocalOnly, SplitFedV1
 from lilliput.cli.compare import parsed
 from lilliput.experiment import Experiment
 from lilliput.fleet import Profile
@@ -28,10 +28,13 @@ from lilliput.tasks import Split, Supervised, accuracy
 DEVICES, LARGE = 20, range(10)  # devices 0-9 can hold the model, 10-19 cannot
 EARLY, LATE = range(5), range(5, 10)  # the digits that the large and the small devices have seen
 LEAK = 0.02  # of each digit, what the other half has seen too
-MEMORY = {True: 4_000_000, False: 1_000_000}  # bytes of a large and of a small device
+MEMORY = {True: 4_000_000, False: 2_000_000}  # bytes of a large and of a small device
 TRAINING: dict[str, Any] = {"lr": 0.2, "schedule": "cosine", "local_epochs": 1}
 BATCH, ROUNDS = 16, 40
 CUT = "conv2"  # where the server's part begins, for methods that split the model
+RANK = 1 / 8  # of each layer's width, for methods that train in a subspace
+# A step in the subspace has that share of the gradient's energy, and a rate that makes up for it.
+SUBSPACE: dict[str, Any] = {**TRAINING, "lr": TRAINING["lr"] / RANK, "rank": RANK}
 SAGE: dict[str, Any] = {"server_update_interval": 1, "align_epochs": 10, "align_batch_size": 25, "auxiliary_lr": 0.01}
 
 
@@ -55,6 +58,7 @@ WAYS = (
     Way("FedAvg if all could hold it", FedAvg(**TRAINING), promised=True),
     Way("FedAvg over those that can", FedAvg(**TRAINING), devices=LARGE),
     Way("FedAvg at half width", FedAvg(**TRAINING), width=0.5),
+    Way("FedSub, rank 1/8", FedSub(**SUBSPACE)),
     Way("SplitFed, cut after conv1", SplitFedV1(**TRAINING), split=True),
     Way("FSL-SAGE, cut after conv1", FslSage(**TRAINING, **SAGE, order="interleaved"), split=True),
     Way("each alone, at half width", LocalOnly(**TRAINING), width=0.5),
