@@ -56,6 +56,7 @@ class _Conv2d(torch.autograd.Function):
             for_input, for_weight, _ = torch.ops.aten.convolution_backward(
                 grad, input, weight, None, stride, padding, dilation, False, (0, 0), groups, wanted
             )
+            del weight  # before the gradient is laid out anew
             if for_weight is not None:
                 for_b = basis.compress(form.matrix(for_weight.contiguous()).to(b.dtype))
         if ctx.needs_input_grad[2] and compressed:
