@@ -10,11 +10,13 @@ import pytest
 
 from lilliput.algorithms import ALGORITHMS
 from lilliput.config import changed, expanded, flat, from_file, settings, words
+from lilliput.config.aliases import ALIASES
 from lilliput.config.axes import AXES
 from lilliput.config.build import make_algorithm
 from lilliput.config.fields import docs, fields_of
 from lilliput.config.shared import NEUTRAL, top, training
 from lilliput.models import MODELS
+from lilliput.registry import normal
 
 METHOD = """
 from dataclasses import dataclass
@@ -112,6 +114,23 @@ def test_a_field_of_every_method_stands_at_the_top_and_no_other() -> None:
             "algorithm=fsl_sage cut=null fsl_sage.cut_noise=0.1 fsl_sage.server_update_interval=3",
         ),
         ("model=resnet20 model.norm=group", "model=resnet20 resnet20.norm=group"),
+        (
+            "optimizer=subscafsgd comp_dim=128 gene_method=ss tau=10 jump_certain_modules=[0,1] mixed_precision=bf16 "
+            "model_config=configs/llama_60m.json ckpt=true constant_lr=true per_layer_weight_update=true grad_clip=0 "
+            "measure_comm=true adaptive_cp_rate=0 momentum=0.9 dampening=0.5",
+            "algorithm=fedsub fedsub.rank=128 fedsub.projection=ss local_steps=10 fedsub.skip=[0,1] precision=bf16 "
+            "model=llama_60m checkpointing=true schedule=constant per_layer=true clip=null profile=comm momentum=0.9 "
+            "sgd.dampening=0.5",
+        ),
+        (
+            "optimizer=SubScafSGD adaptive_cp_rate=0.7 constant_lr=false warmup=100 mixed_precision=None "
+            "measure_all=false flash_attn=true model=llama_9m dataset=corpus max_length=512",
+            "algorithm=fedsub fedsub.rank=0.7 schedule=cosine warmup=100 precision=float32 model=llama_9m "
+            "llama_9m.attention=flash_attention_2 dataset=corpus corpus.length=512",
+        ),
+        ("optimizer=fedavgsgd flash_attn=false model=llama_9m", "algorithm=fedavg optimizer=sgd model=llama_9m"),
+        ("optimizer=sgd arch=resnet110 data_hete=true", "model=resnet110 partition=class_blocks"),
+        ("data_hete=false grad_clip=1 use_wandb=false", "partition=iid clip=1"),
         ("lr=0.1 lr=0.2", "lr=0.2"),
         ("algorithm=scaffold lr=0.3 scaffold.lr=0.2", "algorithm=scaffold lr=0.2"),
     ],
@@ -150,6 +169,10 @@ def test_other_words_for_the_same_settings(published: str, ours: str) -> None:
         ("rounds", "write key=value"),
         ("~rounds=1", "write key=value"),
         ("algorithm=local_only slice=full", "local_only has no 'slice'"),
+        ("optimizer=subscafsgd tau=10 update_cp_freq=50", "write fedsub.refresh=, which is update_cp_freq / tau"),
+        ("num_training_steps=20000", "write rounds=, which is num_training_steps / tau"),
+        ("total_batch_size=32", "write it as batch_size="),
+        ("use-tqdm=true", "leave it out"),
     ],
 )
 def test_what_is_unknown_is_refused_with_the_nearest(typed: str, answer: str) -> None:
@@ -191,6 +214,16 @@ def test_settings_read_again_are_the_same(tmp_path: Path) -> None:
 
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(first.as_dict()))
     assert settings(from_file(tmp_path / "c.yaml")).fingerprint() == first.fingerprint()
+
+
+def test_a_published_file_of_sizes_is_a_name_unless_it_is_here(tmp_path: Path) -> None:
+    (tmp_path / "llama_60m.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"write model=pretrained pretrained.source=.*llama_60m.json"):
+        settings({"model_config": str(tmp_path / "llama_60m.json")})
+
+
+def test_no_published_key_is_one_of_ours() -> None:
+    assert not {normal(key) for key in ALIASES} & {normal(key) for key in top()}
 
 
 def test_later_layers_count_more(tmp_path: Path) -> None:

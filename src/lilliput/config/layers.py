@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lilliput.config.aliases import alias
+from lilliput.config.aliases import meant
 from lilliput.config.shared import top
 from lilliput.config.values import parse
 from lilliput.registry import normal
@@ -68,10 +68,8 @@ def named(layers: Iterable[Layer]) -> list[tuple[str, Any]]:
     ours = {normal(name): name for name in top()}
     found = []
     for layer in layers:
-        for key, value in layer.items():
-            published = alias(key) if normal(key) not in ours else None
-            if published:
-                key, value = published.key + ("?" if published.lenient else ""), published.value(value)
-            first, dot, rest = key.partition(".")
-            found.append((ours.get(normal(first), first) + dot + rest, value))
+        for typed, given in layer.items():
+            for key, value in meant(typed, given):
+                first, dot, rest = key.partition(".")
+                found.append((ours.get(normal(first), first) + dot + rest, value))
     return found
