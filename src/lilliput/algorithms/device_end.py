@@ -96,7 +96,7 @@ def end(config: SplitTraining, client: Client, state: Body) -> tuple[Body, Body]
     metrics = {"loss": float(state["loss"]) / weight} if weight else {}
     stats = Stats(state["next"], state["examples"], metrics, whole["buffers"])
     tied = first.get("tied", {})
-    reply = model_reply({**first, "params": first["params"] | tied}, whole["params"], stats)
+    reply = model_reply({**first, "params": first["params"] | tied}, tree.clone(whole["params"]), stats)
     if tied:
         reply["tied_delta"] = {n: reply["delta"].pop(n) for n in tied}
     staged = ("parts", "start", "next", "examples", "weight", "loss", "opened", "opt")

@@ -15,7 +15,7 @@ from lilliput.local import Correction, Loss, Stats, fit
 from lilliput.optim import MeanSubspace
 from lilliput.submodel import Combine, Mean, Slice, SliceRule, full, reduce, weighted_mean
 from lilliput.training import Training
-from lilliput.tree import Body, Tree, add, sub
+from lilliput.tree import Body, Tree, add, add_, sub
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,11 @@ def train(
 
 
 def model_reply(msg: Body, params: Tree, stats: Stats) -> Body:
-    """What goes up: how params and buffers changed, and what training measured."""
-    reply: Body = {"delta": sub(params, msg["params"]), "metrics": measured(stats)}
+    """What goes up: how params and buffers changed, and what training measured.
+
+    The tensors of `params` become the delta: a device need not hold three models to send one.
+    """
+    reply: Body = {"delta": add_(params, msg["params"], -1.0), "metrics": measured(stats)}
     if "buffers" in msg:
         reply["buffer_delta"] = sub(stats.buffers, msg["buffers"])
     return {**reply, "projections": stats.projections} if stats.projections else reply

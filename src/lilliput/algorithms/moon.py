@@ -19,7 +19,7 @@ from lilliput.algorithms.fedavg import FedAvg, model_reply, train
 from lilliput.fleet import Client, on_client
 from lilliput.local import Loss
 from lilliput.tasks import frozen_norms
-from lilliput.tree import Body, Tree, shapes
+from lilliput.tree import Body, Tree, clone, shapes
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Moon(FedAvg):
             with ExitStack() as stack:
                 loss = self._contrast(client, msg, previous, stack)
                 params, state, stats = train(self, client, state, msg, loss=loss)
-        kept: Body = {"previous": {"params": params, "buffers": stats.buffers}} if self.mu else {}
+        kept: Body = {"previous": {"params": clone(params), "buffers": stats.buffers}} if self.mu else {}
         return model_reply(msg, params, stats), {**state, **kept}
 
     def _contrast(self, client: Client, msg: Body, previous: Body, stack: ExitStack) -> Loss:

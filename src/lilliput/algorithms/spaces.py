@@ -62,8 +62,9 @@ class Spaces:
         return self.task.model.get_parameter(f"{layer}.weight").dtype
 
     def zeros(self, like: Tree) -> Tree:
-        """b = 0 of every layer, in the type of a whole model's weights."""
-        return {f"{n}.b": like[f"{n}.weight"].new_zeros(*form.rows, self.ranks[n]) for n, form in self.forms.items()}
+        """b = 0 of every layer, in the type of a whole model's weights; it takes no memory, and is not written to."""
+        shapes = {n: (*form.rows, self.ranks[n]) for n, form in self.forms.items()}
+        return {f"{n}.b": like[f"{n}.weight"].new_zeros(()).expand(shape) for n, shape in shapes.items()}
 
     def ordinary(self, params: Tree) -> Tree:
         """The parameters of a whole model that are in no subspace."""
