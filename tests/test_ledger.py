@@ -37,6 +37,8 @@ def test_the_simulated_clock_is_bytes_over_bandwidth_and_flops_over_speed() -> N
     overhead = row["overhead_bytes"]  # shared by both directions; its split is the header's affair
     low = 8 * row["down_bytes"] / 4e6 + 8 * row["up_bytes"] / 1e6 + row["flops"] / 1e6
     assert low < row["simulated_seconds"] <= low + 8 * overhead / 1e6
+    assert row["simulated_seconds"] - row["communication_seconds"] == pytest.approx(row["flops"] / 1e6)
+    assert row["process_memory_bytes"] > 1e6  # of this very process
 
 
 def test_a_round_lasts_as_long_as_its_slowest_client() -> None:

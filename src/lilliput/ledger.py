@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -73,6 +74,19 @@ class Instrument(TorchDispatchMode):
 
     def _free(self, key: int) -> None:
         self.bytes -= self._live.pop(key, 0)
+
+
+def process_memory(device: torch.device) -> int:
+    """The most bytes that were allocated on a GPU, or that this process has held in main memory; 0 if not known."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+        import sys
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    except ImportError:
+        return 0
 
 
 def published(kind: str) -> bool:
@@ -155,7 +169,7 @@ Place = tuple[int, int]
 
 def _distinct(found: Iterable[Tensor], but: Mapping[Place, Tensor] = MappingProxyType({})) -> dict[Place, Tensor]:
     """Tensors by where they lie (storage and byte), without those of `but`."""
-    placed = {(x.untyped_storage()._cdata, x.storage_offset() * x.itemsize): x for x in found if x.numel()}
+    placed = {(x.untyped_storage()._cdata, int(x.storage_offset()) * x.itemsize): x for x in found if x.numel()}
     return {place: x for place, x in placed.items() if place not in but}
 
 
@@ -183,6 +197,7 @@ class Entry:
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
     flops: float = 0.0
+    communication_seconds: float = 0.0  # of the simulated ones, those on the link
     simulated_seconds: float = 0.0
     error: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
@@ -206,16 +221,17 @@ class Ledger:
         A call lasts as long as its slowest member; the calls of a round follow each other.
         """
         entries = [e for e in self.entries if not e.evaluation]
-        slowest: dict[int, float] = {}
+        slowest: dict[int, Entry] = {}
         for e in entries:
-            slowest[e.call] = max(slowest.get(e.call, 0.0), e.simulated_seconds)
+            slowest[e.call] = max(slowest.get(e.call, e), e, key=lambda entry: entry.simulated_seconds)
         return {
             "up_bytes": sum(sum(e.up.values()) for e in entries),
             "down_bytes": sum(sum(e.down.values()) for e in entries),
             "overhead_bytes": sum(e.up_overhead + e.down_overhead for e in entries),
             "peak_memory_bytes": max((e.peak_memory_bytes for e in entries), default=0),
             "flops": sum(e.flops for e in entries),
-            "simulated_seconds": sum(slowest.values()),
+            "communication_seconds": sum(e.communication_seconds for e in slowest.values()),
+            "simulated_seconds": sum(e.simulated_seconds for e in slowest.values()),
             "dropped": len({e.client for e in entries if e.error}),
         }
 

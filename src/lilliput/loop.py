@@ -11,9 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lilliput import checkpoint, evaluation
 from lilliput.engines import Engine, Round
 from lilliput.fleet import Model
+from lilliput.ledger import process_memory
 from lilliput.stop import Row, stale
 from lilliput.store import Store, write
 
@@ -140,6 +143,7 @@ class Run:
         if tokens:
             row["tokens_per_second"] = tokens * row["examples_per_second"]
         row |= {**fleet.ledger.totals(), "clients": len(fleet.called) - len(fleet.out)}
+        row["process_memory_bytes"] = process_memory(torch.device("cuda" if torch.cuda.is_initialized() else "cpu"))
         if hasattr(self.e.algorithm, "lr_at"):
             row["lr"] = self.e.algorithm.lr_at(fleet.round, self.e.rounds)
         kinds = {"comm": ("encode", "transfer", "decode"), "all": None}.get(self.e.profile or "", ())

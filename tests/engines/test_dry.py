@@ -28,7 +28,7 @@ from fixtures import METHODS, batches, experiment
 
 COUNTED = (
     "call", "client", "handler", "down", "down_overhead", "up", "up_overhead", "peak_memory_bytes", "flops",
-    "simulated_seconds",
+    "communication_seconds", "simulated_seconds",
 )  # fmt: skip
 
 

@@ -294,7 +294,9 @@ class Stream(Iterator[Reply]):
             entry.metrics = metrics
             reply = Reply(c, body, fleet.examples[c], metrics)
         down = sum(entry.down.values()) + entry.down_overhead
-        entry.simulated_seconds = profile.seconds(down, entry.flops, sum(entry.up.values()) + entry.up_overhead)
+        up = sum(entry.up.values()) + entry.up_overhead
+        entry.communication_seconds = profile.seconds(down, 0, up)
+        entry.simulated_seconds = profile.seconds(down, entry.flops, up)
         if why is not None:
             entry.error = why
             fleet.fail(c, why, response.cause)

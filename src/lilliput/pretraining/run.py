@@ -19,6 +19,7 @@ from lilliput import checkpoint, random
 from lilliput.data.ahead import Ahead
 from lilliput.data.corpus import Corpus
 from lilliput.data.sequences import IGNORED, Batch, Sequences
+from lilliput.ledger import process_memory
 from lilliput.pretraining import network, optimizers, parallel, saved
 from lilliput.pretraining.config import Pretrain
 from lilliput.pretraining.evaluation import evaluate
@@ -172,7 +173,7 @@ class Run:
             "train_loss": p.loss / max(p.labels, 1), "lr": self.c.lr * factor(self.c, p.step - 1), "tokens": p.tokens,
             "epoch": self.stream.position.epoch, "seconds": p.seconds, "examples": p.examples,
             "tokens_per_second": p.labels / p.seconds, "examples_per_second": p.examples / p.seconds,
-            "peak_memory_bytes": peak_memory(self.world.device), "state_bytes": optimizers.state_bytes(self.optimizer),
+            "peak_memory_bytes": process_memory(self.world.device), "state_bytes": optimizers.state_bytes(self.optimizer),
         }  # fmt: skip
         skipped = optimizers.skipped(self.optimizer)
         return {**row, "skipped": skipped} if skipped else row
@@ -215,19 +216,6 @@ def identity(c: Pretrain, tokenizer: Any, texts: tuple[Corpus, Corpus]) -> dict[
     words = hashlib.blake2b(json.dumps(sorted(tokenizer.get_vocab().items())).encode(), digest_size=12).hexdigest()
     same = ("model", "model_options", "max_length", "packing", "shuffle", "seed", "optimizer", "lora", "dtype")
     return {**{name: getattr(c, name) for name in same}, "tokenizer": words, "data": texts[0].fingerprint()}
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most bytes that were allocated on a GPU, or that this process has held in main memory; 0 if not known."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-        import sys
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    except ImportError:
-        return 0
 
 
 def _per_layer(optimizer: torch.optim.Optimizer, c: Pretrain) -> Any:
