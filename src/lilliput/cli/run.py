@@ -139,10 +139,10 @@ def recipe(chosen: Sequence[Settings], args: Args) -> int:
 def _unchanged(chosen: Sequence[Settings]) -> None:
     """Raise ValueError if settings of the recipe were changed: its expectation would be of another experiment."""
     free = ("engine", "device", "profile", "folder")
+    places = (("dataset", "folder"), ("dataset", "tokenizer"), ("model", "source"))  # of the same, on this machine
     for s in chosen:
         kept: dict[str, Any] = {key: s[key] for key in free}
-        if "folder" in s.node("dataset"):
-            kept["dataset.folder"] = s.node("dataset")["folder"]
+        kept |= {f"{axis}.{name}": s.node(axis)[name] for axis, name in places if name in s.node(axis)}
         own = expanded({"recipe": s["recipe"], "scale": s["scale"], "case": s["case"], **kept})[0]
         if own.fingerprint() != s.fingerprint():
             mine, theirs = flat(s.as_dict()), flat(own.as_dict())

@@ -50,6 +50,7 @@ def build(s: Settings, folder: Path | None = None, reporters: Any = ()) -> Built
         evaluate_every=s["evaluate_every"], profiles=profiles(s), codec=make_codec(s), quorum=s["quorum"],
         timeout=s["timeout"], stop=stop(s), folder=folder, checkpoint_every=s["checkpoint_every"],
         profile=None if s["profile"] == "none" else s["profile"], reporters=reporters,
+        reply_limit=reply_limit(task),
     )  # fmt: skip
     return Built(experiment, s, make_engine(s), dataset, federated)
 
@@ -117,6 +118,11 @@ def make_task(s: Settings, dataset: Any, federated: Any, algorithm: Any) -> Any:
             except ValueError as error:
                 raise ValueError(f"cut: {error}") from error
     return Supervised(model, **options)
+
+
+def reply_limit(task: Any) -> int:
+    """Bytes that a device may reply with: 1 GiB, or twice the model where that is more."""
+    return max(1 << 30, 2 * sum(p.numel() * p.element_size() for p in task.model.parameters()))
 
 
 def make_loss(s: Settings) -> Callable[..., Any]:

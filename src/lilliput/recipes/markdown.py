@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lilliput.recipes import RECIPES
-from lilliput.recipes.recipe import Recipe, Version
+from lilliput.recipes.recipe import Case, Recipe, Version
 
 HEAD = """# Reproduction
 
@@ -15,6 +15,9 @@ Published experiments as recipes.  This page is generated: `lilliput list recipe
 (every row within its tolerance), *same ordering* (the rows stand as in the source, at other values), *not reproduced*,
 or *not run*.  Data sets that are not embedded need their folder, such as `cifar10.folder=data/cifar10`.
 """
+
+
+METRIC = ("published", "expected", "measured")  # columns in the unit of the recipe's metric
 
 
 def markdown() -> str:
@@ -36,15 +39,27 @@ def _recipe(recipe: Recipe) -> Iterator[str]:
 
 
 def _table(recipe: Recipe, version: Version) -> Iterator[str]:
-    columns = ["published", "expected", "measured", *["mib"][: any(case.mib for case in version.cases)]]
-    heads = [{"mib": "MiB a round"}.get(name, name) for name in columns]
-    yield f"| {recipe} | {' | '.join(heads)} |"
+    columns = _columns(version)
+    head = recipe if columns[0] in METRIC else ""
+    yield f"| {head} | {' | '.join({'mib': 'MiB a round'}.get(name, name) for name in columns)} |"
     yield f"|---{'|---' * len(columns)}|"
     for case in version.cases:
-        expected = "" if case.expected is None else version.expectation(case)
-        numbers = [expected if name == "expected" else _number(getattr(case, name)) for name in columns]
-        yield f"| {case.name} | {' | '.join(numbers)} |"
+        yield f"| {case.name} | {' | '.join(_cell(version, case, name) for name in columns)} |"
     yield ""
+
+
+def _columns(version: Version) -> list[str]:
+    """What a table shows of its cases: numbers of the metric that there are, rounds where they differ, and traffic."""
+    compared = any(case.expected is not None for case in version.cases)
+    metric = [name for name in METRIC if compared or any(getattr(case, name) is not None for case in version.cases)]
+    differ = len({case.settings.get("rounds") for case in version.cases}) > 1
+    return [*metric, *["rounds"][:differ], *["mib"][: any(case.mib for case in version.cases)]]
+
+
+def _cell(version: Version, case: Case, column: str) -> str:
+    if column == "expected":
+        return "" if case.expected is None else version.expectation(case)
+    return f"{case.settings['rounds']:,}" if column == "rounds" else _number(getattr(case, column))
 
 
 def _number(value: float | None) -> str:
