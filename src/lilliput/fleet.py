@@ -211,7 +211,7 @@ class Computed(NamedTuple):
 class Device:
     """The device's half of every engine: runs handlers over client state, staged until the round is committed."""
 
-    meter: type[Meter] = Meter
+    meter: Callable[..., Meter] = Meter
 
     def __init__(self, job: Job, device: torch.device | str = "cpu", clone: bool = False):
         """`clone`: messages live in a buffer that will be reused, so what a state keeps of them must be copied."""

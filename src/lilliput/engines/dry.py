@@ -10,9 +10,10 @@ Memory and FLOPs are those of the instrument that measures real runs.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -25,9 +26,9 @@ from lilliput.engines.ghosts import Copies, Ghosts, copied, is_ghost
 from lilliput.engines.prediction import Prediction, RoundCost
 from lilliput.engines.sequential import Sequential
 from lilliput.fleet import Client, Computed, Device, Job, Request
-from lilliput.ledger import Ledger, Meter
+from lilliput.ledger import Cost, Ledger, Meter
 from lilliput.store import Store
-from lilliput.tree import Body, mapped
+from lilliput.tree import Body, mapped, tensors
 
 Out = TypeVar("Out")
 
@@ -73,7 +74,7 @@ def ledgers(experiment: Any, engine: Dry, rounds: int | None = None) -> Iterator
     with ExitStack() as stack:
         stack.enter_context(ghosts)
         stack.enter_context(Copies(ghosts))
-        stack.enter_context(Once({}, "server", {}, {}))
+        stack.enter_context(Once({}, {}, "server", {}, {}))
         job = haunted(e.job("dry"), ghosts)
         engine.open(job)
         if hasattr(job.algorithm, "check"):
@@ -97,15 +98,38 @@ def haunted(job: Job, ghosts: Ghosts) -> Job:
 
 
 class Once(Meter):
-    """Runs the first step of a kind, and counts each further one as much without running it."""
+    """Runs the first step of a kind, and counts each further one as much without running it.
+
+    known: what steps of earlier calls gave; those that left no state behind are not run in this call either.
+    """
+
+    def __init__(self, known: dict[Any, Any], cache: dict[Any, Cost], handler: str, message: Body, state: Body):
+        super().__init__(cache, handler, message, state)
+        self._known, self._outs = known, dict[Any, Any]()
+        self._call = handler, tuple(x.shape for x in tensors(message))
 
     def step(self, label: Any, held: Any, run: Any) -> Any:
-        outs = self.__dict__.setdefault("_outs", {})
-        if label not in outs:
-            outs[label] = super().step(label, held, run)
-            return outs[label]
+        if label not in self._outs:
+            self._outs[label] = super().step(label, held, partial(self._first, (self._call, label), held, run))
+            return self._outs[label]
         self.flops += self._steps[label].flops
-        return tree_map_only(FakeTensor, _another, outs[label])  # a tensor that is held twice counts once
+        return _others(self._outs[label])
+
+    def _first(self, key: Any, held: Any, run: Any) -> Any:
+        if key in self._known:
+            return _others(self._known[key])
+        before, out = _count(held()), run()
+        if _count(held()) == before:  # optimizers may make their state in the first step
+            self._known[key] = out
+        return out
+
+
+def _count(held: Iterable[torch.Tensor]) -> int:
+    return sum(1 for _ in held)
+
+
+def _others(out: Any) -> Any:
+    return tree_map_only(FakeTensor, _another, out)  # a tensor that is held twice counts once
 
 
 def _another(x: Any) -> torch.Tensor:
@@ -150,10 +174,9 @@ def _holds(body: Any, clock: Clock) -> bool:
 class DryDevice(Device):
     """Runs a handler once for every message, state and batches that it can be given."""
 
-    meter = Once
-
     def __init__(self, job: Job, ghosts: Ghosts):
         super().__init__(job)
+        self.meter = partial(Once, {})
         self._ghosts = ghosts
         self.short: dict[int, int] = {}
         self._known: dict[Any, Computed] = {}
