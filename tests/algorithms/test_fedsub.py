@@ -327,6 +327,7 @@ def test_replies_of_other_shapes_are_dropped() -> None:
         ({"targets": ["nothing"]}, "targets: no layer of Sequential is called 'nothing'"),
         ({"targets": ["1"]}, "1 is a Tanh; only linear layers"),
         ({"refresh": 0}, "refresh is 0"),
+        ({"local_steps": 0}, "local_steps is 0"),
         ({"lr": 0.0}, "lr is 0"),
         ({"projection": "qr"}, "projection is 'qr'"),
         ({"projection": "svd", "stale_projection": True}, "stale_projection is for projections from a seed"),

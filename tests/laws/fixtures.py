@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 import lilliput
-from lilliput.algorithms import ALGORITHMS, SPLIT, FedAvg, SplitFedV1, SplitFedV2
+from lilliput.algorithms import ALGORITHMS, SPLIT, FedAvg, FedSub, SplitFedV1, SplitFedV2
 from lilliput.fleet import Client, Fleet, Model, on_client
 from lilliput.submodel import Mean, Slice, reduce
 from lilliput.tasks import Split, Supervised
@@ -117,8 +118,11 @@ def batches(clients: int = 6) -> dict[int, list[tuple[torch.Tensor, torch.Tensor
 
 
 TOYS: dict[str, Any] = {"two_calls": TwoCalls, "rolling_slices": RollingSlices}
+SUBSPACE: dict[str, Any] = {
+    "fedsub_svd": partial(FedSub, projection="svd", dual="full", refresh=2, momentum=0.5, optimizer_state="keep"),
+}
 TAILED: dict[str, Any] = {"splitfed_v1_tail": SplitFedV1, "splitfed_v2_tail": SplitFedV2}
-METHODS: dict[str, type] = {**ALGORITHMS, **SPLIT, **TAILED, **TOYS}
+METHODS: dict[str, Any] = {**ALGORITHMS, **SUBSPACE, **SPLIT, **TAILED, **TOYS}
 
 
 def method(name: str, **settings: Any) -> Any:

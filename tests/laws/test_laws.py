@@ -90,6 +90,12 @@ def test_the_bytes_of_the_ledger_are_those_on_the_wire(name: str, engine: str, m
         assert [r["up_bytes"] for r in rows] == [3 * (each + statistics)] * 4
         assert rows[0]["down_bytes"] == 3 * (each + model)
         assert all(3 * (each + statistics) <= r["down_bytes"] <= 3 * (each + model) for r in rows)
+    elif name == "fedsub_svd":
+        # Every second round a sketch of the first layer's gradient (8 x 6) goes up before, and P (1 x 6) comes down.
+        each, sketch, rows_of_p = 4 * (8 + 51), 4 * 8 * 6, 4 * 6
+        assert [r["up_bytes"] for r in rows] == [3 * (each + statistics + s) for s in (sketch, 0, sketch, 0)]
+        assert rows[0]["down_bytes"] == 3 * (each + model + rows_of_p)
+        assert all(3 * (each + statistics) <= r["down_bytes"] <= rows[0]["down_bytes"] for r in rows)
     else:
         assert sum(r["up_bytes"] for r in rows) == 0  # the bounds send weights down once and nothing up
         assert rows[0]["down_bytes"] == (model if name == "centralized" else 3 * model)

@@ -108,7 +108,39 @@ def test_a_state_dict_carries_bases_duals_and_epochs() -> None:
     two.load_state_dict(one.state_dict())
     x = torch.randn(4, 6)
     assert torch.equal(one(x), two(x))
+    for model in (one, two):
+        lilliput.outer_update(model, refresh=True)  # the seed came along
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("dual", ["rotated", "full"])
+@pytest.mark.parametrize("options", [{"momentum": 0.9, "nesterov": True}, {"optimizer": optim.Lion}])
+def test_a_loop_saved_within_a_round_goes_on_to_the_same_bits(dual: Any, options: Any, tmp_path: Path) -> None:
+    def started() -> list[Any]:
+        model = network()
+        lilliput.replace_with_subspace(model, ["0", "2"], rank=2, dual=dual)
+        return [model, *lilliput.subspace_optimizer(model, lr=0.1, tau=TAU, warmup=2, steps=15, **options)]
+
+    def train(parts: list[Any], steps: range) -> dict[str, Tensor]:
+        model, optimizer, schedule = parts
+        for step in steps:
+            x, y = batches(step % 4)[step % TAU]
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step(), schedule.step()
+            if step % TAU == 0:
+                lilliput.outer_update(model, refresh=step % (2 * TAU) == 0, optimizer=optimizer)
+                for layer in subspace_layers(model).values():
+                    layer.dual.add_(0.1)  # type: ignore[union-attr]  # one process has none of its own making
+        return model.state_dict()
+
+    straight, broken, resumed = started(), started(), started()
+    train(broken, range(1, 2 * TAU + 2))
+    torch.save([part.state_dict() for part in broken], tmp_path / "saved.pt")
+    for part, state in zip(resumed, torch.load(tmp_path / "saved.pt", weights_only=True), strict=True):
+        part.load_state_dict(state)
+    expected, found = train(straight, range(1, 4 * TAU)), train(resumed, range(2 * TAU + 2, 4 * TAU))
+    assert all(torch.equal(found[name], x) for name, x in expected.items())
 
 
 def own_loop(rank: int, port: int, folder: str) -> None:
@@ -129,11 +161,41 @@ def own_loop(rank: int, port: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_are_the_engine(tmp_path: Path) -> None:
+def disagreeing(rank: int, port: int, folder: str) -> None:
+    """One of two processes whose seeds differ, then their epochs, then their models."""
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    words = []
+    for case in ("seed", "epoch", "weight"):
+        model = network()
+        layer = lilliput.replace_with_subspace(model, ["0", "2"], rank=2).layers["2"]
+        getattr(layer, case).data.view(-1)[0] += rank
+        try:
+            lilliput.outer_update(model)
+        except ValueError as error:
+            words.append(str(error))
+    Path(folder, str(rank)).write_text("\n".join(words))
+    torch.distributed.destroy_process_group()
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(own_loop, (port, str(tmp_path)), nprocs=2)
+        return probe.getsockname()[1]
+
+
+def test_processes_of_other_bases_or_models_are_refused_in_all_of_them(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(disagreeing, (free_port(), str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        seed, epoch, weight = Path(tmp_path, str(rank)).read_text().splitlines()
+        assert seed.startswith(f"the basis of 2 is of seed {rank} and epoch 0 here")
+        assert epoch.startswith(f"the basis of 2 is of seed 0 and epoch {rank} here")
+        assert weight.startswith("the frozen weight of 2 differs between processes; start all of them from one model")
+
+
+def test_two_processes_are_the_engine(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(own_loop, (free_port(), str(tmp_path)), nprocs=2)
     history = lilliput.Experiment(
         algorithm=FedSub(lr=0.1, rank=2, refresh=2), task=Supervised(network()),
         data={c: batches(c) for c in range(2)}, rounds=ROUNDS, evaluate="none",

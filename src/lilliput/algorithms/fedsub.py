@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from lilliput.algorithms.fedavg import model_reply, model_sums, start
 from lilliput.algorithms.spaces import Bases, Spaces, aligned, forgotten, spaces_of
 from lilliput.fleet import Client, Fleet, Model, Reply, on_client
-from lilliput.local import Correction, fit, round_batches
+from lilliput.local import Correction, fit
 from lilliput.submodel import Combine, Mean, reduce, weighted_mean
 from lilliput.subspace import PROJECTIONS, leading, rotated
 from lilliput.tasks.supervised import to_device
@@ -73,6 +73,8 @@ class FedSub(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.local_steps == 0:
+            raise ValueError("local_steps is 0; a round has 1 or more steps, over which the dual is spread")
         if self.refresh < 1:
             raise ValueError(f"refresh is {self.refresh}; P changes every 1 or more rounds")
         if not callable(self.projection) and self.projection not in PROJECTIONS:
@@ -109,7 +111,7 @@ class FedSub(Training):
         down: Body = {"buffers": state["buffers"]} if state.get("buffers") else {}
         each = {c: self._behind(spaces, state, fleet, c) for c in cohort}
         if self.projection == "svd":
-            state, each = self._projected(spaces, state, fleet, down, each)
+            state, each = self._projected(spaces, state, fleet, each)
         up = self._travels(spaces, state["params"])
         replies = fitting(fleet, "delta", up, fleet.call(self.train, down, each=each))
         sums = reduce(replies, **model_sums(self.combine, {**state, "params": up}))
@@ -157,12 +159,12 @@ class FedSub(Training):
         return means
 
     def _projected(
-        self, spaces: Spaces, state: Body, fleet: Fleet, down: Body, each: dict[int, Body]
+        self, spaces: Spaces, state: Body, fleet: Fleet, each: dict[int, Body]
     ) -> tuple[Body, dict[int, Body]]:
         """The state with the rows of P, new ones where they are due, and what goes to each client, they included."""
         if (fleet.round - 1) % self.refresh == 0:
             like = {layer: torch.zeros(spaces.sketch_shape(layer)) for layer in spaces.forms}
-            replies = fitting(fleet, "sketch", like, fleet.call(self.sketch, down, each=each))
+            replies = fitting(fleet, "sketch", like, fleet.call(self.sketch, each=each))
             mean: Tree = reduce(replies, sketch=Mean("examples").over(like))["sketch"]
             state = {**state, "rows": {n: leading(x, spaces.ranks[n]).dense() for n, x in mean.items()}}
             each = {c: {} for c in each}  # they have the model now
@@ -176,8 +178,8 @@ class FedSub(Training):
     def sketch(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
         """The sketch of each layer's dense gradient on one batch."""
         spaces, state = self.spaces(client.task), self._caught_up(client, state, msg)
-        model = client.task.resident(state["params"], msg.get("buffers"), "train", client.device)
-        batch = to_device(next(round_batches(client, self)), client.device, model)
+        model = client.task.resident(state["params"], None, "train", client.device)
+        batch = to_device(next(client.data.epoch(client.generator("shuffle", 0))), client.device, model)
         return {"sketch": spaces.sketches(model, client.task, batch, client.seed, client.round, "sketch")}, state
 
     @on_client(like={"buffer_delta": "buffers"})

@@ -16,14 +16,16 @@ class SubspaceLayer(nn.Module):
 
     layer: what it replaces; its `weight` becomes the frozen x, under the same name, and its `bias` stays as it is.
     With b = 0, as it begins, this layer is that one.  For loops of a user's own it has room for a `dual`, in the shape
-    of b or, in full size, of the matrix, and counts the `epoch` of its basis; P, dual and epoch are in its state dict.
+    of b or, in full size, of the matrix, and counts the `epoch` of its basis, which comes from a `seed`; P, dual, seed
+    and epoch are in its state dict.
     """
 
     weight: Tensor
     bias: Tensor | None
     dual: Tensor | None
+    seed: Tensor
     epoch: Tensor
-    origin: tuple[int, str, str | None] = (0, "", None)  # of the basis: seed, label, projection
+    origin: tuple[str, str | None] = ("", None)  # of the basis: label, projection
 
     def __init__(self, layer: nn.Module, basis: Basis, form: Form):
         super().__init__()
@@ -33,7 +35,8 @@ class SubspaceLayer(nn.Module):
         self.bias = layer.bias  # type: ignore[assignment]
         self.b = nn.Parameter(weight.detach().new_zeros(*form.rows, basis.rank))
         self.register_buffer("dual", None)
-        self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
+        for name in ("seed", "epoch"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.int64))
         self.use(basis)
 
     @property

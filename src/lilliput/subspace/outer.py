@@ -77,9 +77,11 @@ def outer_update(
     refresh:   change P, and take the duals to the new one.
     gradients: by layer, this process's dense gradient of the weight [like the weight], which `svd` finds its P from.
     optimizer: its state of each b is zeroed when P changes, as it was of another basis.
-    Without torch.distributed there is one client, whose duals stay zero.  Raises ValueError for svd without gradients.
+    Without torch.distributed there is one client, whose duals stay zero.  Raises ValueError for svd without gradients,
+    and where processes have other bases, or another x, than each other.
     """
     layers = subspace_layers(model)
+    _check_agreed(layers, group)
     own = {name: layer.b.detach().clone() for name, layer in layers.items()}
     _average([p for p in model.parameters() if p.requires_grad], group)
     _average([b for b in _statistics(model)], group)
@@ -101,8 +103,8 @@ def outer_update(
 
 
 def _next(name: str, layer: SubspaceLayer, gradients: Mapping[str, Tensor] | None, group: Any) -> Basis:
-    seed, label, projection = layer.origin
-    rank, epoch = layer.b.shape[-1], int(layer.epoch)
+    label, projection = layer.origin
+    rank, seed, epoch = layer.b.shape[-1], int(layer.seed), int(layer.epoch)
     if projection is None:
         raise ValueError(f"{name} has a basis of your own; give it the next one with layer.use(basis)")
     if projection != "svd":
@@ -124,16 +126,40 @@ def _statistics(model: nn.Module) -> Iterator[Tensor]:
             yield from (module.running_mean, module.running_var)  # type: ignore[misc]
 
 
+def _check_agreed(layers: Mapping[str, SubspaceLayer], group: Any) -> None:
+    """Raise ValueError, in every process, where they would fold into another x, or by another P, than each other."""
+    if not _distributed():
+        return
+    own = torch.stack([torch.stack([x.seed, x.epoch, _checksum(x.weight)]) for x in layers.values()])
+    most = torch.stack([own, -own])
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX, group=group)
+    for name, mine, high, low in zip(layers, own.tolist(), most[0].tolist(), (-most[1]).tolist(), strict=True):
+        if mine[:2] != high[:2] or mine[:2] != low[:2]:
+            raise ValueError(
+                f"the basis of {name} is of seed {mine[0]} and epoch {mine[1]} here, of another elsewhere; "
+                "give all one seed, and refresh in all of them or in none"
+            )
+        if high != low:
+            raise ValueError(f"the frozen weight of {name} differs between processes; start all of them from one model")
+
+
+def _checksum(x: Tensor) -> Tensor:
+    """A number that tells other bits."""
+    return x.detach().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.itemsize]).sum(dtype=torch.int64)
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def _average(tensors: list[Tensor], group: Any) -> None:
     """The mean over processes, in place, by one exchange for each type; gloo knows sums only."""
-    from torch import distributed
-
-    if not tensors or not (distributed.is_available() and distributed.is_initialized()):
+    if not tensors or not _distributed():
         return
-    world = distributed.get_world_size(group)
+    world = torch.distributed.get_world_size(group)
     for dtype in {x.dtype for x in tensors}:
         alike = [x for x in tensors if x.dtype == dtype]
         flat = torch.cat([x.detach().reshape(-1) for x in alike])
-        distributed.all_reduce(flat, group=group)
+        torch.distributed.all_reduce(flat, group=group)
         for x, mean in zip(alike, (flat / world).split([x.numel() for x in alike]), strict=True):
             x.copy_(mean.view_as(x))

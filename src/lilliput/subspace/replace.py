@@ -64,7 +64,8 @@ def replace_with_subspace(
     for name, layer in layers.items():
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent), own, layer)
-        layer.origin = (seed, name, projection if isinstance(projection, str) else None)
+        layer.origin = (name, projection if isinstance(projection, str) else None)
+        layer.seed.fill_(seed)
         if dual != "none":
             like = layer.b if dual == "rotated" else layer.form.matrix(layer.weight)
             layer.dual = torch.zeros_like(like, requires_grad=False, memory_format=torch.contiguous_format)
