@@ -12,6 +12,7 @@ import torch
 
 from lilliput import data
 from lilliput.data.corpus import count
+from lilliput.data.tokenised import Texts
 
 pytest.importorskip("transformers")
 
@@ -110,6 +111,14 @@ def test_prompts_are_first_halves_of_what_is_held_out(folder: Path) -> None:
     assert prompts == ((tuple(bytes_of("yyyy")), ("yyyyy", "yyyz")),)
 
 
+def test_c4_gives_as_many_tokens_as_are_asked_for_and_tests_on_its_own_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {"train": ["a" * 20] * 10**5, "validation": ["b" * 20] * 10**5}  # more than is read
+    monkeypatch.setattr("lilliput.data.corpus._c4", lambda split: Texts(tuple(texts[split])))
+    d = data.load("corpus", source="c4", tokens="200", validation_tokens=50, length=16, packing=False)
+    assert d.train[0].tolist() == [[*bytes_of("a" * 15), END, 0]] * 13 and len(d.test[0]) == 4 and d.owners is None
+    assert int(d.test[0][0][0]) == bytes_of("b")[0]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -129,7 +138,7 @@ def test_what_cannot_be_had_is_refused(options: dict[str, Any], words: str) -> N
 def test_text_too_short_for_a_sequence_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="no train sequence of length=500; choose a shorter length"):
         data.load("corpus", str(folder), length=500)
-    with pytest.raises(ValueError, match="no test sequence of length=40; .* or name validation text"):
+    with pytest.raises(ValueError, match=r"no test sequence of length=40; .* or name validation text"):
         data.load("corpus", str(folder), length=40)
 
 
