@@ -39,6 +39,25 @@ def test_fednova_with_equal_work_is_fedavg() -> None:
         torch.testing.assert_close(x, b["params"][name], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}])
+def test_fedavg_of_one_kept_step_is_data_parallel_sgd(options: dict[str, Any]) -> None:
+    """The mean of steps is the step of the mean gradient, momentum included."""
+    data = {c: batches()[c][:1] for c in range(4)}
+    model = network(bn=False).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, **options)
+    doubles = {c: [(x.double(), y) for x, y in batch] for c, batch in data.items()}
+    algorithm = FedAvg(lr=0.1, local_steps=1, optimizer_state="keep", **options)
+    task = Supervised(network(bn=False).double())
+    history = lilliput.Experiment(algorithm=algorithm, task=task, data=doubles, rounds=6).run(Sequential())
+    x, y = (torch.cat([doubles[c][0][i] for c in doubles]) for i in (0, 1))
+    for _ in range(6):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(history.state["params"][name], p.data, atol=1e-12, rtol=0)
+
+
 def test_one_client_with_everything_is_plain_sgd_and_centralized() -> None:
     data = {0: [b for c in range(3) for b in batches()[c]]}
     settings = {"lr": 0.1, "momentum": 0.5, "local_epochs": 2, "optimizer_state": "keep"}
