@@ -15,7 +15,8 @@ from lilliput.config import expanded
 from lilliput.config.build import build
 from lilliput.engines.dry import predict
 from lilliput.recipes import RECIPES
-from lilliput.recipes.subspace import BYTES, SUBSPACE, T5, TARGETS, TINY, Network, llama, resnet
+from lilliput.recipes.subspace import BYTES, SUBSPACE, T5, TARGETS, TINY
+from lilliput.recipes.traffic import Network, llama, resnet
 
 pytest.importorskip("transformers")
 NAMES = [recipe.name for recipe in SUBSPACE]

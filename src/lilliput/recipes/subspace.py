@@ -2,84 +2,22 @@
 
 The settings are those of the published program's scripts.  It compares methods at equal steps and counts the layers in
 subspaces alone, because it never averages the other parameters; here they are averaged and counted.  At equal bytes
-FedAvg, P = I and data-parallel SGD have the rounds that FedSub's bytes pay for.  Per round and client, in numbers:
-
-    FedSub:  sum_l m_l r_l + ordinary        up and down, and once the whole model down
-    FedAvg:  sum_l m_l n_l + ordinary        up and down; data-parallel SGD the same in each step
-
-P comes from a seed and costs nothing.  Buffers (statistics of BatchNorm) travel up and down in both.
+FedAvg, P = I and data-parallel SGD, which is FedAvg of one local step, have the rounds that FedSub's bytes pay for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from lilliput.models import LLAMA
 from lilliput.recipes.recipe import Case, Recipe, Version
-from lilliput.subspace.replace import rank_of
+from lilliput.recipes.traffic import Network, llama, resnet
 
+# What the closed forms rest on: the other parameters are averaged, and a device keeps the model from round to round.
+FEDSUB = {"projection": "cd", "dual": "rotated", "ordinary": "average", "downlink": "means"}
 HARDWARE = "one GPU at 100 TFLOP/s, by arithmetic"
-
-
-class Layers(NamedTuple):
-    """So many layers in a subspace, of m rows and a width of n."""
-
-    number: int
-    rows: int
-    width: int
-
-
-@dataclass(frozen=True)
-class Network:
-    """What of a model goes into subspaces, and how many numbers there are beside that."""
-
-    layers: tuple[Layers, ...]
-    ordinary: int
-    buffers: int = 0
-
-    @property
-    def whole(self) -> int:
-        """Parameters of the model."""
-        return sum(number * m * n for number, m, n in self.layers) + self.ordinary
-
-    def sent(self, rank: int | float) -> int:
-        """Numbers that FedSub sends in a round, up as well as down."""
-        b = sum(number * m * rank_of("a layer", rank, n) for number, m, n in self.layers)
-        return b + self.ordinary + self.buffers
-
-    def paid(self, rank: int | float, rounds: int, whole_models: int = 0) -> int:
-        """Rounds in full dimension that the bytes of FedSub's rounds pay for, after so many whole models down."""
-        bytes_ = 2 * rounds * self.sent(rank) + (1 - whole_models) * self.whole
-        return bytes_ // (2 * (self.whole + self.buffers))
-
-
-def llama(sizes: Mapping[str, int], vocabulary: int, key_rows: int | None = None, tables: int = 2) -> Network:
-    """A LLaMA of these arguments of `LlamaConfig`, its seven projections of each layer in subspaces.
-
-    key_rows: rows of keys and of values, if they are fewer than the hidden width
-    tables:   1 where the head is the table of embeddings
-    """
-    h, f, depth = sizes["hidden_size"], sizes["intermediate_size"], sizes["num_hidden_layers"]
-    layers = (
-        Layers(2 * depth, h, h),
-        Layers(2 * depth, key_rows or h, h),
-        Layers(2 * depth, f, h),
-        Layers(depth, h, f),
-    )
-    return Network(layers, tables * vocabulary * h + (2 * depth + 1) * h)
-
-
-def resnet(blocks: int, width: int, kernel: int, channels: int, classes: int) -> Network:
-    """A CIFAR ResNet, the width of its kernels in subspaces."""
-    pairs = [(channels, width, 1)]
-    for before, own in ((width, width), (width, 2 * width), (2 * width, 4 * width)):
-        pairs += [(before, own, 1), (own, own, 2 * blocks - 1)]
-    normed = 2 * sum(own * count for _, own, count in pairs)
-    layers = tuple(Layers(count, before * own * kernel, kernel) for before, own, count in pairs)
-    counters = 2 * sum(count for _, _, count in pairs)  # BatchNorm's, of 8 bytes: two numbers each
-    return Network(layers, normed + 4 * width * classes + classes, buffers=normed + counters)
 
 
 @dataclass(frozen=True)
@@ -103,6 +41,7 @@ def cases(
 
     subspaces: name -> the settings of `fedsub.` that are its own; common: those of all.
     """
+    common = {**FEDSUB, **common}
     full = {"rank": 1.0, "projection": "idx"}
     made = [_subspace(f"FedSub, {name}", network, schedule, {**common, **own}) for name, own in subspaces.items()]
     made += _baselines(network, schedule, {**common, **full}, "", schedule.rounds, schedule.rounds)
@@ -125,7 +64,7 @@ def _subspace(
 def _baselines(
     network: Network, schedule: Schedule, identity: Mapping[str, Any], at: str, rounds: int, identity_rounds: int
 ) -> list[Case]:
-    """P = I, FedAvg, and data-parallel SGD, which is FedAvg of one local step."""
+    """P = I, FedAvg and data-parallel SGD: at equal steps, or `at` equal bytes."""
     steps = rounds if at else rounds * schedule.tau
     mib = _mib(network.whole + network.buffers, schedule)
     return [
@@ -171,7 +110,7 @@ def _pretraining(size: str) -> Recipe:
     """LLaMA on C4 with two clients, 20,000 steps."""
     schedule, small = Schedule(2000, tau=10), Schedule(4, tau=2, results=1)
     network, batch, length = llama(LLAMA[size], T5), 64, 1024
-    common = {"targets": TARGETS, "projection": "cd", "dual": "rotated", "refresh": 5}
+    common = {"targets": TARGETS, "refresh": 5}
     made = cases(network, schedule, {f"rank {r}": {"rank": r} for r in (64, 128, 256)}, **common)
     few = cases(llama(TINY, BYTES), small, {f"rank {r}": {"rank": r} for r in (4, 8, 16)}, **{**common, "refresh": 1})
     # A document of C4 has 427 tokens of T5's in the mean, and each is one sequence.
@@ -214,11 +153,11 @@ def _note(size: str, made: Sequence[Case]) -> str:
 
 
 def _finetuning() -> Recipe:
-    """LLaMA-3.2-1B on WikiText-2: one pass of 302 batches, in rounds of five steps."""
+    """LLaMA-3.2-1B on WikiText-2: one pass over all text, about 300 batches, in rounds of five steps."""
     schedule, small = Schedule(60, tau=5), Schedule(4, tau=2, results=1)
     sizes = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
     network, batch, length = llama(sizes, 128_256, key_rows=512, tables=1), 16, 512
-    common = {"targets": TARGETS, "projection": "cd", "dual": "rotated", "refresh": 10}
+    common = {"targets": TARGETS, "refresh": 10}
     made = cases(network, schedule, {"rank 0.7": {"rank": 0.7}}, **common)
     few = cases(llama(TINY, BYTES), small, {"rank 0.7": {"rank": 0.7}}, **{**common, "refresh": 1})
     settings = {
@@ -247,7 +186,7 @@ def _vision() -> Recipe:
     small = Schedule(4, tau=2, clients=4, results=1)
     network = resnet(18, 16, 7, 3, 100)
     subspaces = {f"{dual} dual": {"rank": 3, "dual": dual} for dual in ("rotated", "full")}
-    common = {"targets": ["conv1", "conv2"], "along": "width", "projection": "cd", "refresh": 1}
+    common = {"targets": ["conv1", "conv2"], "along": "width", "refresh": 1}
     made = cases(network, schedule, subspaces, **common)
     few = cases(resnet(3, 4, 7, 1, 10), small, subspaces, **common)
     settings = {
