@@ -38,9 +38,10 @@ class FedSub(Training):
     """Clients train their layers in a subspace, and carry a dual variable from round to round.
 
     cohort, combine: as for FedAvg.
-    rank:       rows of P; a share of each layer's width if it is at most 1 and no int.
-    targets:    which layers, as `replace_with_subspace` reads them; all but the head for None.
-    skip:       which of them stay ordinary.
+    rank:       rows of P; a share of each layer's width if it is at most 1 and no int; or by target, {q_proj: 64}.
+    targets:    names of layers, such as [q_proj,v_proj], or patterns; None takes all linear and convolutional ones but
+                the head.
+    skip:       parts of names ([0] is layer 0), whole names or patterns of what stays ordinary.
     projection: cd (signed coordinates), rd (Gaussian), ss (orthonormal), idx (the identity), or svd of a sketch of the
                 clients' dense gradients, which goes up and comes down whenever P changes.
     refresh:    rounds between two P.
@@ -51,7 +52,8 @@ class FedSub(Training):
                 smaller; model: always the model, and the device keeps none.
     along:      what of a convolution is compressed: whole filters, or the width of the kernel.
     stale_projection: fold b in by the first P for ever, as the published program does.
-    compat="official": gradients of b scaled by rank / rows, weight decay within; layers of one width share P.
+    compat="official": gradients of b scaled by rank / rows, weight decay within; layers of one width share P.  That
+    duals gather in the momentum of the published program is not reproduced.
     """
 
     cohort: int | None = None
