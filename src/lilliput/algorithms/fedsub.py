@@ -52,8 +52,8 @@ class FedSub(Training):
                 smaller; model: always the model, and the device keeps none.
     along:      what of a convolution is compressed: whole filters, or the width of the kernel.
     stale_projection: fold b in by the first P for ever, as the published program does.
-    compat="official": gradients of b scaled by rank / rows, weight decay within; layers of one width share P.  That
-    duals gather in the momentum of the published program is not reproduced.
+    compat="official": gradients of b scaled by rank / rows, weight decay within; layers of one width share P
+                (but duals do not gather in the momentum, as they do there).
     """
 
     cohort: int | None = None
