@@ -37,6 +37,13 @@ def test_a_test_fraction_is_each_clients_own_and_not_trained_on(table):
     assert federate(table, "iid", clients=60, test_fraction=0.5).client_test is None
 
 
+@pytest.mark.parametrize(("classes", "rows"), [(100, 32), (1 << 20, 8), (1 << 24, 1)])
+def test_texts_are_evaluated_so_few_at_a_time_that_their_logits_fit(classes, rows):
+    columns = torch.zeros(40, 17, dtype=torch.int32), torch.tensor([[1, 17]]).expand(40, 2)
+    f = federate(Dataset("texts", columns, columns, classes, (16,), "tokens"), "iid", clients=2)
+    assert len(next(iter(f.test.epoch(None)))["labels"]) == rows
+
+
 def test_natural_clients_have_their_own_test_examples(table):
     owners, test_owners = torch.arange(60) % 3, torch.tensor([0, 0, 0, 2, 2, 2, 2])
     owned = Dataset("t", table.train, table.test, 3, owners=owners, test_owners=test_owners)

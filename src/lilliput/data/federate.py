@@ -17,7 +17,7 @@ from lilliput.data.token_batches import TokenBatches
 from lilliput.random import generator
 
 EVALUATION_BATCH = 512
-EVALUATION_TEXTS = 32  # logits over a vocabulary at every place are large
+EVALUATION_TEXTS, EVALUATION_LOGITS = 32, 1 << 27  # at most: logits over a vocabulary at every place are large
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,10 +96,15 @@ def _cut(
     """Rows of columns as batches: of `size` to train on, else as they are evaluated."""
     tokens = dataset.kind == "tokens"
     if size is None:
-        size, transform = EVALUATION_TEXTS if tokens else EVALUATION_BATCH, _transform(dataset, None)
+        size, transform = _texts(dataset) if tokens else EVALUATION_BATCH, _transform(dataset, None)
     if tokens:
         return TokenBatches(columns, size, index=index, bucket=dataset.bucket)
     return ArrayBatches(columns, size, index=index, transform=transform)
+
+
+def _texts(dataset: Dataset) -> int:
+    """Token sequences of one evaluation batch."""
+    return max(1, min(EVALUATION_TEXTS, EVALUATION_LOGITS // (dataset.shape[0] * dataset.classes)))
 
 
 def _owned(dataset: Dataset, parts: Mapping[int, Tensor]) -> dict[int, Batches] | None:
