@@ -102,9 +102,9 @@ def steps(options: dict[str, Any], given: Setting) -> dict[str, Any]:
 
     allocated, model = peak(train), given.module()
     found = footprint.trace(model, client, given.example(model), "cpu")
-    kept = lean.activations(
-        materialised(model), examples(given.example(model)), lambda m, x: Supervised(m).loss(m, x)[0]
-    )
+    batch = examples(given.example(model))
+    with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+        kept = lean.activations(materialised(model), batch, lambda m, x: Supervised(m).loss(m, x)[0])
     kinds = {name: getattr(found, name) for name in ("weights", "gradients", "states", "projections", "activations")}
     return {"steps": allocated, "estimated": found.peak, **kinds, "kept": kept}
 

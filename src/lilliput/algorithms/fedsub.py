@@ -115,9 +115,9 @@ class FedSub(Training):
         if self.projection == "svd":
             state, each = self._projected(spaces, state, fleet, each)
         up = self._travels(spaces, state["params"])
+        bases = spaces.bases(fleet.seed, self.folds(fleet.round), state.get("rows"))
         replies = fitting(fleet, "delta", up, fleet.call(self.train, down, each=each))
         sums = reduce(replies, **model_sums(self.combine, {**state, "params": up}))
-        bases = spaces.bases(fleet.seed, self.folds(fleet.round), state.get("rows"))
         after: Body = {**state, "params": spaces.moved(state["params"], sums["delta"], bases)}
         if "buffer_delta" in sums:
             after["buffers"] = add(state["buffers"], sums["buffer_delta"])
