@@ -294,6 +294,23 @@ def test_what_is_frozen_starts_where_the_run_does() -> None:
     close(ours.state["params"], theirs.run().state["params"])
 
 
+@pytest.mark.parametrize("ordinary", ["average", "frozen"])
+def test_beside_adapters_it_is_they_that_train_in_subspaces(ordinary: Any) -> None:
+    model = nn.Sequential(
+        nn.Linear(6, 8), nn.Linear(8, 4, bias=False), nn.Linear(4, 8, bias=False), nn.Linear(8, 3)
+    ).double()
+    model[0].requires_grad_(False), model[3].requires_grad_(False)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    history = lilliput.Experiment(
+        FedSub(lr=0.1, rank=2, ordinary=ordinary), Supervised(model), {0: batches(0), 1: batches(1)}, rounds=2
+    ).run()
+    assert history.rows[-1]["up_bytes"] == 2 * 8 * (4 * 2 + 8 * 2)
+    assert not torch.equal(history.state["params"]["1.weight"], start["1.weight"])
+    frozen = FedSub(lr=0.1, rank=2, targets=["0"])
+    with pytest.raises(ValueError, match="0 is frozen, and trains in no subspace"):
+        lilliput.Experiment(frozen, Supervised(model), {0: batches(0)}, rounds=1).run()
+
+
 def test_the_model_of_a_run_is_not_copied_for_its_spaces() -> None:
     task = Supervised(network())
     spaces = FedSub(rank=0.5).spaces(task)

@@ -151,10 +151,17 @@ def spaces_of(task: Any, projection: Any, official: bool, frozen: bool, **settin
     key = repr((projection, official, frozen, sorted(settings.items())))
     made = _MADE.setdefault(task, {})
     if key not in made:
-        shared = {id(p): nn.Parameter(p.detach(), p.requires_grad and not frozen) for p in task.model.parameters()}
+        shared = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in task.model.parameters()}
         model = copy.deepcopy(task.model, shared)
         seeded = projection if projection in ("rd", "ss", "idx") else "cd"
         layers = replace_with_subspace(model, projection=seeded, dual="none", **settings).layers
+        fixed = [name for name in layers if not task.model.get_parameter(f"{name}.weight").requires_grad]
+        if fixed:
+            raise ValueError(f"{fixed[0]} is frozen, and trains in no subspace; choose other targets, or skip it")
+        if frozen:
+            model.requires_grad_(False)
+            for layer in layers.values():
+                layer.b.requires_grad_()
         own = copy.copy(task)
         own.model, own._residents = model, Residents(model)
         forms = {name: layer.form for name, layer in layers.items()}

@@ -47,7 +47,7 @@ def replace_with_subspace(
     """Replace linear and convolutional layers by ones that train b in W = x + b P.
 
     targets: names of layers: the last part of a name (`q_proj`), a whole name, or a pattern (`*.mlp.*`); None takes all
-             linear and convolutional layers but the last linear one, which is most often the head.
+             linear and convolutional layers that are trained but the last linear one, which is most often the head.
     skip:    parts of names (`0` leaves out layer 0), whole names or patterns of what stays as it is.
     rank:    rows of P; a share of the layer's width if it is at most 1 and no int; or either by target.
     projection: cd, rd, ss or idx, made from `seed` and the layer's name; svd, which begins as cd, until
@@ -84,8 +84,10 @@ def matched(
     patterns, left_out = _words(() if targets is None else targets), _words(skip)
     named = {name: module for name, module in model.named_modules() if name and isinstance(module, _kinds())}
     if targets is None:
+        # Beside adapters the layers that they adapt are frozen, and not meant; a model may be frozen as a whole before.
+        trained = {name: module for name, module in named.items() if _trained(module)} or named
         linears = [name for name, module in named.items() if not isinstance(module, nn.Conv2d)]
-        chosen: dict[str, str | None] = {name: None for name in named if name not in linears[-1:]}
+        chosen: dict[str, str | None] = {name: None for name in trained if name not in linears[-1:]}
     else:
         everything = {name: module for name, module in model.named_modules() if name}
         chosen = {name: p for name in everything for p in patterns if _means(p, name)}
@@ -99,6 +101,10 @@ def matched(
     for name in chosen:
         _check(name, model.get_submodule(name), model)
     return chosen
+
+
+def _trained(layer: Any) -> bool:
+    return layer.weight.requires_grad
 
 
 def rank_of(name: str, rank: int | float, width: int) -> int:
