@@ -27,9 +27,9 @@ Curve = tuple[np.ndarray, np.ndarray, np.ndarray]  # x, mean and standard deviat
 
 WIDTHS = {"single": 3.4, "double": 7.0}  # inches: the column and the page of the usual two-column styles
 TITLES = {"rounds": "round", "mb": "MB sent, up and down", "gb": "GB sent, up and down", "seconds": "simulated seconds"}
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
-MARKS = "os^Dv>P"
+MARKS = "os^Dv>PX"
 INK, FAINT = "#333333", "#999999"
 STYLE = {
     "font.family": "sans-serif",
@@ -167,7 +167,7 @@ def frame(count: int, width: str) -> tuple[Figure, Sequence[Axes]]:
 
 
 def colour(number: int) -> str:
-    """The colour of the group at this place; they repeat after seven, with another dash or mark."""
+    """The colour of the group at this place; they repeat after eight, with another dash."""
     return COLOURS[number % len(COLOURS)]
 
 
