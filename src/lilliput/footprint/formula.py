@@ -22,6 +22,7 @@ from lilliput.footprint.scratch import scratch
 from lilliput.footprint.setting import Setting
 from lilliput.footprint.trace import PROJECTIONS
 from lilliput.lean.tokens import CHUNK as LEAN_LOGITS
+from lilliput.lean.tokens import STRIPE
 from lilliput.optim.options import matrix_shape, ranked
 from lilliput.optim.subspace import seen_shape
 
@@ -114,7 +115,8 @@ class _Step:
         logits = min(LEAN_LOGITS, self.tokens * self.vocabulary)
         if self.width == WIDE:
             return early + logits * 2 * WIDE
-        adding = cast * (3 if self.setting.device == "cpu" else 1)  # a CPU copies what it adds into the wider dtype
+        stripe = 2 * min(STRIPE, self.vocabulary) * self.h
+        adding = stripe * (3 if self.setting.device == "cpu" else 1)  # a CPU copies what it adds into the wider dtype
         return early + copies + max(logits * (2 + 2 * WIDE), logits * (2 + WIDE) + adding)
 
     def _accumulated(self) -> int:

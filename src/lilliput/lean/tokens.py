@@ -17,6 +17,7 @@ from lilliput.lean.remake import autocast_dtype, no_autocast, transformed
 
 IGNORED = -100
 CHUNK = 2**23  # logits at a time, 32 MiB of float32: from there on larger products are hardly faster
+STRIPE = 2**12  # classes whose gradient is added at a time under autocast
 Parts = tuple[Tensor, Tensor, Tensor | None]  # hidden [tokens, n], weight [classes, n], bias [classes]
 Grads = tuple[Tensor | None, ...]
 
@@ -105,8 +106,10 @@ def _chunk(parts: Parts, labels: Tensor, losses: Tensor, grads: Grads) -> None:
         gh.copy_((slope @ W) * counted)
     if gw is not None and slope.dtype == gw.dtype:
         gw.addmm_(slope.mT, h * counted)
-    elif gw is not None:
-        gw += slope.mT @ (h * counted)
+    elif gw is not None:  # by stripes of classes: the product, and on a CPU its copy in the wider type, stay small
+        rows = h * counted
+        for own, classes in zip(gw.split(STRIPE), slope.split(STRIPE, 1), strict=True):
+            own += classes.mT @ rows
     if gb is not None:
         gb += (slope * counted).sum(0)
 
