@@ -172,9 +172,11 @@ def search(setting: str) -> Iterator[dict[str, Any]]:
             yield {"setting": setting, "method": method, "seed": 0, "lr": lr, "rounds": about.short}
 
 
-def runs(setting: str, lines: Sequence[dict[str, Any]], methods: Sequence[str]) -> Iterator[dict[str, Any]]:
+def runs(
+    setting: str, lines: Sequence[dict[str, Any]], methods: Sequence[str], seeds: Sequence[int]
+) -> Iterator[dict[str, Any]]:
     """The runs proper, at the learning rates that the search found."""
-    for seed in SEEDS:
+    for seed in seeds:
         for method in methods:
             lr = rate(lines, setting, method)
             yield {"setting": setting, "method": method, "seed": seed, "lr": lr, "rounds": SETTINGS[setting].rounds}
@@ -255,6 +257,7 @@ def main() -> None:
     parser.add_argument("--data", help="the folder of CIFAR-10")
     parser.add_argument("--out", type=Path, default=Path("fedsub_runs.jsonl"), help="where results are kept")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="which to run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="which to run")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the tables of results and stop")
     parser.add_argument("--figure", metavar="FILE", help="with --table: draw the setting's results")
     args = parser.parse_args()
@@ -266,7 +269,7 @@ def main() -> None:
             figure(lines, args.setting, args.figure)
         return
     append(args.out, search(args.setting), args.setting, args.data)
-    append(args.out, runs(args.setting, read(args.out), args.methods), args.setting, args.data)
+    append(args.out, runs(args.setting, read(args.out), args.methods, args.seeds), args.setting, args.data)
 
 
 if __name__ == "__main__":

@@ -110,6 +110,7 @@ def tied() -> nn.Module:
         ({"targets": ["k_proj"]}, "no layer of Net is called 'k_proj'; did you mean"),
         ({"targets": ["norm"]}, "layers.0.norm is a LayerNorm; only linear layers and 2-d convolutions"),
         ({"targets": ["q_proj"], "skip": ["layers"]}, "no linear or convolutional layer of Net is left"),
+        ({"targets": ["q_proj"], "skip": ["layer"]}, "skip: nothing of Net is called 'layer'"),
         ({"targets": ["q_proj"], "rank": 9}, "rank=9 does not fit layers.0.q_proj, whose width is 8"),
         ({"targets": ["q_proj"], "rank": 0}, "rank=0 does not fit layers.0.q_proj"),
         ({"targets": ["q_proj"], "rank": 1.5}, "rank=1.5 does not fit layers.0.q_proj"),

@@ -173,7 +173,8 @@ class Run:
             "train_loss": p.loss / max(p.labels, 1), "lr": self.c.lr * factor(self.c, p.step - 1), "tokens": p.tokens,
             "epoch": self.stream.position.epoch, "seconds": p.seconds, "examples": p.examples,
             "tokens_per_second": p.labels / p.seconds, "examples_per_second": p.examples / p.seconds,
-            "peak_memory_bytes": process_memory(self.world.device), "state_bytes": optimizers.state_bytes(self.optimizer),
+            "peak_memory_bytes": process_memory(self.world.device),
+            "state_bytes": optimizers.state_bytes(self.optimizer),
         }  # fmt: skip
         skipped = optimizers.skipped(self.optimizer)
         return {**row, "skipped": skipped} if skipped else row

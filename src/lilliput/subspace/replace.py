@@ -95,6 +95,9 @@ def matched(
             if p not in chosen.values():
                 last = sorted({name.rpartition(".")[2] for name in named})
                 raise ValueError(f"targets: no layer of {type(model).__name__} is called {p!r}; {nearest(p, last)}")
+    for s in left_out:
+        if not any(_skips(s, name) for name, _ in model.named_modules()):
+            raise ValueError(f"skip: nothing of {type(model).__name__} is called {s!r}; name a layer, or leave it out")
     chosen = {name: p for name, p in chosen.items() if not any(_skips(s, name) for s in left_out)}
     if not chosen:
         raise ValueError(f"targets: no linear or convolutional layer of {type(model).__name__} is left to replace")
