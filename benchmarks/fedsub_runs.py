@@ -183,10 +183,10 @@ def runs(
 
 
 def cell(values: Sequence[float], form: str) -> str:
-    """Mean and standard deviation over the seeds, or how many of them have no value."""
+    """Mean and standard deviation over the seeds, or how many of them have a value."""
     known = [v for v in values if math.isfinite(v)]
-    if len(known) < len(values) or not values:
-        return f"{len(values) - len(known)} of {len(values)} runs diverged"
+    if len(known) < len(values) or not known:
+        return f"in {len(known)} of {len(values)} runs" if known else "none"
     return f"{statistics.fmean(known):{form}} ± {statistics.pstdev(known):{form}}"
 
 
@@ -194,7 +194,7 @@ def table(lines: Sequence[dict[str, Any]], setting: str) -> str:
     """In Markdown: each method after equal rounds, and once as much was sent as what sends least sends in all."""
     about = SETTINGS[setting]
     lines = [line for line in lines if (line["setting"], line["rounds"]) == (setting, about.rounds)]
-    least = math.floor(min((line["curve"][-1][1] for line in lines if line["curve"]), default=0))
+    least = math.ceil(min((line["curve"][-1][1] for line in lines if line["curve"]), default=0))
     heads = ("learning rate", "MB in all", f"{about.rounds} rounds", f"{least // 2} MB", f"{least} MB")
     out = [f"| {setting}: {about.metric} | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for method in METHODS:
@@ -228,14 +228,14 @@ def figure(lines: Sequence[dict[str, Any]], setting: str, path: str) -> None:
     groups: dict[str, list[Any]] = {}
     for line in lines:
         if line["setting"] == setting and line["rounds"] == about.rounds and line["method"] in DRAWN and line["curve"]:
-            name = line["method"].replace(", ", " dual, P for ")
+            name = line["method"].replace("none", "no").replace(", ", " dual, P for ")
             sent = [0.0, *(mb for _, mb, _ in line["curve"])]
             steps = zip(line["curve"], sent, strict=False)
             rows = [{"round": r, "up_bytes": 1e6 * (mb - before), about.metric: v} for (r, mb, v), before in steps]
             groups.setdefault(name, []).append(rows)
     drawn = plots.curves(groups, about.metric, ("rounds", "mb"), width="double")
     with plots.style():
-        drawn.savefig(path, dpi=150)
+        drawn.savefig(path, dpi=120)
 
 
 def append(path: Path, wanted: Iterator[dict[str, Any]], setting: str, folder: str | None) -> None:
