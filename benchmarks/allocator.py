@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ def peak(run: Callable[[], Any]) -> int:
 
 def changes(run: Callable[[], Any]) -> Iterator[int]:
     """Bytes of every allocation, and less than zero of every release, while this runs, in their order."""
+    gc.collect()  # what others left behind is not to be released meanwhile
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
