@@ -36,7 +36,8 @@ from lilliput.tasks import Supervised
 from lilliput.tasks.supervised import accuracy, perplexity
 
 SEEDS, STEPS = (0, 1, 2), 10
-DUALS = {"none": (5,), "rotated": (1, 5, 20), "full": (1, 5, 20)}  # and rounds between two P
+# By dual, the rounds between two P.
+DUALS: dict[Any, tuple[int, ...]] = {"none": (5,), "rotated": (1, 5, 20), "full": (1, 5, 20)}
 METHODS: dict[str, Any] = {
     "FedAvg": FedAvg,
     "SCAFFOLD": Scaffold,
