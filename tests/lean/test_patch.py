@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from contextlib import nullcontext
 from typing import Any
 
@@ -116,3 +118,12 @@ def test_the_head_gives_logits_again_after_an_error() -> None:
     with pytest.raises(ValueError, match=r"labels \[3, 15\]"):
         lean.loss(model, {**batch, "labels": batch["labels"][:, 1:]})
     assert model(batch["input_ids"]).logits.shape == (3, 16, VOCABULARY)
+
+
+def test_to_count_activations_keeps_nothing_alive() -> None:
+    model = lean.patch(make())
+    lean.activations(model, example())
+    weight = weakref.ref(model.lm_head.weight)
+    del model
+    gc.collect()
+    assert weight() is None

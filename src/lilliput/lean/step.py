@@ -40,7 +40,7 @@ def activations(model: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], T
     kept: dict[int, Tensor] = {}
 
     def keep(x: Tensor) -> Tensor:
-        kept[x.untyped_storage()._cdata] = x
+        kept[x.untyped_storage()._cdata] = x = x.detach()  # else the graph would keep itself, and never be freed
         return x
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
