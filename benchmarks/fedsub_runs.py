@@ -83,7 +83,7 @@ def images(folder: str) -> tuple[data.Dataset, data.Federated]:
 
 
 def text() -> tuple[data.Dataset, data.Federated]:
-    """The largest packages, one to a client, in windows of 64 characters; 64 windows of each to test on."""
+    """The largest packages, one to a client, in windows of 64 characters; up to 64 windows of each to test on."""
     whole, about = data.load("stdlib", length=64), SETTINGS["text"]
     assert whole.owners is not None and whole.test_owners is not None
     largest = whole.owners.bincount().argsort(descending=True)[: about.clients].sort().values
