@@ -82,6 +82,13 @@ def test_a_file_may_not_hide_a_library(tmp_path):
         resolve("model", f"{tmp_path}/json.py:Thing", {})
 
 
+def test_a_folder_of_the_same_name_is_no_library(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere" / "a_run").mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(tmp_path / "elsewhere"))
+    (tmp_path / "a_run.py").write_text("Thing = 1")
+    assert resolve("model", f"{tmp_path}/a_run.py:Thing", {}) == 1
+
+
 def test_a_file_that_fails_says_how_and_may_be_mended(tmp_path):
     file = tmp_path / "mine_broken.py"
     file.write_text("thing = 1 / 0")

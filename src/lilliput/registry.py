@@ -91,6 +91,8 @@ def _exists(module: str, besides: str) -> bool:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):  # ValueError: a module without a spec, such as __main__
         return module in sys.modules
+    if spec is not None and spec.origin is None:  # a folder without __init__: of a library if it is installed
+        return any(place.startswith((sys.prefix, sys.base_prefix)) for place in spec.submodule_search_locations or ())
     return spec is not None and spec.origin != besides
 
 
