@@ -165,6 +165,25 @@ def test_a_client_that_missed_rounds_is_told_what_it_missed(downlink: Any, dual:
         assert not any("params" in state for state in held.values())
 
 
+@pytest.mark.parametrize("dual", ["full", "none"])
+def test_own_ordinary_parameters_stay_on_the_device_whatever_comes_down(dual: Any) -> None:
+    settings: dict[str, Any] = {"lr": 0.1, "rank": 1, "dual": dual, "ordinary": "local"}
+    (means, kept), (model, own) = (run(FedSub(**settings, downlink=way)) for way in ("means", "model"))
+    close(means.state["params"], model.state["params"], atol=0.0)
+    for c, state in own.items():
+        assert "0.weight" not in state["params"] and "4.weight" in state["params"]
+        close({name: kept[c]["params"][name] for name in state["params"]}, state["params"], atol=0.0)
+    assert not torch.equal(own[0]["params"]["4.weight"], own[1]["params"]["4.weight"])
+
+
+def test_a_device_that_needs_nothing_afterwards_keeps_nothing() -> None:
+    settings: dict[str, Any] = {"lr": 0.1, "rank": 1, "refresh": 2, "momentum": 0.5, "optimizer_state": "keep"}
+    history, held = run(FedSub(**settings, dual="none", downlink="model"))
+    assert all(state.keys() == {"epoch", "opt"} for state in held.values())
+    expected, _ = run(FedSub(**settings, dual="none"))
+    close(history.state["params"], expected.state["params"], atol=0.0)
+
+
 def calls(history_folder: Any, key: str) -> dict[tuple[int, int, str], int]:
     import json
 

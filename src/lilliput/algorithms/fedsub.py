@@ -106,6 +106,11 @@ class FedSub(Training):
         """The epoch whose P folds a round's b in."""
         return 0 if self.stale_projection else self.epoch(round)
 
+    @property
+    def settles(self) -> bool:
+        """Whether a device has anything to do once the mean is known."""
+        return self.dual != "none" or self.downlink == "means" or self.ordinary == "local"
+
     # The server's half.
 
     def round(self, state: Body, fleet: Fleet) -> Body:
@@ -121,7 +126,7 @@ class FedSub(Training):
         after: Body = {**state, "params": spaces.moved(state["params"], sums["delta"], bases)}
         if "buffer_delta" in sums:
             after["buffers"] = add(state["buffers"], sums["buffer_delta"])
-        if self.dual != "none" or self.downlink == "means":
+        if self.settles:
             for reply in fleet.call(self.settle, {"mean": sums["delta"]}, to=cohort):
                 fleet.memory[reply.client] = {"round": fleet.round, "epoch": self.epoch(fleet.round)}
         return {**after, "means": self._remembered(state, sums["delta"], fleet, cohort)}
@@ -215,27 +220,33 @@ class FedSub(Training):
         own: Body = {"moved": moved, "epoch": epoch, "opt": opt, "rows": rows, "buffers": stats.buffers}
         if self.dual == "rotated":
             own["dual"] = dual
-        return up, {**state, **own}
+        state = {**state, **own}
+        return up, state if self.settles else {"epoch": epoch, **self._kept(state)}
 
     @on_client
     def settle(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
         """The dual moves by how far b was from the mean, and the model as the server's did."""
         spaces, mean, moved = self.spaces(client.task), msg["mean"], state["moved"]
-        after: Body = {"round": client.round, "epoch": self.folds(client.round)}
-        kept = {"opt": True, "rows": True, "buffers": self.buffers == "local"}
-        after |= {name: state[name] for name, keep in kept.items() if keep and state.get(name)}
+        after: Body = {"round": client.round, "epoch": self.folds(client.round), **self._kept(state)}
         apart = {n: x - mean[n] for n, x in moved.items() if n in mean and n.endswith(".b")}
         if self.dual == "full":
             bases = spaces.bases(client.seed, state["epoch"], state["rows"])
             apart = {n: bases[n.removesuffix(".b")].expand(aligned(x)) for n, x in apart.items()}
         if self.dual != "none":
             after["dual"] = add(state["dual"], apart) if state.get("dual") else apart
+        own = spaces.ordinary(state["params"]) if self.ordinary == "local" else {}
+        change = {name: moved[name] for name in own}
         if self.downlink == "means":
-            own = spaces.ordinary(state["params"]) if self.ordinary == "local" else {}
-            change = {**mean, **{name: moved[name] for name in own}}
             folds = spaces.bases(client.seed, self.folds(client.round), state["rows"])
-            after["params"] = spaces.moved(state["params"], change, folds)
+            after["params"] = spaces.moved(state["params"], {**mean, **change}, folds)
+        elif own:
+            after["params"] = add(own, change)
         return {}, after
+
+    def _kept(self, state: Body) -> Body:
+        """What of a device's state outlasts a round as it is."""
+        names = ["opt", "rows", *(["buffers"] if self.buffers == "local" else [])]
+        return {name: state[name] for name in names if state.get(name)}
 
     def _caught_up(self, client: Client, state: Body, msg: Body) -> Body:
         """The client's state with the model that the round starts from."""
