@@ -81,7 +81,7 @@ def method(own: dict[str, Tensor], about: dict[str, Any]) -> FedSub:
     return FedSub(
         lr=about["lr"], momentum=about["momentum"], nesterov=about["nesterov"], weight_decay=about["weight_decay"],
         targets=targets, rank={t: own[f"P0.{t}"].shape[0] for t in targets}, projection=basis,
-        refresh=refresh, ordinary="local", along="width", optimizer_state="keep", compat="official",
+        refresh=refresh, ordinary="local", optimizer_state="keep", compat="official",
         stale_projection=not about["refresh_caller"],
     )  # fmt: skip
 

@@ -50,7 +50,7 @@ class FedSub(Training):
     ordinary:   all other parameters are averaged, frozen, or (as published) each client's own.
     downlink:   means: a device keeps the model and is sent the changes that it missed, or the model where that is
                 smaller; model: always the model, and the device keeps none.
-    along:      what of a convolution is compressed: whole filters, or the width of the kernel.
+    along:      what of a convolution is compressed: a whole filter, or (under official by default) its kernel's width.
     stale_projection: fold b in by the first P for ever, as the published program does.
     compat="official": gradients of b scaled by rank / rows, weight decay within; layers of one width share P
                 (but duals do not gather in the momentum, as they do there).
@@ -67,7 +67,7 @@ class FedSub(Training):
     dual: Literal["rotated", "full", "none"] = "rotated"
     ordinary: Literal["average", "frozen", "local"] = "average"
     downlink: Literal["means", "model"] = "means"
-    along: Literal["filter", "width"] = "filter"
+    along: Literal["filter", "width"] | None = None
     stale_projection: bool = False
 
     ordered: ClassVar[bool] = False
@@ -92,9 +92,10 @@ class FedSub(Training):
 
     def spaces(self, task: Any) -> Spaces:
         """The task's layers in subspaces."""
+        official = self.compat == "official"
         return spaces_of(
-            task, self.projection, self.compat == "official", self.ordinary == "frozen", targets=self.targets,
-            skip=self.skip, rank=self.rank, along=self.along,
+            task, self.projection, official, self.ordinary == "frozen", targets=self.targets, skip=self.skip,
+            rank=self.rank, along=self.along or ("width" if official else "filter"),
         )  # fmt: skip
 
     def epoch(self, round: int) -> int:
