@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import lilliput
 from lilliput import wire
-from lilliput.algorithms import FedAvg
+from lilliput.algorithms import FedAvg, Scaffold
 from lilliput.algorithms.fedsub import FedSub
 from lilliput.engines import Sequential
 from lilliput.subspace import Dense, seeded_basis
@@ -66,6 +66,22 @@ def close(a: dict[str, Tensor], b: dict[str, Tensor], atol: float = 1e-12) -> No
     assert a.keys() == b.keys()
     for name in a:
         torch.testing.assert_close(a[name], b[name], atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("projection", ["idx", orthogonal])
+def test_in_full_dimension_and_with_everyone_it_is_scaffold_on_the_layers_in_subspaces(projection: Any) -> None:
+    """Both correct a step by the mean deviation of the client's gradients in the round before."""
+    model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.Tanh(), nn.Linear(8, 3, bias=False)).double()
+    found = []
+    for algorithm in (
+        Scaffold(lr=0.3, local_steps=TAU),
+        FedSub(lr=0.3, local_steps=TAU, rank=1.0, projection=projection, targets=["0", "2"], dual="full"),
+        FedSub(lr=0.3, local_steps=TAU, rank=1.0, projection=projection, targets=["0"], dual="full"),
+    ):
+        e = lilliput.Experiment(algorithm, Supervised(model), {c: batches(c) for c in range(3)}, rounds=6)
+        found.append(e.run(Sequential()).state["params"])
+    close(found[0], found[1])
+    assert (found[0]["2.weight"] - found[2]["2.weight"]).abs().max() > 1e-3  # what is ordinary is not corrected
 
 
 @pytest.mark.parametrize("projection", ["idx", orthogonal])
