@@ -135,14 +135,8 @@ def published() -> dict[str, dict[str, Any]]:
     for name, (batch, fedavg, shares) in PUBLISHED.items():
         whole: dict[bool, float] = {}
         for rank in (None, *RANKS, 0):
-            row = {
-                "published": fedavg
-                if rank is None
-                else round(fedavg * shares[rank] / 100, 1)
-                if rank in shares
-                else None
-            }
-            row["published %"] = 100.0 if rank is None else shares.get(rank)
+            share = 100.0 if rank is None else shares.get(rank)
+            row = {"published": None if share is None else round(fedavg * share / 100, 1), "published %": share}
             for is_lean in (False, True):
                 given = Setting(
                     f"llama_{name}", optimizer="sgd", batch_size=batch, max_length=1024, precision="bf16", lean=is_lean,
@@ -184,26 +178,16 @@ def main() -> None:
         print(json.dumps(found, indent=1))
         print(table(found, list(next(iter(found.values())))))
         return
-    kinds = ["weights", "kept", "activations", "gradients", "states"]
     columns = [
-        *kinds,
-        "steps",
-        "steps_of_stock",
-        "steps_of_lean",
-        "call",
-        "call_of_stock",
-        "call_of_lean",
-        "ledger_over_call",
-    ]
+        "weights", "kept", "activations", "gradients", "states", "steps", "steps_of_stock", "steps_of_lean", "call",
+        "call_of_stock", "call_of_lean", "ledger_over_call",
+    ]  # fmt: skip
     for precision in args.precision.split(","):
         for optimizer in args.optimizers.split(","):
             found = rows(optimizer, precision, args.quick)
             ratio = found["FedSub 64, lean"]["steps_of_stock"]
-            print(
-                json.dumps(
-                    {"optimizer": optimizer, "precision": precision, "quick": args.quick, "rows": found}, indent=1
-                )
-            )
+            about = {"optimizer": optimizer, "precision": precision, "quick": args.quick}
+            print(json.dumps({**about, "rows": found}, indent=1))
             print(f"\n{optimizer}, {precision}, MB\n\n{table(found, columns)}\n")
             verdict = f"at most {GOAL}: {'met' if ratio <= GOAL else 'NOT met'}"
             print(f"FedSub 64, lean, over FedAvg: {ratio} ({verdict})\n")

@@ -153,8 +153,8 @@ def spaces_of(task: Any, projection: Any, official: bool, frozen: bool, **settin
     if key not in made:
         shared = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in task.model.parameters()}
         model = copy.deepcopy(task.model, shared)
-        seeded = projection if projection in ("rd", "ss", "idx") else "cd"
-        layers = replace_with_subspace(model, projection=seeded, dual="none", **settings).layers
+        first = "cd" if callable(projection) else projection  # each round puts its own in its place
+        layers = replace_with_subspace(model, projection=first, dual="none", **settings).layers
         fixed = [name for name in layers if not task.model.get_parameter(f"{name}.weight").requires_grad]
         if fixed:
             raise ValueError(f"{fixed[0]} is frozen, and trains in no subspace; choose other targets, or skip it")

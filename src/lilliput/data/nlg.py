@@ -20,6 +20,7 @@ import torch
 
 from lilliput.data.cache import Arrays, cached
 from lilliput.data.datasets import Dataset, existing
+from lilliput.data.tokenizer import definition
 from lilliput.data.tokenizer import tokenizer as load_tokenizer
 
 Loss = Literal["completion", "all"]
@@ -67,8 +68,7 @@ def from_pairs(
 
 def _tokenised(name: str, sides: Mapping[str, Sequence[Pair]], library: Any, length: int, loss: Loss) -> Arrays:
     """Tokens and spans of both sides, which take seconds to make the first time."""
-    own = library.backend_tokenizer.to_str() if library.is_fast else json.dumps(library.get_vocab(), sort_keys=True)
-    content = hashlib.blake2b(own.encode(), digest_size=16)
+    content = hashlib.blake2b(definition(library).encode(), digest_size=16)
     for side, pairs in sides.items():
         content.update(json.dumps([side, length, loss, pairs]).encode())
 

@@ -21,6 +21,7 @@ from lilliput.data.cache import Arrays, streamed
 from lilliput.data.corpus import Corpus, Files, Library, Source, corpora, count, read
 from lilliput.data.datasets import Dataset
 from lilliput.data.sequences import IGNORED, Sequences
+from lilliput.data.tokenizer import definition
 from lilliput.data.tokenizer import tokenizer as load_tokenizer
 
 ROWS = 1024  # sequences that are made at a time
@@ -59,7 +60,8 @@ def from_corpora(
         raise ValueError(f"{name}: length is {length}; a sequence has at least 2 tokens")
     library = load_tokenizer(tokenizer)
     sides: Sides = {"train": (train, tokens), "test": (test, test_tokens)}
-    key = [length, packing, _digest(library), *(_key(owned, most) for owned, most in sides.values())]
+    words = hashlib.blake2b(definition(library).encode(), digest_size=16).hexdigest()
+    key = [length, packing, words, *(_key(owned, most) for owned, most in sides.values())]
     made = streamed(name, json.dumps(key), lambda: _parts(sides, library, length, packing))
     arrays = {what: torch.from_numpy(array) for what, array in made.items()}
     for side, remedy in (("train", "a shorter length"), ("test", "a shorter length, or name validation text")):
@@ -121,11 +123,6 @@ def _prompts(arrays: Mapping[str, Tensor], library: Any) -> tuple[tuple[tuple[in
         text = library.decode(row[length // 2 : length], skip_special_tokens=True)
         found.setdefault(tuple(row[: length // 2]), []).append(text)
     return tuple((prompt, tuple(said)) for prompt, said in found.items())
-
-
-def _digest(library: Any) -> str:
-    own = library.backend_tokenizer.to_str() if library.is_fast else json.dumps(library.get_vocab(), sort_keys=True)
-    return hashlib.blake2b(own.encode(), digest_size=16).hexdigest()
 
 
 def _key(owned: Owned, most: int | None) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,13 @@ def tokenizer(source: str) -> Any:
         folder = str(place(source, "tokenizer"))
         return _read(source, lambda: library.AutoTokenizer.from_pretrained(folder, local_files_only=True))
     return _read(source, lambda: from_hub(library.AutoTokenizer.from_pretrained, source))
+
+
+def definition(tokenizer: Any) -> str:
+    """What decides the tokens of a tokenizer, as text: equal ones give equal tokens."""
+    if tokenizer.is_fast:
+        return tokenizer.backend_tokenizer.to_str()
+    return json.dumps(tokenizer.get_vocab(), sort_keys=True)
 
 
 def _of_file(library: Any, path: Path) -> Any:
