@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from fixtures import assert_same_history, assert_same_state, experiment
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lilliput import checkpoint, store
@@ -59,6 +59,7 @@ json_values = st.recursive(
     key=st.sampled_from(["format", "version", "run", "identity", "round", "attempt", "server", "states"]),
     value=json_values,
 )
+@example(key="round", value=float("inf"))
 @settings(max_examples=200, deadline=None)
 def test_a_manifest_with_anything_in_a_field_loads_or_is_refused(
     sample: Path, tmp_path_factory: Any, key: str, value: Any

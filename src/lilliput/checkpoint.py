@@ -18,6 +18,8 @@ from lilliput.store import File, Store, replace, write
 from lilliput.tree import Body
 
 FORMAT, VERSION = "lilliput-checkpoint", 1
+# What reading a damaged manifest may raise; an infinity that stands for a whole number overflows.
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
 
 
 class CheckpointError(RuntimeError):
@@ -91,7 +93,7 @@ def load(folder: Path) -> Saved | None:
             str(data["run"]), dict(data["identity"]), int(data["round"]), int(data["attempt"]),
             recorded(data["server"]), {str(key): recorded(value) for key, value in data["states"].items()},
         )  # fmt: skip
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except DAMAGE:
         raise CheckpointError(f"{path} is damaged; remove the folder to start again, or restore it") from None
     check_files(folder, [saved.server, *saved.states.values()])
     return saved

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lilliput.checkpoint import CheckpointError, check_files, recorded, supersede
+from lilliput.checkpoint import DAMAGE, CheckpointError, check_files, recorded, supersede
 from lilliput.data.sequences import Position
 from lilliput.store import File, write
 from lilliput.tree import Body
@@ -106,7 +106,7 @@ def load(folder: Path) -> Saved | None:
             folder, dict(data["identity"]), Progress(**data["progress"]), positions,
             *(recorded(data[name]) for name in _FILES),
         )  # fmt: skip
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except DAMAGE:
         raise CheckpointError(f"{path} is damaged; remove the folder to start again, or restore it") from None
     check_files(folder, [saved.model, saved.optimizer])
     return saved
