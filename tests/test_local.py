@@ -13,7 +13,8 @@ from torch import nn
 from lilliput import tree
 from lilliput.data.batches import as_batches
 from lilliput.fleet import Client, Profile
-from lilliput.local import fit, pull_to, shift
+from lilliput.local import fit
+from lilliput.step import pull_to, shift
 from lilliput.tasks import Supervised
 from lilliput.training import Training, factor
 
@@ -148,13 +149,43 @@ def test_reduced_precision_stays_near_float32(precision: Any) -> None:
     assert not all(torch.equal(a[n], b[n]) for n in a)
 
 
-def test_an_overflowing_fp16_step_is_skipped_and_the_scale_halved() -> None:
-    c = client(batches=1)
+def scaled_loss(c: Client, *factors: float) -> Any:
+    """The task's loss times a factor for each step."""
+    left = iter(factors)
+    return lambda m, batch, context: (next(left) * c.task.loss(m, batch)[0].float(), {})
+
+
+def test_the_first_fp16_step_finds_its_loss_scale_and_later_overflows_are_skipped() -> None:
+    config, c = Training(precision="fp16", lr=1e-6), client(batches=2)
     x = c.task.init()["params"]
-    huge = lambda m, batch, context: (1e6 * c.task.loss(m, batch)[0].float(), {})  # noqa: E731
-    params, state, _ = fit(c, x, config=Training(precision="fp16", optimizer_state="keep"), loss=huge)
-    assert_close(params, x)
-    assert state["scale"] == 2.0**15
+    first, state, stats = fit(c, x, config=replace(config, local_steps=1), loss=scaled_loss(c, *[1e6] * 20))
+    assert stats.steps == 1 and not stats.skipped and not torch.equal(first["0.weight"], x["0.weight"])
+    assert state["scaler"]["scale"] < 2.0**16
+    after, state, stats = fit(c, x, config=config, loss=scaled_loss(c, 1.0, 1e12))
+    once = fit(c, x, config=replace(config, local_steps=1))[0]
+    assert (stats.steps, stats.skipped, state["scaler"]["scale"]) == (1, 1, 2.0**15)
+    assert_close(after, once)
+
+
+@pytest.mark.parametrize("kept", ["reset", "keep"])
+def test_the_fp16_loss_scale_goes_on_in_the_next_round(kept: Any) -> None:
+    config, c = Training(precision="fp16", lr=1e-6, optimizer_state=kept), client(batches=1)
+    x, state, _ = fit(c, c.task.init()["params"], config=config, loss=scaled_loss(c, *[1e6] * 20))
+    passes: list[int] = []
+
+    def counting(m: nn.Module, batch: Any, context: Any) -> Any:
+        passes.append(1)
+        return 1e6 * c.task.loss(m, batch)[0].float(), {}
+
+    fit(c, x, state, config=config, loss=counting)
+    assert len(passes) == 1
+
+
+def test_a_round_whose_every_fp16_step_overflows_is_refused() -> None:
+    c = client(batches=1)
+    endless = lambda m, batch, context: (c.task.loss(m, batch)[0] * math.inf, {})  # noqa: E731
+    with pytest.raises(ValueError, match=r"all 1 steps overflowed in fp16.*use precision=bf16"):
+        fit(c, c.task.init()["params"], config=Training(precision="fp16"), loss=endless)
 
 
 def test_steps_can_be_counted_instead_of_epochs() -> None:

@@ -16,7 +16,7 @@ LAYERS = {
     1: "wire header",
     2: "codecs store fleet ledger data",
     3: "models optim updates lean subspace",
-    4: "tasks training local submodel splitter",
+    4: "tasks training step local submodel splitter",
     5: "algorithms footprint",
     6: "engines evaluation",
     7: "checkpoint stop loop experiment report pretraining",

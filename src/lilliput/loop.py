@@ -134,6 +134,8 @@ class Run:
             seen = [(n, m[name]) for n, m in fleet.metrics if name in m]
             if seen:
                 row[f"train_{name}"] = sum(n * x for n, x in seen) / sum(n for n, _ in seen)
+        skipped = sum(m.get("skipped", 0) for _, m in fleet.metrics)
+        row |= {"skipped": int(skipped)} if skipped else {}
         row |= {
             "seconds": seconds,
             "examples": int(trained),

@@ -54,15 +54,15 @@ class Sgd:
         torch._foreach_add_(params, grads, alpha=-self.lr)
 
     def _accumulate(self, indices: Sequence[int], grads: list[Tensor]) -> list[Tensor]:
-        fresh = self._buffers[indices[0]] is None
-        if fresh:  # all of them or none: a buffer starts as the first gradient, not as zero
-            buffers = [g.clone() for g in grads]
-            for i, buffer in zip(indices, buffers, strict=True):
-                self._buffers[i] = buffer
-        else:
-            buffers = [b for i in indices if (b := self._buffers[i]) is not None]
-            torch._foreach_mul_(buffers, self.momentum)
-            torch._foreach_add_(buffers, grads, alpha=1 - self.dampening)
+        fresh = {i for i in indices if self._buffers[i] is None}
+        for i, g in zip(indices, grads, strict=True):
+            if i in fresh:  # a buffer starts as the first gradient, not as zero
+                self._buffers[i] = torch.empty_like(self.params[i], requires_grad=False).copy_(g)
+        buffers = [b for i in indices if (b := self._buffers[i]) is not None]
+        old = [(b, g) for i, b, g in zip(indices, buffers, grads, strict=True) if i not in fresh]
+        if old:
+            torch._foreach_mul_([b for b, _ in old], self.momentum)
+            torch._foreach_add_([b for b, _ in old], [g for _, g in old], alpha=1 - self.dampening)
         return list(torch._foreach_add(grads, buffers, alpha=self.momentum)) if self.nesterov else buffers
 
     def state(self) -> Body:
@@ -86,26 +86,30 @@ class Adam:
         weight_decay: float = 0.0,
     ):
         self.params, self.lr, self.betas, self.eps, self.weight_decay = params, lr, betas, eps, weight_decay
-        self._m = [torch.zeros_like(p) for p in params]
-        self._v = [torch.zeros_like(p) for p in params]
-        self._steps = [torch.zeros((), dtype=torch.float32, device=p.device) for p in params]
+        self._state: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # moments and steps, from the first step on
 
     def apply(self, indices: Sequence[int], grads: list[Tensor]) -> None:
-        steps = [self._steps[i] for i in indices]
+        m, v, steps = (list(kind) for kind in zip(*(self._of(i) for i in indices), strict=True))
         torch._foreach_add_(steps, 1)
-        m, v = [self._m[i] for i in indices], [self._v[i] for i in indices]
         self.kernel(
             [self.params[i] for i in indices], grads, m, v, [], steps, lr=self.lr, beta1=self.betas[0],
             beta2=self.betas[1], weight_decay=self.weight_decay, eps=self.eps, amsgrad=False, maximize=False,
         )  # fmt: skip
 
+    def _of(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
+        if i not in self._state:
+            p = self.params[i]
+            m, v = (torch.zeros_like(p, requires_grad=False) for _ in range(2))
+            self._state[i] = m, v, torch.zeros((), dtype=torch.float32, device=p.device)
+        return self._state[i]
+
     def state(self) -> Body:
-        named = {"m": self._m, "v": self._v, "step": self._steps}
-        return {kind: {str(i): x for i, x in enumerate(xs)} for kind, xs in named.items()}
+        return {kind: {str(i): x[n] for i, x in self._state.items()} for n, kind in enumerate(("m", "v", "step"))}
 
     def load(self, state: Body) -> None:
-        for kind, xs in (("m", self._m), ("v", self._v), ("step", self._steps)):
-            for i, x in enumerate(xs):
+        self._state = {}
+        for i in map(int, state["step"]):
+            for kind, x in zip(("m", "v", "step"), self._of(i), strict=True):
                 x.copy_(state[kind][str(i)])
 
 
@@ -126,9 +130,11 @@ class Wrapped:
     def apply(self, indices: Sequence[int], grads: list[Tensor]) -> None:
         for i, grad in zip(indices, grads, strict=True):
             self.params[i].grad = grad
-        self._optimizer.step()  # skips parameters that have no gradient
-        for i in indices:
-            self.params[i].grad = None
+        try:
+            self._optimizer.step()  # skips parameters that have no gradient
+        finally:
+            for i in indices:
+                self.params[i].grad = None
 
     def subspace(self) -> optim.SubspaceOptimizer:
         """The optimizer, if it trains in a subspace; raises ValueError otherwise."""

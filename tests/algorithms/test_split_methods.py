@@ -21,7 +21,7 @@ from lilliput.algorithms.fsl_sage import Aligner
 from lilliput.data.batches import ArrayBatches
 from lilliput.engines import Sequential
 from lilliput.fleet import Client, Device, Reply, on_client
-from lilliput.local import Trainer
+from lilliput.step import Trainer
 from lilliput.tasks import Split, Supervised
 from lilliput.tree import Body
 

@@ -20,7 +20,7 @@ import lilliput
 from lilliput.algorithms import CseFsl, FslSage, SplitFedV1, SplitFedV2
 from lilliput.algorithms.fsl_sage import Aligner
 from lilliput.algorithms.shared_half import SharedHalfFedAvg
-from lilliput.local import Trainer
+from lilliput.step import Trainer
 from lilliput.tasks import Split
 
 HERE = Path(__file__).parent

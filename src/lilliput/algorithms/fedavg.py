@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from lilliput.fleet import Client, Fleet, Model, Reply, on_client
-from lilliput.local import Correction, Loss, Stats, fit
+from lilliput.local import Stats, fit
 from lilliput.optim import MeanSubspace
+from lilliput.step import Correction, Loss
 from lilliput.submodel import Combine, Mean, Slice, SliceRule, full, reduce, weighted_mean
 from lilliput.training import Training
 from lilliput.tree import Body, Tree, add, add_, sub
@@ -82,11 +83,11 @@ def train(
     buffers: Any = msg.get("buffers")
     if config.buffers == "local":
         buffers = state.get("buffers") or client.task.init()["buffers"]
-    known = {"projections": msg["projections"]} if "projections" in msg else state.get("opt")
+    known = {**state.get("opt", {}), **({"projections": msg["projections"]} if "projections" in msg else {})}
     params, opt, stats = fit(
         client, msg["params"], known, config=config, buffers=buffers, corrections=corrections, loss=loss,
     )  # fmt: skip
-    kept: Body = {"opt": opt} if config.optimizer_state == "keep" else {}
+    kept: Body = {"opt": opt} if opt else {}
     if config.buffers == "local" and stats.buffers:
         kept["buffers"] = stats.buffers
     return params, {**state, **kept} if kept else state, stats
@@ -104,8 +105,9 @@ def model_reply(msg: Body, params: Tree, stats: Stats) -> Body:
 
 
 def measured(stats: Stats) -> Body:
-    """The metrics of a reply: mean loss and whatever the loss reports, and how many examples they are of."""
-    return {**stats.metrics, "examples": stats.examples}
+    """The metrics of a reply: mean loss and what the loss reports, the examples they are of, and steps left out."""
+    left_out = {"skipped": stats.skipped} if stats.skipped else {}
+    return {**stats.metrics, "examples": stats.examples, **left_out}
 
 
 def model_sums(combine: Combine, state: Body) -> dict[str, Any]:

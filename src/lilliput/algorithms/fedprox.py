@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lilliput.algorithms.fedavg import FedAvg, model_reply, train
 from lilliput.fleet import Client, on_client
-from lilliput.local import pull_to
+from lilliput.step import pull_to
 from lilliput.tree import Body
 
 

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from lilliput.algorithms.fedavg import model_reply, model_sums, start
 from lilliput.algorithms.spaces import Bases, Spaces, aligned, forgotten, spaces_of
 from lilliput.fleet import Client, Fleet, Model, Reply, on_client
-from lilliput.local import Correction, fit
+from lilliput.local import fit
+from lilliput.step import Correction
 from lilliput.submodel import Combine, Mean, reduce, weighted_mean
 from lilliput.subspace import PROJECTIONS, leading, rotated
 from lilliput.tasks.supervised import to_device

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lilliput import random, tree
 from lilliput.ledger import metered
-from lilliput.local import Trainer
+from lilliput.step import Trainer
 from lilliput.tasks import Supervised, frozen_norms
 from lilliput.tasks.resident import buffers as buffers_of
 from lilliput.tasks.supervised import columns

@@ -16,7 +16,8 @@ from torch import nn
 from lilliput.algorithms.fedavg import FedAvg, advance, model_for, model_reply, model_sums, train
 from lilliput.algorithms.fednova import normalizer
 from lilliput.fleet import Client, Fleet, on_client
-from lilliput.local import fit, shift
+from lilliput.local import fit
+from lilliput.step import shift
 from lilliput.submodel import Combine, Slice, Sum, reduce, uniform_mean
 from lilliput.tree import Body, Tree, add, scale, sub, zeros_like
 

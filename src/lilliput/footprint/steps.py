@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lilliput import lean, local, optim
+from lilliput import lean, optim, step
 from lilliput.footprint.scratch import renew
 from lilliput.subspace import Columns, SubspaceLayer
 from lilliput.tasks.recompute import checkpointed
@@ -76,10 +76,10 @@ class Loop:
 
 
 class Client:
-    """`local.step` as federated training calls it; loss: (model, batch, context) -> (scalar, metrics)."""
+    """`step.step` as federated training calls it; loss: (model, batch, context) -> (scalar, metrics)."""
 
-    def __init__(self, model: nn.Module, config: Training, loss: local.Loss):
-        self.trainer = local.Trainer(model, config, config.lr)
+    def __init__(self, model: nn.Module, config: Training, loss: step.Loss):
+        self.trainer = step.Trainer(model, config, config.lr)
         self.model, self.config, self.loss = model, config, loss
         self.params: list[Tensor] = self.trainer.params
         self.updates: tuple[Any, tuple[str, ...]] = (self.trainer, ("apply",))
@@ -93,7 +93,7 @@ class Client:
 
     def step(self, batch: Any) -> None:
         with checkpointed(self.model) if self.config.checkpointing else nullcontext():
-            local.step(self.model, self.trainer, self.loss, batch)
+            step.step(self.model, self.trainer, self.loss, batch)
 
 
 def kept(model: nn.Module) -> dict[str, Any]:

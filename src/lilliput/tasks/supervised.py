@@ -18,18 +18,23 @@ from lilliput.tasks.resident import Resident, Residents, buffers
 from lilliput.tree import Body, Tree
 
 Outputs = dict[str, Any]
+IGNORED = -100  # a label that does not count
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy: logits [..., classes] against int64 labels [...]; labels of -100 do not count."""
-    if logits.dim() > 2:
-        logits, labels = logits.flatten(0, -2), labels.flatten()
-    return F.cross_entropy(logits, labels)
+    """Mean cross-entropy: logits [..., classes] against int64 labels [...]; labels of -100 do not count.
+
+    0 if no label counts.
+    """
+    if labels.is_floating_point():  # probabilities of the classes, all of which count
+        return F.cross_entropy(logits, labels)
+    total = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.flatten(), reduction="sum")
+    return total / (labels != IGNORED).sum().clamp_min(1)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """The share of labels that have the largest logit; labels of -100 do not count."""
-    counted = labels != -100
+    counted = labels != IGNORED
     return (logits.argmax(-1) == labels)[counted].float().mean()
 
 
@@ -190,11 +195,11 @@ def count(batch: Any) -> int:
 
 
 def counted(y: Tensor) -> int:
-    """What a batch's mean loss and metrics weigh beside another's: its examples, or in text its labels but for -100.
+    """How many labels count: what a batch's mean loss and metrics weigh beside another's.
 
-    Batches of text differ in length, and their loss is a mean over labels.
+    Whole numbers count one by one, wherever they stand, unless they are -100; of real numbers every example counts.
     """
-    return int((y != -100).sum()) if y.dim() > 1 and not y.is_floating_point() else len(y)
+    return len(y) if y.is_floating_point() else int((y != IGNORED).sum())
 
 
 def to_device(batch: Any, device: torch.device | str, model: nn.Module) -> Any:
