@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 sys.path.insert(0, str(Path(__file__).parent))
-from two_processes import CASES, RESUMED_AFTER, STEPS, build, train, whole
+from two_processes import CASES, RESUMED_AFTER, ROUTES, STEPS, branches, build, train, train_branches, whole
+
+from lilliput import optim
 
 every_case = pytest.mark.parametrize("case", CASES)
 
@@ -57,6 +59,28 @@ def test_ddp_equals_one_process(case, alone, pair):
 def test_fully_sharded_weights_equal_one_process(case, alone, pair):
     for found in pair:
         equal(found[f"fsdp {case}"], alone[1][case], case)
+
+
+@every_case
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("way", ["", "fsdp "])
+def test_updates_in_the_backward_pass_equal_one_process(case, accumulate, way, alone, pair):
+    for found in pair:
+        equal(found[f"per-layer {way}{accumulate} {case}"], alone[1][case], case)
+
+
+def test_processes_that_take_different_branches_equal_one_that_takes_both(pair):
+    """Each waits for what the others have, instead of adding gradients of one weight to another's."""
+    model, optimizer = branches()
+    train_branches(optim.per_layer(optimizer, 4), model, lambda step: [p for r in ROUTES.values() for p in r(step)])
+    for found in pair:
+        equal(found["branches"], whole(model), "adamw-std")
+
+
+def test_weights_of_ddp_are_refused_whenever_they_were_wrapped(pair):
+    for found in pair:
+        assert "DistributedDataParallel keeps gradients for after the pass" in found["refused"]
+        assert "processes=optim.Processes(mean=True)" in found["refused later"]
 
 
 @every_case

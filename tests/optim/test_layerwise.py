@@ -136,6 +136,70 @@ def test_combinations_that_do_nothing_are_refused(arguments, words):
         optim.per_layer(optimizer, **arguments)
 
 
+def test_a_foreign_optimizer_and_a_second_hooking_are_refused():
+    model, optimizer = build({"proj_type": "std"})
+    with pytest.raises(ValueError, match="which AdamW cannot; use one of lilliput"):
+        optim.per_layer(torch.optim.AdamW(model.parameters()))
+    layers = optim.per_layer(optimizer)
+    with pytest.raises(ValueError, match="updated per layer already"):
+        optim.per_layer(optimizer)
+    layers.remove()
+    optim.per_layer(optimizer)
+
+
+def test_frozen_parameters_are_left_out():
+    model, optimizer = build({"proj_type": "std"})
+    model[0].requires_grad_(False)
+    before = model[0].weight.clone()
+    optim.per_layer(optimizer)
+    loss(model, batches()[0]).backward()
+    assert torch.equal(model[0].weight, before) and model[0].weight not in optimizer.state
+    assert optimizer.state[model[2].weight]["step"] == 1
+
+
+class Exits(nn.Module):
+    """Two heads, of which a pass may use one."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.early, self.late = nn.Linear(12, 16), nn.Linear(16, 5), nn.Linear(16, 5)
+
+    def forward(self, x, early):
+        return (self.early if early else self.late)(self.first(x).tanh())
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["in the first pass", "in the last pass"])
+def test_a_head_that_some_passes_do_not_use_steps_on_what_it_got(first):
+    """Equals gradients that accumulate in .grad and an ordinary step; a head without any gradient is left alone."""
+    ends = []
+    for per_layer in (True, False):
+        model = Exits().double()
+        optimizer = optim.GaLoreAdamW(optim.param_groups(model, rank=3), lr=0.01, weight_decay=0.1)
+        if per_layer:
+            optim.per_layer(optimizer, accumulate=2)
+        for step, (x, y) in enumerate(batches()):
+            for number in range(2):
+                early = step % 3 > 0 and (number == 0) == first
+                nn.functional.mse_loss(model(x, early), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append(model)
+        assert optimizer.state[model.early.weight]["step"] == 4
+    same(*ends)
+
+
+def test_a_step_that_was_left_incomplete_is_said():
+    model = Exits().double()
+    optimizer = optim.GaLoreAdamW(optim.param_groups(model, rank=3), lr=0.01)
+    optim.per_layer(optimizer, accumulate=2)
+    x, _ = batches()[0]
+    for early in (True, False):
+        model(x, early).sum().backward()
+    with pytest.raises(RuntimeError, match="2 parameters had no gradient in the last pass of a step: call"):
+        model(x, True).sum().backward()
+
+
 def test_global_clipping_without_a_measured_norm_is_refused():
     model, optimizer = build({"proj_type": "std"})
     optim.per_layer(optimizer, clip=1.0, by="global")

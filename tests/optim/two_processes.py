@@ -49,9 +49,68 @@ def train(model, optimizer, steps, part=slice(None)) -> None:
         optimizer.zero_grad()
 
 
+def train_per_layer(model, optimizer, accumulate, part=slice(None), processes=None) -> None:
+    """The same in backward passes, `accumulate` of them for the batch."""
+    layers = optim.per_layer(optimizer, accumulate, processes=processes)
+    for step in range(STEPS):
+        x, y = batch(step)
+        for some in zip(x[part].chunk(accumulate), y[part].chunk(accumulate), strict=True):
+            (nn.functional.mse_loss(model(some[0]), some[1]) / accumulate).backward()
+        layers.complete()
+    layers.remove()
+
+
+class Branches(nn.Module):
+    """Two branches, of which an example takes one, after a layer of all."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.left, self.right = nn.Linear(7, 11), nn.Linear(11, 5), nn.Linear(11, 5)
+
+    def forward(self, x, right: bool):
+        return (self.right if right else self.left)(self.first(x).tanh())
+
+
+def train_branches(layers, model, passes) -> None:
+    """passes: of each step, the pairs (examples, whether they take the right branch) of this process."""
+    for step in range(STEPS):
+        x, y = (z.double() for z in batch(step))
+        for part, right in passes(step):
+            nn.functional.mse_loss(model(x[part], right), y[part], reduction="sum").backward()
+        layers.complete()
+
+
+def branches():
+    """The model, and an optimizer that sees its layers in subspaces that stay after the first step.
+
+    Their rank is no higher than that of the gradients, of at least two examples: the rest would be arbitrary.
+    """
+    model = Branches().double()
+    groups = optim.param_groups(model, rank=2, update_proj_gap=100, scale=1.0)
+    return model, optim.GaLoreAdamW(groups, lr=0.01, weight_decay=0.1)
+
+
+# Where two processes go: apart in every third step, at first together, at times one alone in a pass.
+LEFT, RIGHT = slice(0, 4), slice(4, 8)
+ROUTES = {
+    0: lambda step: [(slice(0, 2), step % 3 == 1), (slice(2, 4), False)],
+    1: lambda step: [(slice(4, 6), False), (slice(6, 8), step % 3 == 2)],
+}
+
+
 def whole(model) -> list[torch.Tensor]:
     full = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
     return [p.detach().clone() for p in full]
+
+
+def refusal(refused) -> str:
+    """What `per_layer` says of an optimizer, or a function says."""
+    try:
+        refused() if callable(refused) else optim.per_layer(refused)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def process(rank: int, folder: Path) -> None:
@@ -87,6 +146,28 @@ def process(rank: int, folder: Path) -> None:
         optimizer.load_state_dict(state)
         train(resumed, optimizer, range(RESUMED_AFTER, STEPS), mine)
         found[f"resumed {case}"] = whole(resumed)
+
+    for case in CASES:
+        for accumulate in (1, 2):
+            model, optimizer = build(case)
+            train_per_layer(model, optimizer, accumulate, mine, optim.Processes(mean=True))
+            found[f"per-layer {accumulate} {case}"] = whole(model)
+            sharded, optimizer = build(case, lambda m: fully_shard(m, mesh=mesh))
+            train_per_layer(sharded, optimizer, accumulate, mine)
+            found[f"per-layer fsdp {accumulate} {case}"] = whole(sharded)
+
+    model, optimizer = branches()
+    train_branches(optim.per_layer(optimizer, 2, processes=optim.Processes()), model, ROUTES[rank])
+    found["branches"] = whole(model)
+
+    ddp, optimizer = build("adamw-std", nn.parallel.DistributedDataParallel)
+    found["refused"] = refusal(optimizer)
+    inner, optimizer = build("adamw-std")
+    layers = optim.per_layer(optimizer)
+    x, y = batch(0)
+    later = nn.parallel.DistributedDataParallel(inner)
+    found["refused later"] = refusal(lambda: later(x).sum().backward())
+    layers.remove()
 
     broken, optimizer = build("adamw-std", lambda m: fully_shard(m, mesh=mesh))
     x, y = batch(0)

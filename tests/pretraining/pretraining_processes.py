@@ -20,6 +20,9 @@ GALORE = {"optimizer": "galore_adamw", "optimizer_options": {"rank": 4, "update_
 CASES = {
     "side by side": {**GALORE, "clip": 0.5, "accumulate": 2},
     "per-layer": {**GALORE, "per_layer": True},
+    "per-layer in passes": {**GALORE, "per_layer": True, "accumulate": 2},
+    "per-layer in passes, clipped": {"optimizer": "lion", "lr": 1e-3, "per_layer": True, "accumulate": 2, "clip": 0.1},
+    "sharded per-layer": {**GALORE, "parallel": "fsdp", "per_layer": True, "accumulate": 2},
     "sharded": {**GALORE, "parallel": "fsdp", "clip": 0.5, "accumulate": 2},
     "sharded adamw": {"parallel": "fsdp", "checkpointing": True},
 }

@@ -6,6 +6,7 @@ from lilliput.optim.footprint import Memory, memory
 from lilliput.optim.galore import GaLoreAdafactor, GaLoreAdamW, GaLoreAdamW8bit, GaLoreLion, Lion
 from lilliput.optim.groups import param_groups
 from lilliput.optim.layerwise import PerLayer, per_layer
+from lilliput.optim.processes import Processes
 
 __all__ = [
     "GaLoreAdafactor",
@@ -16,6 +17,7 @@ __all__ = [
     "MeanSubspace",
     "Memory",
     "PerLayer",
+    "Processes",
     "SubspaceOptimizer",
     "assign_projections",
     "memory",

@@ -84,8 +84,8 @@ class Pretrain:
             raise ValueError("restart_every and schedule=cosine_restarts belong together; give both or neither")
         if self.init is not None and self.continue_from is not None:
             raise ValueError("init takes weights alone and continue_from all of a run; give one of them")
-        if self.per_layer and self.parallel == "fsdp":
-            raise ValueError("shards have their gradients after the pass: per_layer goes with parallel=ddp, or alone")
+        if self.per_layer and self.parallel == "fsdp" and self.clip is not None:
+            raise ValueError("clip with per_layer needs whole gradients, which shards are not; use parallel=ddp")
         if self.lora is not None and self.parallel == "fsdp":
             raise ValueError("adapters are not sharded: use lora with parallel=ddp, or a subspace optimizer with fsdp")
         if self.total_steps <= self.warmup_steps:

@@ -1,8 +1,8 @@
 """Several processes, as torchrun starts them: whole models side by side, or one model in shards.
 
 Side by side, each gradient is summed over the processes as soon as it is complete, as DistributedDataParallel does, but
-in place: there is no second copy of the gradients, sums do not depend on how many steps came before, and updates in the
-backward pass work too.
+in place: there is no second copy of the gradients, and sums do not depend on how many steps came before.  Updates in
+the backward pass sum for themselves (`optim.per_layer`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from lilliput.optim.processes import same
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class World:
         if self.size > 1:
             dist.all_reduce(x)
         return x
+
+    def same(self, number: int) -> bool:
+        """Whether all processes gave this number."""
+        return self.size == 1 or same(number, self.device)
 
     def agreed(self, yes: bool) -> bool:
         """Whether any process says yes, told to all."""
@@ -90,26 +96,39 @@ def _device(name: str, local: int) -> torch.device:
 
 
 class Sums:
-    """Sums gradients over processes as they come in the backward pass."""
+    """Sums gradients over processes as they come in the last backward pass of a step, in the same order everywhere."""
 
-    def __init__(self, params: Sequence[Tensor], world: World, every_pass: bool):
-        """every_pass: at once in every pass, which updates in the backward pass need; else in the last of a step."""
+    def __init__(self, params: Sequence[Tensor], world: World):
         self.last = True
-        self._every_pass, self._pending = every_pass, []  # type: ignore[var-annotated]
-        if world.size > 1:
-            for p in params:
-                p.register_post_accumulate_grad_hook(self._arrived)
+        # From the last layer back, about as gradients come.
+        self._params = list(reversed(params)) if world.size > 1 else []
+        self._world, self._ready, self._pending = world, set(), []  # type: ignore[var-annotated]
+        for p in self._params:
+            p.register_post_accumulate_grad_hook(self._arrived)
 
     def _arrived(self, p: Tensor) -> None:
-        if self._every_pass:
-            dist.all_reduce(p.grad)
-        elif self.last:
-            self._pending.append(dist.all_reduce(p.grad, async_op=True))
+        if self.last:
+            self._ready.add(p)
+            while len(self._pending) < len(self._params) and self._params[len(self._pending)] in self._ready:
+                self._sum(self._params[len(self._pending)])
+
+    def _sum(self, p: Tensor) -> None:
+        self._pending.append(dist.all_reduce(p.grad, async_op=True))
 
     def wait(self) -> None:
-        """Return when all sums are there."""
+        """Return when all sums are there.  What has no gradient in any process has none after it."""
+        if not self._params:
+            return
+        present = torch.tensor([float(p.grad is not None) for p in self._params], device=self._world.device)
+        for p in self._params[len(self._pending) :]:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            self._sum(p)
         for work in self._pending:
             work.wait()
+        for p, n in zip(self._params, self._world.sum(present).tolist(), strict=True):
+            if not n:
+                p.grad = None
+        self._ready.clear()
         self._pending.clear()
 
 

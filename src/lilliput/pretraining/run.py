@@ -49,9 +49,9 @@ class Run:
             self.loss = parallel.shard(self.loss, world)
         self.optimizer = optimizers.build(model, c)
         params = [p for p in model.parameters() if p.requires_grad]
-        # FSDP2 sums gradients itself.  Hooks run in the order in which they were set: sums first, then updates.
-        self.sums = parallel.Sums(params if c.parallel == "ddp" else (), world, every_pass=c.per_layer)
-        self.layers = _per_layer(self.optimizer, c) if c.per_layer else None
+        beside = c.parallel == "ddp" and world.size > 1  # FSDP2 sums gradients itself
+        self.sums = parallel.Sums(params if beside and not c.per_layer else (), world)
+        self.layers = _per_layer(self.optimizer, c, world if beside else None) if c.per_layer else None
         self.params = params
         self._recomputed: Any = checkpointed(model) if c.checkpointing else nullcontext()
         self.stream = self._ahead()
@@ -145,7 +145,8 @@ class Run:
 
     def _update(self) -> None:
         if self.layers is not None:
-            return  # it happened in the backward pass
+            self.layers.complete()  # all but this happened in the backward pass
+            return
         if self.c.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.params, self.c.clip)
         self.optimizer.step()
@@ -219,8 +220,8 @@ def identity(c: Pretrain, tokenizer: Any, texts: tuple[Corpus, Corpus]) -> dict[
     return {**{name: getattr(c, name) for name in same}, "tokenizer": words, "data": texts[0].fingerprint()}
 
 
-def _per_layer(optimizer: torch.optim.Optimizer, c: Pretrain) -> Any:
+def _per_layer(optimizer: torch.optim.Optimizer, c: Pretrain, processes: World | None) -> Any:
     from lilliput import optim
 
     assert isinstance(optimizer, optim.SubspaceOptimizer)
-    return optim.per_layer(optimizer, accumulate=c.accumulate, clip=c.clip)
+    return optim.per_layer(optimizer, accumulate=c.accumulate, clip=c.clip, processes=processes)
