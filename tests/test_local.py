@@ -188,6 +188,26 @@ def test_a_round_whose_every_fp16_step_overflows_is_refused() -> None:
         fit(c, c.task.init()["params"], config=Training(precision="fp16"), loss=endless)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("kernel", "stride", "extent"), [(3, 2, 1), (1, 3, 2), (5, 3, 1)])
+def test_bf16_convolutions_over_less_than_their_stride_are_computed_in_float32(
+    kernel: int, stride: int, extent: int, checkpointing: bool
+) -> None:
+    torch.manual_seed(0)
+    padding = kernel // 2 or 1
+    net = nn.Sequential(nn.Conv2d(16, 32, kernel, stride, padding), nn.Flatten(), nn.LazyLinear(3))
+    x, y = torch.randn(4, 16, extent, extent), torch.tensor([0, 1, 2, 0])
+    net(x)  # the last layer takes its width
+    c = Client(0, Supervised(net), as_batches([(x, y)]), Profile(), round=1, rounds=1, seed=0)
+    start = c.task.init()["params"]
+    exact = fit(c, start, config=Training())[0]
+    torch.full((2**16,), 1e30)  # what an uninitialised gradient would find in memory
+    found = fit(c, start, config=Training(precision="bf16", checkpointing=checkpointing))[0]
+    for name, w in start.items():
+        torch.testing.assert_close(found[name] - w, exact[name] - w, atol=1e-3, rtol=0.05)
+    assert "forward" not in vars(c.task.resident(start)[0])
+
+
 def test_steps_can_be_counted_instead_of_epochs() -> None:
     c = client(batches=3)
     assert [fit(c, c.task.init()["params"], config=Training(local_steps=n))[2].steps for n in (0, 2, 7)] == [0, 2, 7]

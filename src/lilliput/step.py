@@ -8,7 +8,7 @@ parameter that got no gradient is left alone, optimizer state and all, as torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lilliput import optim, tree, updates
 from lilliput.ledger import metered
+from lilliput.tasks.autocast import autocast, exact_convolutions
 from lilliput.tasks.supervised import columns, counted, labels
 from lilliput.training import Training
 from lilliput.tree import Body, Tree
@@ -36,8 +37,9 @@ def pull_to(x: Tree, mu: float) -> Correction:
     """Add mu * (w - x) to the gradient: the gradient of mu/2 * |w - x|^2 (FedProx, eq. 2)."""
 
     def correct(names: Sequence[str], params: list[Tensor], grads: list[Tensor]) -> None:
-        torch._foreach_add_(grads, params, alpha=mu)
-        torch._foreach_add_(grads, [x[name].to(g.device) for name, g in zip(names, grads, strict=True)], alpha=-mu)
+        # The difference first: where w is x the term is zero to the bit, which adaptive optimizers would blow up.
+        apart = torch._foreach_sub(params, [x[name].to(g.device) for name, g in zip(names, grads, strict=True)])
+        torch._foreach_add_(grads, apart, alpha=mu)
 
     return correct
 
@@ -49,13 +51,6 @@ def shift(by: Tree) -> Correction:
         torch._foreach_add_(grads, [by[name].to(g.device) for name, g in zip(names, grads, strict=True)])
 
     return correct
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """The context of a forward pass: autocast for bf16 and fp16, none for float32."""
-    if precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
 def micro_batches(batch: Any, pieces: int) -> list[Part]:
@@ -194,7 +189,7 @@ def step_on(
     path = _in_hooks if opt.config.per_layer else _at_once if opt.scaler is None else _scaled
     shapes = (x.shape for part, _ in parts for x in columns(part))
     label = (getattr(loss, "__qualname__", type(loss).__name__), *shapes)
-    with torch.enable_grad():
+    with torch.enable_grad(), exact_convolutions(model, opt.device, opt.config.precision):
         return metered(label, opt.held, partial(path, model, opt, loss, parts, context))
 
 
