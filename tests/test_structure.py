@@ -15,7 +15,7 @@ LAYERS = {
     0: "tree random registry sources",
     1: "wire header",
     2: "codecs store fleet ledger data",
-    3: "models optim updates lean subspace",
+    3: "models optim optimizers updates lean subspace",
     4: "tasks training step local submodel splitter",
     5: "algorithms footprint",
     6: "engines evaluation",

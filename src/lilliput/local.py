@@ -56,7 +56,7 @@ def fit(
     Raises ValueError if every step overflowed in fp16.
     """
     model = client.task.resident(params, buffers, "train", client.device)
-    trainer = Trainer(model, config, config.lr_at(client.round, client.rounds), corrections, only=params)
+    trainer = Trainer(model, config, config.lr_at(client.round, client.rounds), corrections, params, config.lr)
     if opt:
         trainer.load(opt)
     examples = 0

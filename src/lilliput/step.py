@@ -88,8 +88,9 @@ class Trainer:
     """
 
     def __init__(
-        self, model: nn.Module, config: Training, lr: float, corrections: Sequence[Correction] = (), only: Any = None
-    ):
+        self, model: nn.Module, config: Training, lr: float, corrections: Sequence[Correction] = (), only: Any = None,
+        peak: float | None = None,
+    ):  # fmt: skip
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and (only is None or n in only)]
         self.model, self.config, self.corrections = model, config, list(corrections)
         self.names = [n for n, _ in named]
@@ -99,7 +100,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type) if config.precision == "fp16" else None
         self.update = updates.make(
             config.optimizer, self.params, lr, momentum=config.momentum, weight_decay=config.weight_decay,
-            nesterov=config.nesterov, options=config.optimizer_options,
+            nesterov=config.nesterov, options=config.optimizer_options, peak=peak, model=model,
         )  # fmt: skip
 
     @property

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lilliput.updates import check
+
 
 @dataclass(frozen=True)
 class Training:
@@ -56,6 +58,10 @@ class Training:
         if self.per_layer and self.precision == "fp16":
             raise ValueError("per_layer cannot undo a step whose fp16 loss scale overflowed; use precision=bf16")
         factor(self.schedule, 1, 1)
+        check(
+            self.optimizer, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov,
+            options=self.optimizer_options,
+        )  # fmt: skip
 
     def lr_at(self, round: int, rounds: int) -> float:
         """The learning rate of a round, from 1, of a run of `rounds`."""
@@ -101,10 +107,8 @@ def _scheduled(schedule: str, round: int, number: int, of: int) -> float:
     try:
         if name == "constant" and not arguments:
             return 1.0
-        if name == "cosine" and not arguments:
-            return 0.5 * (1 + math.cos(math.pi * done))
-        if name == "linear" and not arguments:
-            return 1.0 - done
+        if name in ("cosine", "linear") and not arguments:
+            return fallen(name, done)
         if name == "exponential":
             return float(arguments[0]) ** (number - 1)
         if name == "multistep":
@@ -114,6 +118,11 @@ def _scheduled(schedule: str, round: int, number: int, of: int) -> float:
     raise ValueError(
         f"schedule {schedule!r} is not one of constant, cosine, linear, exponential:GAMMA, multistep:ROUND,ROUND:GAMMA"
     )
+
+
+def fallen(name: str, done: float, end: float = 0.0) -> float:
+    """Where a cosine or a line from 1 down to `end` is after this share of its way."""
+    return end + (1.0 - end) * (0.5 * (1.0 + math.cos(math.pi * done)) if name == "cosine" else 1.0 - done)
 
 
 def check_step(batch_size: int, accumulate: int, dtype: str, precision: str) -> None:

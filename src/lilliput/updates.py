@@ -7,14 +7,13 @@ optimizer asks for it, because its first use costs a second of imports.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lilliput import optim
+from lilliput import optim, optimizers
 from lilliput.tree import Body
 
 
@@ -120,12 +119,14 @@ class AdamW(Adam):
 
 
 class Wrapped:
-    """Any torch.optim.Optimizer: a class or a function of (parameters, lr=..., **options)."""
+    """Any torch.optim.Optimizer, made for the parameters by a function of nothing."""
 
-    def __init__(self, make: Callable[..., Any], params: list[Tensor], lr: float, options: dict[str, Any]):
+    def __init__(self, make: Callable[[], Any], params: list[Tensor], lr: float):
         self.params = params
-        self._optimizer = make(params, lr=lr, **options)
+        self._optimizer = make()
         self.lr = lr
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
 
     def apply(self, indices: Sequence[int], grads: list[Tensor]) -> None:
         for i, grad in zip(indices, grads, strict=True):
@@ -176,61 +177,43 @@ def from_body(value: Any) -> Any:
     return {k: from_body(v) for k, v in value.items()}
 
 
-def _subspace(
-    optimizer: Callable[..., Any], params: list[Tensor], lr: float, *, rank: int = 128, proj_type: str = "std",
-    update_proj_gap: int = 200, scale: float = 0.25, **options: Any,
-) -> Any:  # fmt: skip
-    """A subspace optimizer; matrices whose both sides exceed the rank are projected.
+LISTS: dict[str, Callable[..., Any]] = {"sgd": Sgd, "adam": Adam, "adamw": AdamW}
+OPTIMIZERS: dict[str, Callable[..., Any]] = {**optimizers.OPTIMIZERS, **LISTS}
 
-    rank: of the subspace; proj_type: how it is found; update_proj_gap: steps between refreshes; scale: of the update
+
+def check(
+    optimizer: str | Callable[..., Any], *, momentum: float, weight_decay: float, nesterov: bool,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """What an optimizer is made with besides its learning rate.
+
+    Raises ValueError for an unknown optimizer or option, and for momentum given to one that takes its own through
+    `options`.
     """
-    subspace = {"rank": rank, "proj_type": proj_type, "update_proj_gap": update_proj_gap, "scale": scale}
-    return optimizer(params, lr=lr, **subspace, **options)
-
-
-OPTIMIZERS: dict[str, Callable[..., Any]] = {
-    "sgd": Sgd,
-    "adam": Adam,
-    "adamw": AdamW,
-    "adamw8bit": optim.GaLoreAdamW8bit,
-    "adafactor": optim.GaLoreAdafactor,
-    "lion": optim.Lion,
-    "galore_adamw": partial(_subspace, optim.GaLoreAdamW),
-    "galore_adamw8bit": partial(_subspace, optim.GaLoreAdamW8bit),
-    "galore_adafactor": partial(_subspace, optim.GaLoreAdafactor),
-    "galore_lion": partial(_subspace, optim.GaLoreLion),
-    "fira": partial(_subspace, optim.GaLoreAdamW, update="fira"),
-    # APOLLO's own projection is random, and its paper's scales are 1 and the root of 128.
-    "apollo": partial(_subspace, optim.GaLoreAdamW, update="apollo", proj_type="seeded", scale=1.0),
-    "apollo_mini": partial(
-        _subspace, optim.GaLoreAdamW, update="apollo_mini", proj_type="seeded", rank=1, scale=128**0.5
-    ),
-    "online_subspace_adamw": partial(_subspace, optim.GaLoreAdamW, proj_type="continuous"),
-    "online_subspace_adamw8bit": partial(_subspace, optim.GaLoreAdamW8bit, proj_type="continuous"),
-    "online_subspace_adafactor": partial(_subspace, optim.GaLoreAdafactor, proj_type="continuous"),
-    "online_subspace_lion": partial(_subspace, optim.GaLoreLion, proj_type="continuous"),
-}
+    target = optimizers.find(optimizer, OPTIMIZERS)
+    given = optimizers.settled(optimizer, options, weight_decay, OPTIMIZERS)
+    if target is Sgd:
+        return {"momentum": momentum, "nesterov": nesterov, **given}
+    if momentum or nesterov:
+        raise ValueError(f"momentum is SGD's; pass what {optimizer} takes through optimizer_options")
+    return given
 
 
 def make(
     optimizer: str | Callable[..., Any], params: list[Tensor], lr: float, *, momentum: float, weight_decay: float,
-    nesterov: bool, options: dict[str, Any],
+    nesterov: bool, options: dict[str, Any], peak: float | None = None, model: nn.Module | None = None,
 ) -> Update:  # fmt: skip
     """The update of this name, or of a user's own optimizer class.
 
-    Raises ValueError for an unknown name, and for momentum given to an optimizer that takes its own through `options`.
+    peak:  the learning rate that a schedule scales to `lr`; what an optimizer derives from its rate, such as that of
+           online PCA, follows the schedule then.
+    model: where the parameters are, which tells optimizers that project what is a layer and what an embedding.
+    Raises ValueError as `check` does.
     """
-    if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
-        known = ", ".join(OPTIMIZERS)
-        raise ValueError(
-            f"unknown optimizer {optimizer!r}; choose one of {known}, or give a torch.optim.Optimizer class"
-        )
+    given = check(optimizer, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, options=options)
     if not params:  # torch's optimizers refuse to have nothing to do
         return Sgd(params, lr)
-    target = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
-    if target is Sgd:
-        return Sgd(params, lr, momentum, weight_decay, nesterov, **options)
-    if momentum or nesterov:
-        raise ValueError(f"momentum is SGD's; pass what {optimizer} takes through optimizer_options")
-    given = {**({"weight_decay": weight_decay} if weight_decay else {}), **options}
-    return target(params, lr, **given) if target in (Adam, AdamW) else Wrapped(target, params, lr, given)
+    target = optimizers.find(optimizer, OPTIMIZERS)
+    if target in LISTS.values():
+        return target(params, lr, **given)
+    return Wrapped(lambda: optimizers.build(optimizer, params, peak or lr, given, model, strict=False), params, lr)

@@ -46,7 +46,7 @@ def device_half(config: SplitTraining, client: Client, state: Body, name: str = 
 
 def _half(config: SplitTraining, client: Client, name: str, held: Body) -> Half:
     lr = config.lr_at(client.round, client.rounds)
-    return Half(client.task.on_device[name], held, config, lr, "train", client.device)
+    return Half(client.task.on_device[name], held, config, lr, "train", client.device, peak=config.lr)
 
 
 def left(state: Body, **halves: Half) -> Body:

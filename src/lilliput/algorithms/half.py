@@ -38,7 +38,7 @@ class Half:
 
     def __init__(
         self, part: Supervised, held: Body, config: Training, lr: float, role: str,
-        device: torch.device | str = "cpu", trains: bool = True,
+        device: torch.device | str = "cpu", trains: bool = True, peak: float | None = None,
     ):  # fmt: skip
         self.part, self.held, self.device = part, held, torch.device(device)
         self._resident = part.lendable(held["params"], role, self.device)
@@ -49,7 +49,7 @@ class Half:
         lent = {id(x) for x in self._buffers.values()}
         fixed = [p for name, p in self.model.named_parameters() if name not in self._weights]
         self._fixed = [*fixed, *(x for x in self.model.buffers() if id(x) not in lent)]
-        self.trainer = Trainer(self.model, config, lr, only=held["params"] if trains else ())
+        self.trainer = Trainer(self.model, config, lr, only=held["params"] if trains else (), peak=peak)
         self.params = self.trainer.params
         if held.get("opt"):
             self.trainer.load(held["opt"])

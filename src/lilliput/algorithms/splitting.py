@@ -77,8 +77,9 @@ class SplitTraining(Training):
 
     def server(self, fleet: Fleet, held: Body, role: str = "server") -> Half:
         """The server's part in training, from its params, buffers and optimizer state."""
-        lr = (self.server_lr or self.lr) * self.factor_at(fleet.round, fleet.rounds)
-        return Half(fleet.task.server_part, held, self, lr, role, self.server_device)
+        peak = self.server_lr or self.lr
+        lr = peak * self.factor_at(fleet.round, fleet.rounds)
+        return Half(fleet.task.server_part, held, self, lr, role, self.server_device, peak=peak)
 
     def kept(self, opt: Body) -> Body:
         """The optimizer state that outlives a round."""

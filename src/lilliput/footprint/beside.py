@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from lilliput.footprint.setting import Setting, projects
+from lilliput.footprint.setting import Setting
+from lilliput.optimizers import projects
 
 RANK = 128  # of the other ways, where the setting has none
 WAYS: dict[str, dict[str, Any]] = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,19 +10,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lilliput import lean, optim, updates
+from lilliput import lean, optim
 from lilliput.footprint.fakes import ACCELERATOR, twin
 from lilliput.footprint.steps import Loop, supervised_loss
-from lilliput.registry import is_path, nearest, normal, resolve
+from lilliput.optimizers import build, settled
+from lilliput.registry import is_path, normal
 from lilliput.subspace import replace_with_subspace
 from lilliput.training import check_step
 
 LENGTH = 256  # tokens of a sequence, as published for low-rank pre-training
-# By name as in pre-training: AdamW keeps its moments in float32 whatever the weights are.
-OPTIMIZERS: dict[str, Callable[..., Any]] = {
-    **{name: make for name, make in updates.OPTIMIZERS.items() if name not in ("sgd", "adam")},
-    "adamw": partial(optim.GaLoreAdamW, eps=1e-8),
-}
 
 
 @dataclass(frozen=True)
@@ -58,10 +52,7 @@ class Setting:
             raise ValueError("lora and subspace are two ways to train the same layers; choose one")
         check_step(self.batch_size, self.accumulate, self.dtype, self.precision)
         if isinstance(self.optimizer, str):
-            known = known_options(self.optimizer)
-            for option in self.optimizer_options:
-                if option not in known:
-                    raise ValueError(f"optimizer {self.optimizer} has no option {option!r}; {nearest(option, known)}")
+            settled(self.optimizer, self.optimizer_options, 0.0)
 
     @property
     def autocast(self) -> bool:
@@ -105,12 +96,8 @@ class Setting:
     def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         if not isinstance(self.optimizer, str):
             return self.optimizer(model)
-        made, options = find(self.optimizer), dict(self.optimizer_options)
-        if not projects(self.optimizer):
-            return made([p for p in model.parameters() if p.requires_grad], lr=1e-3, **options)
-        rank = options.get("rank", inspect.signature(made).parameters["rank"].default)
-        targets = options.pop("targets", "all-linear")
-        return made(optim.param_groups(model, rank, targets), lr=1e-3, **options)
+        params = [p for p in model.parameters() if p.requires_grad]
+        return build(self.optimizer, params, 1e-3, settled(self.optimizer, self.optimizer_options, 0.0), model)
 
     def example(self, model: nn.Module) -> dict[str, Tensor] | tuple[Tensor, Tensor]:
         """A batch of one step, without numbers."""
@@ -140,25 +127,6 @@ class Setting:
         """The shape of an example that is no text: the model's own where it says it."""
         config: Any = getattr(model, "config", None)
         return (config.num_channels, config.image_size, config.image_size) if config is not None else self.shape
-
-
-def find(name: str) -> Callable[..., Any]:
-    """The optimizer of a name.  Raises ValueError for an unknown one."""
-    plain = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
-    return resolve("optimizer", {"adam8bit": "adamw8bit"}.get(name, name), {**OPTIMIZERS, **plain})
-
-
-def projects(name: str) -> bool:
-    """Whether an optimizer of this name projects gradients."""
-    return "rank" in inspect.signature(find(name)).parameters
-
-
-def known_options(name: str) -> list[str]:
-    """The options of an optimizer of this name."""
-    made: Any = find(name)
-    rule = made.args[0] if isinstance(made, partial) and made.args else getattr(made, "func", made)
-    own = [p for p in inspect.signature(rule).parameters if p not in ("params", "lr", "subspace")]
-    return [*own, *(["rank", "targets", *optim.options.DEFAULTS] if projects(name) else [])]
 
 
 def _linear(model: nn.Module) -> list[str]:

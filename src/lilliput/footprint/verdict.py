@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from lilliput.footprint.result import Footprint
-from lilliput.footprint.setting import Setting, projects
+from lilliput.footprint.setting import Setting
 from lilliput.footprint.sizes import show
+from lilliput.optimizers import projects
 
 Changes = dict[str, Any]
 Measure = Callable[[Setting], Footprint]

@@ -17,9 +17,9 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """A projected group and an ordinary one, every trainable parameter in exactly one of them.
 
-    targets: "all-linear" for every linear layer but the output head, "all" for convolutions and the head too, or parts
-    of module names (`["attn", "mlp"]`), linear or convolutional.  Matrices with a side no longer than the rank stay
-    ordinary.
+    targets: "all-linear" for every linear layer but the output head, "all-layers" for convolutions too, "all" for the
+    head as well, or parts of module names (`["attn", "mlp"]`), linear or convolutional.  Matrices with a side no longer
+    than the rank stay ordinary.
     options: those of a projected group, such as update_proj_gap, scale, proj_type.
     Raises ValueError if nothing is projected.
     """
@@ -31,6 +31,26 @@ def param_groups(
         raise ValueError(f"no trainable weight of targets {targets!r} has both sides longer than rank {rank}; "
                          "lower the rank or name other targets")  # fmt: skip
     return [{**_group(projected), "rank": rank, **options}, *([_group(ordinary)] if ordinary else [])]
+
+
+def of(
+    params: Sequence[Tensor], rank: int, model: nn.Module | None, targets: str | Sequence[str], strict: bool
+) -> list[dict[str, Any]]:
+    """These parameters of a model as `param_groups` parts them; without a model, every matrix above the rank apart.
+
+    strict: whether it is an error, ValueError, that nothing is projected.
+    """
+    if model is None:
+        return list(split({"params": list(params)}, rank))
+    own = {id(p) for p in params}
+    if not strict and not any(id_ in own for id_, _ in _chosen(model, rank, targets)):
+        return [{"params": list(params)}]
+    groups = [
+        {**group, "params": [p for _, p in kept], "names": [name for name, _ in kept]}
+        for group in param_groups(model, rank, targets)
+        if (kept := [(n, p) for n, p in zip(group["names"], group["params"], strict=True) if id(p) in own])
+    ]
+    return groups
 
 
 def split(group: dict[str, Any], rank: int) -> Iterator[dict[str, Any]]:
@@ -59,7 +79,8 @@ def _chosen(model: nn.Module, rank: int, targets: str | Sequence[str]) -> Iterat
         linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
         if not linear and not isinstance(module, CONVOLUTIONS):
             continue
-        wanted = linear if targets == "all-linear" else targets == "all" or any(part in name for part in parts)
+        every = linear if targets == "all-linear" else targets in ("all", "all-layers")
+        wanted = every or any(part in name for part in parts)
         weight = module.weight
         if wanted and weight is not head and min(matrix_shape(weight)) > rank:
             yield id(weight), name

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lilliput import optim
-from lilliput.footprint.setting import OPTIMIZERS, find, known_options, projects
+from lilliput import optimizers as factory
 from lilliput.pretraining.config import Pretrain
-from lilliput.registry import nearest
 from lilliput.updates import from_body, to_body
 
-NAMES = (*OPTIMIZERS, "sgd", "adam")
+NAMES = tuple(factory.OPTIMIZERS)
 
 
 def build(model: nn.Module, c: Pretrain) -> torch.optim.Optimizer:
@@ -22,20 +20,14 @@ def build(model: nn.Module, c: Pretrain) -> torch.optim.Optimizer:
 
     Raises ValueError for an unknown name or option, for a rank that nothing has, and for what only ours can do.
     """
-    options = {"weight_decay": c.weight_decay, **c.optimizer_options}
-    make, known = find(c.optimizer), known_options(c.optimizer)
-    for option in c.optimizer_options:
-        if option not in known:
-            raise ValueError(f"optimizer {c.optimizer} has no option {option!r}; {nearest(option, known)}")
-    params: Any = [p for p in model.parameters() if p.requires_grad]
-    if projects(c.optimizer):
-        rank = options.get("rank", inspect.signature(make).parameters["rank"].default)
-        params = optim.param_groups(model, rank, options.pop("targets", "all-linear"))
-    made = make(params, lr=c.lr, **options)
+    params = [p for p in model.parameters() if p.requires_grad]
+    made = factory.build(
+        c.optimizer, params, c.lr, factory.settled(c.optimizer, c.optimizer_options, c.weight_decay), model
+    )
     if not isinstance(made, optim.SubspaceOptimizer) and (c.per_layer or c.parallel == "fsdp"):
         what = "per_layer=true" if c.per_layer else "parallel=fsdp"
         raise ValueError(
-            f"{what} works with our own optimizers, not {c.optimizer}; choose one of {', '.join(OPTIMIZERS)}"
+            f"{what} works with our own optimizers, not {c.optimizer}; choose one of {', '.join(factory.OURS)}"
         )
     return made
 

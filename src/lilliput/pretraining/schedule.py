@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 from lilliput.pretraining.config import Pretrain
+from lilliput.training import fallen
 
 
 def factor(c: Pretrain, step: int) -> float:
@@ -19,9 +18,7 @@ def factor(c: Pretrain, step: int) -> float:
     done = min(1.0, (step - warmup) / (c.total_steps - warmup))
     if c.schedule == "constant":
         return 1.0
-    if c.schedule == "linear":
-        return 1.0 - (1.0 - c.min_lr_ratio) * done
-    value = c.min_lr_ratio + (1.0 - c.min_lr_ratio) * 0.5 * (1.0 + math.cos(math.pi * done))
+    value = fallen("linear" if c.schedule == "linear" else "cosine", done, c.min_lr_ratio)
     if c.restart_every is None or step < c.restart_every:
         return value
     since = step % c.restart_every

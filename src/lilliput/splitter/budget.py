@@ -47,7 +47,7 @@ class Memory:
         batch = resized(batch, self.batch_size)
         with torch.enable_grad(), Instrument() as instrument:
             params: list[Tensor] = [p for p in client.train().parameters() if p.requires_grad]
-            optimizer = _update(self.training, params)
+            optimizer = _update(self.training, params, client)
             sent = call(client, batch)
             roots = [x for x in leaves(sent).values() if x.requires_grad]
             if roots and params:
@@ -86,10 +86,10 @@ class BytesPerRound:
         return 2 * model + (up + down) * self.examples // (count * self.upload_every)
 
 
-def _update(training: Training, params: list[Tensor]) -> Update:
+def _update(training: Training, params: list[Tensor], client: Any = None) -> Update:
     return make(
         training.optimizer, params, training.lr, momentum=training.momentum, weight_decay=training.weight_decay,
-        nesterov=training.nesterov, options=training.optimizer_options,
+        nesterov=training.nesterov, options=training.optimizer_options, model=client,
     )  # fmt: skip
 
 

@@ -1,0 +1,97 @@
+"""One factory makes the optimizers of `run`, `pretrain` and `memory`; what it cannot make is refused at construction."""
+
+import pytest
+import torch
+from torch import nn
+
+from lilliput import optimizers, updates
+from lilliput.algorithms import FedAvg
+from lilliput.pretraining.config import Pretrain
+from lilliput.pretraining.optimizers import build
+from lilliput.training import Training
+
+PLAIN = {"momentum": 0.0, "weight_decay": 0.0, "nesterov": False}
+
+
+class Words(nn.Module):
+    """An embedding, a layer, and an output head as models of transformers name it."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.layer, self.head = nn.Embedding(20, 12), nn.Linear(12, 10), nn.Linear(10, 20)
+
+    def get_output_embeddings(self):
+        return self.head
+
+
+def made(optimizer, model=None, lr=0.1, **given):
+    model = model or nn.Linear(12, 10)
+    update = updates.make(
+        optimizer, list(model.parameters()), lr, model=model, **{**PLAIN, "options": {}, **given},
+    )  # fmt: skip
+    return getattr(update, "_optimizer", update)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw8bit", "galore_adamw8bit", torch.optim.AdamW, "torch.optim:AdamW"])
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_weight_decay_is_what_is_given_whatever_a_class_prefers(optimizer, decay):
+    assert {g["weight_decay"] for g in made(optimizer, weight_decay=decay).param_groups} == {decay}
+
+
+def test_a_decay_of_the_options_goes_before_that_of_the_method():
+    assert made(torch.optim.AdamW, options={"weight_decay": 0.2}).param_groups[0]["weight_decay"] == 0.2
+
+
+@pytest.mark.parametrize("optimizer", [name for name in optimizers.OPTIMIZERS if name not in updates.LISTS])
+def test_run_and_pretrain_make_the_same(optimizer):
+    """Same groups, same options, in the same order."""
+    options = {"rank": 4} if optimizers.projects(optimizer) and optimizer != "apollo_mini" else {}
+    model = Words()
+    one = made(optimizer, model, options=options)
+    other = build(model, Pretrain(optimizer=optimizer, optimizer_options=options, lr=0.1))
+    assert type(one) is type(other) and len(one.param_groups) == len(other.param_groups)
+    for a, b in zip(one.param_groups, other.param_groups, strict=True):
+        assert [id(p) for p in a["params"]] == [id(p) for p in b["params"]]
+        assert {k: v for k, v in a.items() if k != "params"} == {k: v for k, v in b.items() if k != "params"}
+
+
+def test_embeddings_and_head_are_not_projected_in_a_run():
+    model = Words()
+    groups = made("galore_adamw", model, options={"rank": 4}).param_groups
+    assert [[n for g in groups if "rank" in g for n in g["names"]], len(groups)] == [["layer.weight"], 2]
+
+
+def test_a_part_without_a_layer_of_that_size_trains_in_full():
+    assert all("rank" not in g for g in made("galore_adamw", nn.Linear(3, 3)).param_groups)
+
+
+def test_convolutions_are_projected():
+    groups = made("galore_adamw", nn.Sequential(nn.Conv2d(8, 8, 3)), options={"rank": 4}).param_groups
+    assert groups[0]["names"] == ["0.weight"]
+
+
+def test_online_pca_follows_the_schedule():
+    """Its rate is lr / peak / gap: half as large where the schedule halved lr."""
+    group = made("online_subspace_adamw", Words(), lr=0.05, peak=0.1, options={"rank": 4}).param_groups[0]
+    assert (group["lr"], group["base_lr"]) == (0.05, 0.1)
+
+
+def test_adafactor_that_follows_the_step_count_needs_no_rate():
+    assert made("adafactor", options={"relative_step": True}).param_groups[0]["relative_step"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"optimizer": "adam", "momentum": 0.9}, "momentum is SGD's"),
+        ({"optimizer": "adamv"}, "unknown optimizer 'adamv'; did you mean 'adam"),
+        ({"optimizer": "galore_adamw", "optimizer_options": {"update_proj_gab": 2}}, "did you mean 'update_proj_gap'"),
+        ({"optimizer_options": {"dampning": 0.5}}, "optimizer sgd has no option 'dampning'; did you mean 'dampening'"),
+        ({"optimizer": torch.optim.AdamW, "optimizer_options": {"epz": 1.0}}, "optimizer AdamW has no option 'epz'"),
+        ({"optimizer": torch.optim.LBFGS, "weight_decay": 0.1}, "optimizer LBFGS has no weight_decay, which is 0.1"),
+    ],
+)
+@pytest.mark.parametrize("method", [Training, FedAvg])
+def test_what_cannot_be_made_is_refused_at_construction(method, settings, words):
+    with pytest.raises(ValueError, match=words):
+        method(**settings)
