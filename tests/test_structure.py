@@ -19,7 +19,7 @@ LAYERS = {
     4: "tasks training step local submodel splitter",
     5: "algorithms footprint",
     6: "engines evaluation",
-    7: "checkpoint stop loop experiment report pretraining",
+    7: "checkpoint stop identity logs loop experiment report pretraining",
     8: "recipes config cli __main__",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}

@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lilliput.store import File, Store, replace, write
+from lilliput.identity import differences, told
+from lilliput.store import File, Store, checksum, replace, write
 from lilliput.tree import Body
 
-FORMAT, VERSION = "lilliput-checkpoint", 1
+FORMAT, VERSION, MANIFEST = "lilliput-checkpoint", 2, "manifest.json"
 # What reading a damaged manifest may raise; an infinity that stands for a whole number overflows.
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
 
@@ -31,7 +32,8 @@ class Saved:
     """What a checkpoint says: the run it belongs to, the rounds done, and the files of server and clients."""
 
     run: str
-    identity: dict[str, Any]  # what must be the same for the run to go on; see Experiment.identity
+    identity: dict[str, Any]  # what must be the same for the run to go on; see lilliput.identity
+    planned: int  # the rounds that the run was planned for, which its schedule follows
     round: int
     attempt: int
     server: File
@@ -45,21 +47,33 @@ class Saved:
             raise CheckpointError(f"cannot go on from {folder}: {error}") from None
 
     def check(self, identity: dict[str, Any], folder: Path) -> None:
-        """Raise CheckpointError if this is another experiment's."""
-        for name, value in identity.items():
-            if not _same(self.identity.get(name), value):
+        """Raise CheckpointError, naming what differs, if this is another experiment's."""
+        found = list(differences(self.identity, identity))
+        if found:
+            raise CheckpointError(
+                f"{folder} belongs to another experiment: {told(found)}; "
+                f"go on with the configuration it was made with, or choose another folder"
+            )
+
+    def check_rounds(self, algorithm: Any, rounds: int, folder: Path) -> None:
+        """Raise CheckpointError if a run of so many rounds could not have begun like this one.
+
+        Its rounds would be fewer than were done, or have had other learning rates than those that were taken.
+        """
+        if rounds < self.round:
+            raise CheckpointError(f"{folder} has done {self.round} rounds, more than rounds={rounds}; ask for more")
+        factor = getattr(algorithm, "factor_at", None)
+        if factor is None or rounds == self.planned:
+            return
+        for number in range(1, self.round + 1):
+            then, now = factor(number, self.planned), factor(number, rounds)
+            if then != now:
                 raise CheckpointError(
-                    f"{folder} belongs to another experiment: its {name} is {self.identity.get(name)!r}, not "
-                    f"{value!r}; "
-                    f"resume with the configuration it was made with, or choose another folder"
+                    f"schedule={getattr(algorithm, 'schedule', '')} of {folder} was laid out over {self.planned} "
+                    f"rounds, and over {rounds} its learning rate would jump: in round {number} it would have been "
+                    f"{now / then if then else now:.3g} times what it was; go on with rounds={self.planned}, or train "
+                    f"on from its weights in a new run with init={folder}"
                 )
-
-
-def _same(then: Any, now: Any) -> bool:
-    """Whether what was saved is what is; a setting that is newer than the checkpoint must be off."""
-    if not isinstance(then, dict) or not isinstance(now, dict):
-        return bool(then == now)
-    return then.keys() <= now.keys() and all(then[k] == v if k in then else not v for k, v in now.items())
 
 
 def save(folder: Path, saved: dict[str, Any], state: Body, store: Store) -> float:
@@ -80,21 +94,16 @@ def load(folder: Path) -> Saved | None:
     Raises CheckpointError for one that is damaged, not ours, or of a version this release does not read; files are
     checked against their checksums when they are read, and here for being there.
     """
-    path = folder / "manifest.json"
-    if not path.exists():
+    data = read_manifest(folder, FORMAT, VERSION)
+    if data is None:
         return None
     try:
-        data = json.loads(path.read_bytes())
-        if data["format"] != FORMAT:
-            raise CheckpointError(f"{path} is not a lilliput checkpoint")
-        if data["version"] != VERSION:
-            raise CheckpointError(f"{path} has version {data['version']}; this release reads version {VERSION}")
         saved = Saved(
-            str(data["run"]), dict(data["identity"]), int(data["round"]), int(data["attempt"]),
+            str(data["run"]), dict(data["identity"]), int(data["planned"]), int(data["round"]), int(data["attempt"]),
             recorded(data["server"]), {str(key): recorded(value) for key, value in data["states"].items()},
         )  # fmt: skip
     except DAMAGE:
-        raise CheckpointError(f"{path} is damaged; remove the folder to start again, or restore it") from None
+        raise damaged(folder) from None
     check_files(folder, [saved.server, *saved.states.values()])
     return saved
 
@@ -104,11 +113,46 @@ def load(folder: Path) -> Saved | None:
 
 def supersede(folder: Path, manifest: dict[str, Any], files: Iterable[File]) -> None:
     """Make a manifest count, and remove what of the folder it does not name."""
-    replace(folder / "manifest.json", json.dumps(manifest).encode())
-    current = {"manifest.json", *(file.name for file in files)}
+    replace(folder / MANIFEST, sealed(manifest))
+    current = {MANIFEST, *(file.name for file in files)}
     for path in folder.iterdir():
         if path.name not in current:
             path.unlink(missing_ok=True)
+
+
+def sealed(manifest: dict[str, Any]) -> bytes:
+    """A manifest as JSON, with the checksum of all else in it as its last entry."""
+    text = json.dumps(manifest)
+    return f'{text[:-1]}, "checksum": {checksum(text.encode())}}}'.encode()
+
+
+def read_manifest(folder: Path, format: str, version: int) -> dict[str, Any] | None:
+    """What the manifest of a folder says; None if there is none.
+
+    Raises CheckpointError if it is damaged, of another program, or of another version.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        data = json.loads(path.read_bytes())
+        if data["format"] != format:
+            raise CheckpointError(f"{path} is a checkpoint of {str(data['format'])[:40]!r}, not of {format!r}")
+        if data["version"] != version:
+            raise CheckpointError(
+                f"{path} has version {str(data['version'])[:20]}; this release reads version {version}: "
+                f"finish the run with the release that began it, or start anew in another folder"
+            )
+        if data.pop("checksum") != checksum(json.dumps(data).encode()):
+            raise ValueError("its checksum is another")
+    except DAMAGE:
+        raise damaged(folder) from None
+    return dict(data)
+
+
+def damaged(folder: Path) -> CheckpointError:
+    """The error of a manifest that does not say what it should."""
+    return CheckpointError(f"{folder / MANIFEST} is damaged; restore it, or start anew in another folder")
 
 
 def check_files(folder: Path, files: Iterable[File]) -> None:
@@ -126,23 +170,3 @@ def recorded(value: dict[str, Any]) -> File:
     if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
         raise ValueError(f"a checkpoint's file must lie in its folder, not at {name!r}")
     return File(name, int(value["bytes"]), int(value["crc"]))
-
-
-def cut_lines(path: Path, rounds: int) -> list[dict[str, Any]]:
-    """Cut a JSON-lines file back to the rounds that count; the lines kept.  A line half written is cut too."""
-    if not path.exists():
-        return []
-    kept, size = [], 0
-    with open(path, "rb") as lines:
-        for line in lines:
-            try:
-                row = json.loads(line) if line.endswith(b"\n") else {}
-            except ValueError:
-                row = {}
-            if not isinstance(row, dict) or not 0 < row.get("round", 0) <= rounds:
-                break
-            kept.append(row)
-            size += len(line)
-    with open(path, "r+b") as out:
-        out.truncate(size)
-    return kept

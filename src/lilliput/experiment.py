@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -15,9 +14,10 @@ from lilliput.engines import Dry, Engine, resolve
 from lilliput.engines.dry import predict
 from lilliput.engines.tuning import tuned
 from lilliput.fleet import Job, Model, Profile
+from lilliput.identity import identity
 from lilliput.loop import Run
 from lilliput.stop import Row, Stop
-from lilliput.tree import Body, Tree, shapes
+from lilliput.tree import Body, Tree
 
 
 class Reporter(Protocol):
@@ -124,15 +124,7 @@ class Experiment:
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be this experiment's."""
-        state = self.task.init()
-        return {
-            "algorithm": type(self.algorithm).__name__,
-            "settings": json.loads(json.dumps(_settings(self.algorithm), default=repr)),
-            "model": [[name, list(shape)] for name, shape in shapes(state["params"])],
-            "examples": {str(c): batches.examples for c, batches in sorted(self.data.items())},
-            "seed": self.seed,
-            "codec": repr(self.codec),
-        }
+        return identity(self)
 
     def run(self, engine: str | Engine = "auto", resume: bool = False) -> History:
         """Run to the end (or, with `resume`, on from the folder's checkpoint) and return the history.
@@ -152,6 +144,19 @@ class Experiment:
             try:
                 run.to_the_end()
                 return History(run.rows, run.state, run.models, run.stopped, report)
+            finally:
+                run.engine.close()
+
+    def trained(self, engine: str | Engine = "auto") -> dict[Any, Model]:
+        """The models of the folder's last checkpoint, as they would be evaluated; writes nothing.
+
+        Raises CheckpointError if there is none, or it is another experiment's.
+        """
+        chosen = resolve(engine)
+        with tuned(self.task, getattr(chosen, "threads", 1)):
+            run = Run(self, chosen, resume=True, reading=True)
+            try:
+                return run.last_models()
             finally:
                 run.engine.close()
 
@@ -176,13 +181,3 @@ class Experiment:
             if unknown:
                 raise ValueError(f"init names {unknown[0]!r}, which the model does not have")
         return state
-
-
-def _settings(algorithm: Any) -> dict[str, Any]:
-    if not is_dataclass(algorithm):
-        return {"repr": repr(algorithm)}
-    return {
-        k: v
-        for k, v in vars(algorithm).items()
-        if not isinstance(v, dict) or not any(hasattr(x, "shape") for x in v.values())
-    }

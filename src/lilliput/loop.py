@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 import uuid
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from lilliput import checkpoint, evaluation
 from lilliput.engines import Engine, Round
 from lilliput.fleet import Model
 from lilliput.ledger import process_memory
+from lilliput.logs import Log
 from lilliput.stop import Row, stale
 from lilliput.store import Store, write
 
@@ -27,13 +27,20 @@ if TYPE_CHECKING:
 class Run:
     """One execution of an experiment: what changes while it goes."""
 
-    def __init__(self, experiment: Experiment, engine: Engine, resume: bool):
+    def __init__(self, experiment: Experiment, engine: Engine, resume: bool, reading: bool = False):
+        """Check everything and write nothing: what is refused here leaves every byte as it was.
+
+        reading: take the state of the last checkpoint as it is, not to train on.
+        """
         self.e = e = experiment
         self.engine = engine
         self.folder = Path(e.folder) if e.folder is not None else None
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        self.identity = e.identity() if self.folder else {}
         saved = self._find(resume)
+        if saved is None and reading:
+            raise checkpoint.CheckpointError(f"{self.folder} has no checkpoint yet; `lilliput resume` runs it")
+        if saved and not reading:
+            saved.check_rounds(e.algorithm, e.rounds, Path(str(self.folder)))
         run = saved.run if saved else uuid.uuid4().hex[:12]
         self.job = e.job(run)
         self.store = Store(self.folder / "checkpoint" if self.folder else None, e.store_bytes)
@@ -48,13 +55,8 @@ class Run:
             self.done, self.attempt = saved.round, saved.attempt + 1
         else:
             self.state = e._start()
-        if self.folder:
-            self.rows = checkpoint.cut_lines(self.folder / "metrics.jsonl", self.done)
-            checkpoint.cut_lines(self.folder / "ledger.jsonl", self.done)
-            if len(self.rows) < self.done:
-                raise checkpoint.CheckpointError(
-                    f"{self.folder / 'metrics.jsonl'} lacks rounds that the checkpoint has done"
-                )
+        self._logs = [] if reading or not self.folder else self._read_logs(self.folder)
+        self.rows = self._logs[0].rows if self._logs else []
         self.engine.open(self.job)
 
     def _find(self, resume: bool) -> checkpoint.Saved | None:
@@ -67,14 +69,23 @@ class Run:
             return None
         if not resume:
             raise checkpoint.CheckpointError(f"{self.folder} holds a run already; resume it, or choose another folder")
-        saved.check(self.e.identity(), self.folder)
+        saved.check(self.identity, self.folder)
         return saved
+
+    def _read_logs(self, folder: Path) -> list[Log]:
+        return [Log.of(folder / "metrics.jsonl", self.done), Log.of(folder / "ledger.jsonl", self.done, keep=False)]
+
+    def last_models(self) -> dict[Any, Model]:
+        """The models that would be evaluated after the last round done."""
+        return self.e.algorithm.models(self.state, self._fleet(self.done, evaluating=True))
 
     def to_the_end(self) -> None:
         """Run all rounds that are left, or until a stop rule holds."""
         e = self.e
         for reporter in e.reporters:
             reporter.start(e, self.rows)
+        for log in self._logs:
+            log.begin()
         try:
             self.stopped = (e.stop.reason(self.rows) if self.rows else None) or ""
             while self.done < e.rounds and not self.stopped:
@@ -82,7 +93,7 @@ class Run:
                 self.stopped = e.stop.reason(self.rows) or ""
                 self._checkpoint(due=bool(self.stopped) or self.done == e.rounds)
             if not self.models:
-                self.models = e.algorithm.models(self.state, self._fleet(self.done, evaluating=True))
+                self.models = self.last_models()
         except (KeyboardInterrupt, RuntimeError):
             if self._sound and self.done:  # rounds since the last checkpoint need not be lost
                 self._checkpoint(due=True)
@@ -155,11 +166,8 @@ class Run:
     def _write(self, row: Row, fleet: Round) -> None:
         self.rows.append(row)
         if self.folder:
-            for name, line in (("metrics.jsonl", json.dumps(row)), ("ledger.jsonl", fleet.ledger.line())):
-                with open(self.folder / name, "a") as out:
-                    out.write(line + "\n")
-                    out.flush()
-                    os.fsync(out.fileno())
+            for log, line in zip(self._logs, (json.dumps(row), fleet.ledger.line()), strict=True):
+                log.write(line)
         for reporter in self.e.reporters:
             reporter.row(row)
 
@@ -169,7 +177,10 @@ class Run:
             return
         every = self.e.checkpoint_every
         if due or (self.done % every == 0 if every else time.perf_counter() - self._saved >= 20 * self._cost):
-            fields = {"run": self.job.run, "identity": self.e.identity(), "round": self.done, "attempt": self.attempt}
+            fields = {
+                "run": self.job.run, "identity": self.identity, "planned": self.e.rounds, "round": self.done,
+                "attempt": self.attempt,
+            }  # fmt: skip
             self._cost = checkpoint.save(self.folder / "checkpoint", fields, self.state, self.store)
             self._saved = time.perf_counter()
 

@@ -218,7 +218,7 @@ def test_a_foreign_or_damaged_checkpoint_is_refused_by_name(tmp_path: Path) -> N
         train(tmp_path, "run", resume=True, steps=20, **GALORE)
     manifest = tmp_path / "run" / "checkpoint" / "manifest.json"
     manifest.write_text(json.dumps({"format": "lilliput-checkpoint"}))
-    with pytest.raises(CheckpointError, match="lilliput-checkpoint, not of lilliput pretrain"):
+    with pytest.raises(CheckpointError, match="'lilliput-checkpoint', not of 'lilliput-pretraining'"):
         train(tmp_path, "run", resume=True, **GALORE)
     manifest.write_text("{")
     with pytest.raises(CheckpointError, match="damaged"):

@@ -44,6 +44,9 @@ def main(argv: Sequence[str]) -> int:
     from lilliput.report import compare
 
     found = compare(args.folders, args.by.split(",") if args.by else None, args.target, args.metric)
+    if args.csv not in (None, "-") and not Path(args.csv).absolute().parent.is_dir():
+        raise ValueError(f"--csv {args.csv}: there is no folder {Path(args.csv).parent}; make it first")
+    drawn = found.figures(args.figures) if args.figures else ()  # first: what it refuses must leave no other file
     if args.latex:
         print(found.latex())
     if args.csv == "-":
@@ -52,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         Path(args.csv).write_text(found.csv(), encoding="utf-8")
     if not args.latex and args.csv != "-":
         found.console()
-    for path in found.figures(args.figures) if args.figures else ():
+    for path in drawn:
         print(path)
     return 0
 

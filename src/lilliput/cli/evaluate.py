@@ -139,16 +139,12 @@ def of_run(folder: Path, changes: Mapping[str, Any], best: bool) -> Trained:
 
 def last_models(folder: Path, built: Built) -> dict[Any, Model]:
     """The models of a run's last checkpoint: those of a run that has no round left."""
-    from lilliput import checkpoint
     from lilliput.cli import folder as folders
 
-    saved = checkpoint.load(folder / "checkpoint")
-    if saved is None:
-        raise ValueError(f"{folder} has no checkpoint yet; `lilliput resume {folder}` runs it")
     experiment = built.experiment
-    experiment.folder, experiment.rounds = folder, saved.round
+    experiment.folder = folder
     with folders.held(folder):
-        return experiment.run(built.engine, resume=True).models
+        return experiment.trained(built.engine)
 
 
 def best_models(folder: Path) -> dict[Any, Model]:

@@ -11,9 +11,12 @@ from typing import Any, Literal
 
 from lilliput.cli import folder as folders
 from lilliput.cli.machine import environment
-from lilliput.config import Settings, changed
+from lilliput.config import Settings, changed, flat
+from lilliput.config.axes import AXES
 from lilliput.config.build import Built, build
 from lilliput.config.checks import check, installed
+from lilliput.config.shared import LATER
+from lilliput.config.values import show
 from lilliput.stop import headline
 
 
@@ -50,11 +53,16 @@ def start(s: Settings, plain: bool = False, quiet: bool = False, plots: bool = T
         raise ValueError("engine=dry trains nothing, so there is no run to keep; `lilliput run --dry` tells its cost")
     folders.refuse_taken(s)
     built = build(s)
-    path = folders.make(built.settings)
-    with folders.held(path):
-        folders.write_config(path, built.settings)
-        folders.note(path, _facts(s, built))
-        return _run(built, path, "ran", plain, quiet, plots)
+    made = folders.make(built.settings)
+    path = made.path
+    noting = folders.Noting(path, built.settings, lambda run: _facts(s, built))
+    try:
+        with folders.held(path):
+            return _run(built, path, "ran", noting, plain, quiet, plots)
+    except BaseException as error:
+        if made.undo():
+            error.lilliput_folder = None  # type: ignore[attr-defined]
+        raise
 
 
 def go_on(
@@ -62,23 +70,38 @@ def go_on(
 ) -> Outcome:
     """Continue the run in a folder where it stopped, with some settings changed.
 
-    Raises ValueError if the data are not those that it began with.
+    Raises ValueError for a change that would make it another run, and if the data are not those that it began with.
     """
-    s = folders.read_config(path)
-    facts = folders.facts_of(path)
-    if changes:
-        s = changed(s, changes)
-    check(s)
+    s, facts = going_on(path, changes), folders.facts_of(path)
     built = build(s)
     for what, now in _data(built).items():
         if facts.get(what, now) != now:
             raise ValueError(f"the {what} of {path} is not what it was; restore it, or start anew with `lilliput run`")
+    # A run killed at once had not noted its facts.
+    new = (lambda run: {**_facts(s, built), "finished": None}) if changes or not facts else None
+    noting = folders.Noting(path, built.settings if changes else None, new)
     with folders.held(path):
-        if changes:
-            folders.write_config(path, built.settings)
-        if changes or not facts:  # a run killed at once had not noted its facts
-            folders.note(path, {**_facts(s, built), "finished": None})
-        return _run(built, path, "resumed", plain, quiet, plots)
+        return _run(built, path, "resumed", noting, plain, quiet, plots)
+
+
+def going_on(path: Path, changes: Mapping[str, Any] | None = None) -> Settings:
+    """The settings of the run in a folder with some changed.  Raises ValueError for what would make it another run."""
+    before = folders.read_config(path)
+    s = changed(before, changes) if changes else before
+    check(s)
+    then, now = flat(before.as_dict()), flat(s.as_dict())
+    engines = tuple(f"{name}." for name in AXES["engine"].names())
+    other = [
+        key for key in [*now, *(key for key in then if key not in now)]
+        if then.get(key) != now.get(key) and key not in LATER and not key.startswith(engines)
+    ]  # fmt: skip
+    if other:
+        said = ", ".join(f"{key}={show(now.get(key))} instead of {show(then.get(key))}" for key in other[:3])
+        raise ValueError(
+            f"{path} would be another experiment with {said}; leave that out, or start a new run, "
+            f"from its weights with init={path}"
+        )
+    return s
 
 
 def ensure(s: Settings, plain: bool = False, quiet: bool = False, plots: bool = True) -> Outcome:
@@ -98,15 +121,18 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return read(path).rows
 
 
-def _run(built: Built, path: Path, how: Literal["ran", "resumed"], plain: bool, quiet: bool, plots: bool) -> Outcome:
+def _run(
+    built: Built, path: Path, how: Literal["ran", "resumed"], noting: folders.Noting, plain: bool, quiet: bool,
+    plots: bool,
+) -> Outcome:  # fmt: skip
     experiment, began = built.experiment, time.perf_counter()
     experiment.folder = path
     try:
-        experiment.reporters = _reporters(built.settings, path, plain, quiet)
+        experiment.reporters = [*_reporters(built.settings, path, plain, quiet), noting]
         history = experiment.run(built.engine, resume=how == "resumed")
         folders.note(path, {"finished": _now(), "stopped": history.stopped, "tuning": history.tuning})
     except BaseException as error:
-        if not folders.tidy(path, Path(built.settings["folder"])):
+        if noting.begun:
             error.lilliput_folder = path  # type: ignore[attr-defined]
         raise
     if plots and built.settings["plots"]:

@@ -9,8 +9,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +43,39 @@ def refuse_taken(s: Settings) -> None:
 
 def refuse_full(path: Path) -> None:
     """Raise ValueError if there is something in a folder that a new run was to have."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file; choose another name=")
     if path.exists() and any(path.iterdir()):
-        raise ValueError(f"{path} exists; go on with `lilliput resume {path}`, remove it, or choose another name=")
+        go_on = f"go on with `lilliput resume {path}`, remove it, or " if (path / CONFIG).is_file() else ""
+        raise ValueError(f"{path} exists; {go_on}choose another name=")
 
 
-def make(s: Settings) -> Path:
+@dataclass(frozen=True)
+class Made:
+    """The folder of a new run, and what there was before: `above` existed already, and was last changed `then`."""
+
+    path: Path
+    above: Path
+    then: tuple[int, int]  # when `above` was last read and changed, before and after the folder was made
+    since: int
+
+    def undo(self) -> bool:
+        """Remove what was made, unless it holds a round to go on with; whether it was removed."""
+        return tidy(self.path, self.above, self.then, self.since)
+
+
+def make(s: Settings) -> Made:
     """Make the folder of a new run."""
     refuse_taken(s)
-    return fresh(place(s), named=s["name"] is not None)
+    return reserve(place(s), named=s["name"] is not None)
+
+
+def reserve(wanted: Path, named: bool) -> Made:
+    """Make a folder (see `fresh`) in a way that can be undone."""
+    above = next((path for path in (wanted, *wanted.parents) if path.exists()), wanted)
+    then = above.stat()
+    path = fresh(wanted, named)
+    return Made(path, above, (then.st_atime_ns, then.st_mtime_ns), above.stat().st_mtime_ns)
 
 
 def fresh(folder: Path, named: bool) -> Path:
@@ -67,16 +93,26 @@ def fresh(folder: Path, named: bool) -> Path:
     raise ValueError(f"{folder} is taken a thousand times over; choose a name=")
 
 
-def tidy(path: Path, root: Path) -> bool:
-    """Remove the folder of a run that did not get through a round: there is nothing to go on with."""
+def tidy(path: Path, above: Path, then: tuple[int, int], since: int) -> bool:
+    """Remove the folder of a new run that did not get through a round, and those made to hold it; see `Made`."""
     metrics = path / "metrics.jsonl"
     if (path / "checkpoint").exists() or (metrics.exists() and metrics.stat().st_size):
         return False
-    shutil.rmtree(path, ignore_errors=True)
-    for parent in path.parents:
-        if parent == root or not parent.is_relative_to(root) or any(parent.iterdir()):
+    alone = above.stat().st_mtime_ns == since
+    for inner in path.iterdir() if path.is_dir() else ():
+        if inner.is_dir() and not inner.is_symlink():
+            shutil.rmtree(inner, ignore_errors=True)
+        else:
+            inner.unlink(missing_ok=True)
+    for folder in (path, *path.parents):
+        if folder == above:
             break
-        parent.rmdir()
+        try:
+            folder.rmdir()
+        except OSError:  # another run has come to lie in it
+            return True
+    if alone or path == above:  # nobody else has come and gone: as if we had not either
+        os.utime(above, ns=then)
     return True
 
 
@@ -113,6 +149,33 @@ def layer_of(folder: Path) -> dict[str, Any]:
 def note(folder: Path, facts: Mapping[str, Any]) -> None:
     """Add facts to environment.json."""
     replace(folder / ENVIRONMENT, (json.dumps({**facts_of(folder), **facts}, indent=2) + "\n").encode())
+
+
+class Noting:
+    """A reporter that writes config.yaml and environment.json when every check has passed; `begun` says whether.
+
+    s:     the settings, or None where those in the folder stay.
+    facts: of what runs, for environment.json; None notes nothing.
+    """
+
+    def __init__(self, folder: Path, s: Any, facts: Callable[[Any], Mapping[str, Any]] | None):
+        self.folder, self.s, self.facts, self.begun = folder, s, facts, False
+
+    def start(self, run: Any, rows: Sequence[Any]) -> None:
+        self.begun = True
+        if self.s is not None:
+            write_config(self.folder, self.s)
+        if self.facts is not None:
+            note(self.folder, self.facts(run))
+
+    def progress(self, round: int, done: int, total: int) -> None:
+        """Nothing is noted between."""
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Nothing is noted between."""
+
+    def end(self, rows: Sequence[Any]) -> None:
+        """The end of all work is noted by the command."""
 
 
 def facts_of(folder: Path) -> dict[str, Any]:

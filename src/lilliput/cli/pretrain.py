@@ -12,8 +12,9 @@ from lilliput.cli import folder as folders
 from lilliput.cli import pretrain_recipe as recipes
 from lilliput.config.layers import from_file, words
 from lilliput.config.single import read
-from lilliput.pretraining import Pretrain, Result, parallel, pretrain
+from lilliput.pretraining import Pretrain, Result, parallel, pretrain, saved
 from lilliput.pretraining.published import ours
+from lilliput.pretraining.schedule import factor
 
 HELP = """usage: lilliput pretrain [--config FILE] [--cfg] [--check] [--plain] [key=value ...]
 
@@ -57,10 +58,10 @@ def main(argv: Sequence[str]) -> int:
         print(folders.as_yaml(c), end="")
         return 0
     with parallel.joined(c.device) as world:
-        place = _folder(c, world)
-        _run(c, place, world, resume=False, plain="--plain" in flags)
+        made = _folder(c, world)
+        _run(c, made.path, world, made, plain="--plain" in flags)
         if world.first:
-            print(place)
+            print(made.path)
     return 0
 
 
@@ -88,57 +89,62 @@ def go_on(place: Path, changes: Mapping[str, Any], plain: bool = False) -> Resul
         if one in changes:
             layers.append({other: None})
     c = settings([*layers, changes])
+    _remark_jump(settings(layers[:1]), c, place)
     with parallel.joined(c.device) as world:
-        return _run(c, place, world, resume=True, plain=plain)
+        return _run(c, place, world, None, plain=plain)
 
 
-def _run(c: Pretrain, place: Path, world: parallel.World, resume: bool, plain: bool) -> Result:
+def _remark_jump(then: Pretrain, now: Pretrain, place: Path) -> None:
+    """Say so if the learning rate of the next step is not the one that the run would have had."""
+    before = saved.load(place / "checkpoint")
+    if before is None:
+        return
+    step = before.progress.step
+    was = then.lr * factor(then, min(step, then.total_steps))
+    will = now.lr * factor(now, step)
+    if abs(will - was) > 0.01 * was:
+        print(
+            f"lilliput: note: lr is {will:.3g} in step {step + 1}, where the run had come to {was:.3g}: the schedule "
+            f"is laid out anew; init={place} in a new run starts it from the beginning",
+            file=sys.stderr,
+        )
+
+
+def _run(c: Pretrain, place: Path, world: parallel.World, made: folders.Made | None, plain: bool) -> Result:
+    """made: the folder of a new run; None goes on with the run that is there."""
     if not world.first:
-        return pretrain(c, to=place, resume=resume)
+        return pretrain(c, to=place, resume=made is None)
+    noting = folders.Noting(place, c, _facts)
     with folders.held(place):
         try:
-            result = pretrain(c, to=place, resume=resume, reporters=[Noting(c, place), *_reporters(c, place, plain)])
+            reporters = [*_reporters(c, place, plain), noting]
+            result = pretrain(c, to=place, resume=made is None, reporters=reporters)
         except BaseException as error:
-            if not folders.tidy(place, Path(c.folder)):
+            removed = made is not None and made.undo()
+            if noting.begun and not removed:
                 error.lilliput_folder = place  # type: ignore[attr-defined]
             raise
         folders.note(place, {"finished": _now()})
         return result
 
 
-class Noting:
-    """A reporter that writes config.yaml and environment.json when all checks have passed."""
+def _facts(run: Any) -> dict[str, Any]:
+    """What environment.json says from the start."""
+    from lilliput.cli.machine import environment
 
-    def __init__(self, c: Pretrain, place: Path):
-        self.c, self.place = c, place
-
-    def start(self, run: Any, rows: Sequence[Any]) -> None:
-        from lilliput.cli.machine import environment
-
-        folders.write_config(self.place, self.c)
-        data = {"data": run.texts[0].fingerprint(), "validation": run.parted}
-        facts = {"started": _now(), "finished": None, "command": sys.argv, **environment(), **data}
-        folders.note(self.place, facts)
-
-    def progress(self, step: int, done: int, total: int) -> None:
-        """Nothing is noted between."""
-
-    def row(self, row: Mapping[str, Any]) -> None:
-        """Nothing is noted between."""
-
-    def end(self, rows: Sequence[Any]) -> None:
-        """The end of all work is noted when the model is written."""
+    data = {"data": run.texts[0].fingerprint(), "validation": run.parted}
+    return {"started": _now(), "finished": None, "command": sys.argv, **environment(), **data}
 
 
-def _folder(c: Pretrain, world: parallel.World) -> Path:
+def _folder(c: Pretrain, world: parallel.World) -> folders.Made:
     """The folder of a new run, made by the first process and known to all."""
     made = None
     if world.first:
         place = _place(c)
         if c.name is not None:
             folders.refuse_full(place)
-        made = str(folders.fresh(place, named=c.name is not None))
-    return Path(world.gathered(made)[0])
+        made = folders.reserve(place, named=c.name is not None)
+    return world.gathered(made)[0]
 
 
 def _place(c: Pretrain) -> Path:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 HELP = """usage: lilliput resume FOLDER [FOLDER ...] [key=value ...] [--plain]
 
@@ -22,8 +23,7 @@ def main(argv: Sequence[str]) -> int:
     if not argv or {"-h", "--help"} & set(argv):
         print(HELP)
         return 0
-    from lilliput.cli import folder as folders
-    from lilliput.cli.execute import describe, go_on
+    from lilliput.cli.execute import describe, go_on, going_on
     from lilliput.config import words
 
     flags = [word for word in argv if word.startswith("-")]
@@ -31,18 +31,60 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"there is no flag {flags[0]!r}; `lilliput resume --help` tells what there is")
     changes = words(word for word in argv if "=" in word)
     places = [Path(word) for word in argv if "=" not in word and word not in flags]
-    for place in places:
-        inside = [place] if (place / folders.CONFIG).exists() else list(folders.runs(place))
-        if not inside:
-            folders.read_config(place)  # says what is wrong with it
-        waiting = [run for run in inside if changes or not folders.facts_of(run).get("finished")]
-        if not waiting:
-            print(f"{place}: finished already", file=sys.stderr)
-        for run in waiting:
-            if folders.layer_of(run).get("program") == "pretrain":
-                from lilliput.cli import pretrain
+    waiting = [run for place in places for run in _waiting(place, changes)]
+    for run in waiting:  # what any of them refuses is told before the first goes on
+        if not _pretrained(run):
+            going_on(run, changes)
+    for run in waiting:
+        if _pretrained(run):
+            from lilliput.cli import pretrain
 
-                pretrain.go_on(run, changes, plain=bool(flags))
-                continue
+            pretrain.go_on(run, changes, plain=bool(flags))
+        else:
             print(describe(go_on(run, changes, plain=bool(flags))))
     return 0
+
+
+def _waiting(place: Path, changes: Mapping[str, Any]) -> list[Path]:
+    """The run at a place, or those below it that are not finished; none, and a word why, if nothing is left to do."""
+    from lilliput.cli import folder as folders
+
+    if not (place / folders.CONFIG).exists():
+        inside = list(folders.runs(place))
+        if not inside:
+            folders.read_config(place)  # says what is wrong with it
+        found = [run for run in inside if not folders.facts_of(run).get("finished") and not _longer(run, changes)]
+    else:
+        found = [place] if not folders.facts_of(place).get("finished") or _more(place, changes) else []
+    if not found:
+        print(f"{place}: finished already", file=sys.stderr)
+    return found
+
+
+def _longer(run: Path, changes: Mapping[str, Any]) -> bool:
+    """Whether a run below a folder is planned for longer than all of them are asked to go on for."""
+    from lilliput.cli import folder as folders
+
+    planned = folders.layer_of(run)
+    longer = any(key in changes and (planned.get(key) or 0) > changes[key] for key in ("rounds", "steps"))
+    if longer:
+        print(f"{run}: planned for longer than that, left as it is", file=sys.stderr)
+    return longer
+
+
+def _more(run: Path, changes: Mapping[str, Any]) -> bool:
+    """Whether changes give a finished run more to do: more rounds, or another rule where a rule had stopped it."""
+    from lilliput.cli import folder as folders
+
+    if _pretrained(run) or not changes:
+        return bool(changes)
+    planned = folders.layer_of(run)["rounds"]
+    from lilliput.cli.execute import going_on
+
+    return going_on(run, changes)["rounds"] != planned or bool(folders.facts_of(run).get("stopped"))
+
+
+def _pretrained(run: Path) -> bool:
+    from lilliput.cli import folder as folders
+
+    return folders.layer_of(run).get("program") == "pretrain"

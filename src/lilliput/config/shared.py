@@ -59,6 +59,12 @@ class Shared:
 # What tells neither two experiments apart nor changes a number.
 NEUTRAL = frozenset({"name", "folder", "recipe", "scale", "case", "checkpoint_every", "plots", "tensorboard", "wandb"})
 
+# What may change when a run goes on: where it runs, how long, what is measured and what is written of it.
+LATER = NEUTRAL | {
+    "engine", "device", "rounds", "evaluate", "evaluate_every", "target", "comm_threshold_mb", "seconds", "patience",
+    "quorum", "timeout", "profile",
+}  # fmt: skip
+
 
 @functools.lru_cache(maxsize=1)
 def training() -> Mapping[str, Field]:

@@ -39,6 +39,10 @@ class ListBatches:
     def __len__(self) -> int:
         return len(self._batches)
 
+    def cut(self) -> tuple[Any, ...]:
+        """How the data is cut: the length of each batch."""
+        return tuple(map(_length, self._batches))
+
     def epoch(self, generator: torch.Generator | None) -> Iterator[Batch]:
         return iter(self._batches)
 
@@ -64,6 +68,10 @@ class ArrayBatches:
         columns = [change(x) for x in self._columns]
         return ArrayBatches(columns, self._size, transform=self._transform, drop_last=self._drop_last)
 
+    def cut(self) -> tuple[Any, ...]:
+        """How the data is cut and changed: examples of a batch, whether a rest is left out, the transform."""
+        return self._size, self._drop_last, self._transform
+
     def __len__(self) -> int:
         whole, rest = divmod(self.examples, self._size)
         return whole + (rest > 0 and not (self._drop_last and whole))
@@ -88,6 +96,10 @@ class Pooled:
 
     def __len__(self) -> int:
         return sum(len(part) for part in self._parts)
+
+    def cut(self) -> tuple[Any, ...]:
+        """How each owner's data is cut."""
+        return tuple(part.cut() if hasattr(part, "cut") else len(part) for part in self._parts)
 
     def epoch(self, generator: torch.Generator | None) -> Iterator[Batch]:
         streams = [part.epoch(generator) for part in self._parts]

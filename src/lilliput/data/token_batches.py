@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,10 @@ class TokenBatches:
         else:
             columns = [torch.cat([part._columns[i][part._index] for part in parts]) for i in range(len(columns))]
         return TokenBatches(columns, self._size, index=index, bucket=self._bucket)
+
+    def cut(self) -> tuple[Any, ...]:
+        """How the data is cut: examples of a batch, and batches that are sorted by length at a time."""
+        return self._size, self._bucket
 
     def __len__(self) -> int:
         return -(-self.examples // self._size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -20,6 +19,7 @@ from lilliput.data.ahead import Ahead
 from lilliput.data.corpus import Corpus
 from lilliput.data.sequences import IGNORED, Batch, Sequences
 from lilliput.ledger import process_memory
+from lilliput.logs import Log
 from lilliput.pretraining import network, optimizers, parallel, saved
 from lilliput.pretraining.config import Pretrain
 from lilliput.pretraining.evaluation import evaluate
@@ -40,6 +40,7 @@ class Run:
     ):  # fmt: skip
         self.c, self.model, self.world, self.texts, self.tokenizer = c, model, world, texts, tokenizer
         self.folder, self.reporters = folder, list(reporters) if world.first else []
+        self.log: Log | None = None  # of the first process, where there is a folder
         self.parted = ""  # how training and validation text were parted, in words
         self.part = c.share(world.size)
         self.progress, self.rows = Progress(), []  # type: ignore[var-annotated]
@@ -69,6 +70,11 @@ class Run:
     def restore(self, before: saved.Saved) -> None:
         """Go on from a checkpoint; raises CheckpointError for another run's."""
         before.check(self.identity)
+        if before.progress.step > self.c.total_steps:
+            raise checkpoint.CheckpointError(
+                f"{before.folder} has done {before.progress.step} steps, more than steps={self.c.total_steps}; "
+                f"ask for more"
+            )
         if len(steps := set(self.world.gathered(before.progress.step))) > 1:
             raise checkpoint.CheckpointError(
                 f"processes see checkpoints of steps {sorted(steps)}; share {before.folder}"
@@ -85,6 +91,8 @@ class Run:
         """Take all steps that are left; the rows of metrics.jsonl."""
         for reporter in self.reporters:
             reporter.start(self, self.rows)
+        if self.log is not None:
+            self.log.begin()
         try:
             while self.progress.step < self.c.total_steps:
                 self._step()
@@ -182,11 +190,8 @@ class Run:
 
     def _write(self, row: Row) -> None:
         self.rows.append(row)
-        if self.folder is not None and self.world.first:
-            with open(self.folder / "metrics.jsonl", "a") as out:
-                out.write(json.dumps(row) + "\n")
-                out.flush()
-                os.fsync(out.fileno())
+        if self.log is not None:
+            self.log.write(json.dumps(row))
         for reporter in self.reporters:
             reporter.row(row)
 

@@ -6,17 +6,17 @@ manifest is the one step that makes them count.  All other randomness is keyed b
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lilliput.checkpoint import DAMAGE, CheckpointError, check_files, recorded, supersede
+from lilliput.checkpoint import DAMAGE, CheckpointError, check_files, damaged, read_manifest, recorded, supersede
 from lilliput.data.sequences import Position
+from lilliput.identity import differences, told
 from lilliput.store import File, write
 from lilliput.tree import Body
 
-FORMAT, VERSION = "lilliput-pretraining", 1
+FORMAT, VERSION = "lilliput-pretraining", 2
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class Saved:
 
     def check(self, identity: dict[str, Any]) -> None:
         """Raise CheckpointError if it is of another model or text."""
-        for name, value in identity.items():
-            if self.identity.get(name) != value:
-                raise CheckpointError(
-                    f"{self.folder} belongs to another run: its {name} is {self.identity.get(name)!r}, not {value!r}; "
-                    f"go on with {name} as it was, or start from its weights alone with init="
-                )
+        found = list(differences(self.identity, identity))
+        if found:
+            raise CheckpointError(
+                f"{self.folder} belongs to another run: {told(found)}; "
+                f"go on with it as it was, or start from its weights alone with init="
+            )
 
     def position(self, rank: int, world: int, packing: bool) -> Position:
         """Where a process goes on.  Raises CheckpointError if packed text was dealt to another number of processes."""
@@ -92,22 +92,17 @@ def save(
 
 def load(folder: Path) -> Saved | None:
     """The checkpoint in a folder, or None.  Raises CheckpointError for one that is damaged or of another program."""
-    path = folder / "manifest.json"
-    if not path.exists():
+    data = read_manifest(folder, FORMAT, VERSION)
+    if data is None:
         return None
     try:
-        data = json.loads(path.read_bytes())
-        if data["format"] != FORMAT:
-            raise CheckpointError(f"{path} is a checkpoint of {data['format']}, not of lilliput pretrain")
-        if data["version"] != VERSION:
-            raise CheckpointError(f"{path} has version {data['version']}; this release reads version {VERSION}")
         positions = [Position(**{**p, "waiting": tuple(p["waiting"])}) for p in data["positions"]]
         saved = Saved(
             folder, dict(data["identity"]), Progress(**data["progress"]), positions,
             *(recorded(data[name]) for name in _FILES),
         )  # fmt: skip
     except DAMAGE:
-        raise CheckpointError(f"{path} is damaged; remove the folder to start again, or restore it") from None
+        raise damaged(folder) from None
     check_files(folder, [saved.model, saved.optimizer])
     return saved
 

@@ -13,6 +13,7 @@ from lilliput import checkpoint
 from lilliput.data.corpus import corpora
 from lilliput.data.tokenizer import tokenizer as load_tokenizer
 from lilliput.lean.policy import tuned
+from lilliput.logs import Log
 from lilliput.pretraining import Result, network, parallel, saved
 from lilliput.pretraining.checks import check_memory, check_model, check_text
 from lilliput.pretraining.config import Pretrain
@@ -32,14 +33,13 @@ def start(c: Pretrain, folder: Path | None, resume: bool, reporters: Sequence[An
         tokenizer = load_tokenizer(c.tokenizer)
         model = network.build(c)
         check_model(c, model, tokenizer)
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
         run = Run(c, model, tokenizer, (train, validation), world, folder, reporters)
         run.parted = parted
         if before is not None:
             run.restore(before)
         if folder is not None and world.first:
-            run.rows = checkpoint.cut_lines(folder / "metrics.jsonl", run.progress.step)
+            run.log = Log.of(folder / "metrics.jsonl", run.progress.step, every=False)
+            run.rows = run.log.rows
         rows = run.to_the_end()
         if folder is not None:
             _export(model, tokenizer, folder, world)

@@ -169,6 +169,8 @@ def beside(
 ) -> Comparison:
     """The same of runs that were read already."""
     _refuse_other_data(runs)
+    if metric is not None and not any(metric in row for run in runs for row in run.rows):
+        raise ValueError(f"no run has a metric {metric!r}; leave --metric out, or name a column of metrics.jsonl")
     aim = Target.parse(target, metric or common_metric(runs)) if target is not None else None
     metric = metric or (aim.metric if aim else common_metric(runs))
     notes = [note for run in runs for note in run.notes]
