@@ -1,4 +1,4 @@
-"""One factory makes the optimizers of `run`, `pretrain` and `memory`; what it cannot make is refused at construction."""
+"""One factory makes the optimizers of `run`, `pretrain` and `memory`; what cannot be made is refused early."""
 
 import pytest
 import torch

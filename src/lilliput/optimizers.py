@@ -81,7 +81,9 @@ def known_options(made: Callable[..., Any]) -> list[str] | None:
     own = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in ("lr", "self")]
     if not _is_ours(rule):
         return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else own
-    return [*own, *(["rank", "targets", *optim.options.DEFAULTS] if rule is not made else [])]
+    own.append("guard")
+    subspace = isinstance(rule, type) and any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return [*own, *(["rank", "targets", *optim.options.DEFAULTS] if subspace else [])]
 
 
 def _is_ours(rule: Any) -> bool:
@@ -127,8 +129,9 @@ def build(
     """
     made, options = find(optimizer), dict(options)
     given: Any = list(params)
-    if projects(optimizer):
-        rank, targets = options.pop("rank", default_rank(optimizer)), options.pop("targets", "all-layers")
+    if projects(optimizer) or (_is_ours(made) and "rank" in options):
+        rank = options.pop("rank") if "rank" in options else default_rank(optimizer)
+        targets = options.pop("targets", "all-layers")
         given = optim.groups.of(given, rank, model, targets, strict)
     if options.get("relative_step"):  # its rate follows the step count
         return made(given, lr=None, **options)

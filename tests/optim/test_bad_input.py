@@ -38,6 +38,54 @@ def test_impossible_groups_are_refused(groups, options, words):
         optim.GaLoreAdamW(groups, **options)
 
 
+@pytest.mark.parametrize(
+    ("groups", "options", "words"),
+    [
+        (group(update_proj_gab=3), {}, "no option 'update_proj_gab'; did you mean 'update_proj_gap'"),
+        (group(rank="8"), {}, "rank '8' is no whole number"),
+        ([weight(8, 6)], {"rank": "8"}, "rank '8' is no whole number"),
+        (group(), {"betas": (0.9, 1.0)}, "betas hold 1.0: give numbers from 0 to below 1"),
+        (group(betas=(-0.1, 0.9)), {}, "betas hold -0.1"),
+        (group(), {"eps": -1e-8}, "eps is -1e-08: give a number that is not negative"),
+        (group(), {"weight_decay": -0.1}, "weight_decay is -0.1"),
+        (torch.nn.Linear(8, 6), {"rank": 2}, r"a Linear is a model; give optim.param_groups\(model, rank\)"),
+    ],
+)
+def test_what_would_train_something_else_is_refused(groups, options, words):
+    with pytest.raises(ValueError, match=words):
+        optim.GaLoreAdamW(groups, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"rank": 2, "update_proj_gab": 3}, "did you mean 'update_proj_gap'"),
+        ({"rank": "2"}, "rank '2' is no whole number"),
+        ({"rank": 2, "targets": ["attn", "mpl"]}, "no layer of ModuleDict has 'mpl' in its name; did you mean 'mlp'"),
+        ({"rank": 2, "targets": "all-lineer"}, "did you mean 'all-linear'"),
+    ],
+)
+def test_misspelt_groups_are_refused(arguments, words):
+    model = torch.nn.ModuleDict({"attn": torch.nn.Linear(8, 6), "mlp": torch.nn.Linear(6, 8)})
+    with pytest.raises(ValueError, match=words):
+        optim.param_groups(model, **arguments)
+
+
+def test_groups_of_parameters_alone_are_refused():
+    with pytest.raises(ValueError, match="reads a model's layers, not a list"):
+        optim.param_groups(list(torch.nn.Linear(8, 6).parameters()), 2)
+
+
+def test_a_rank_for_parameters_alone_says_what_it_projects():
+    model = torch.nn.Sequential(torch.nn.Embedding(50, 8), torch.nn.Linear(8, 6))
+    with pytest.warns(UserWarning, match=r"projects all 2 matrices.*the largest is \(50, 8\).*param_groups"):
+        optim.GaLoreAdamW(model.parameters(), rank=4)
+
+
+def test_labels_and_what_schedulers_write_may_stand_in_a_group():
+    optim.GaLoreAdamW(group(name="decoder", initial_lr=0.1, lr_scale=2.0))
+
+
 def test_unknown_options_are_refused():
     with pytest.raises(TypeError, match=r"update_gap.*takes rank, update_proj_gap"):
         optim.GaLoreAdamW(group(), update_gap=3)

@@ -83,6 +83,12 @@ def test_weights_of_ddp_are_refused_whenever_they_were_wrapped(pair):
         assert "processes=optim.Processes(mean=True)" in found["refused later"]
 
 
+def test_groups_and_optimizers_from_before_fully_shard_are_refused(pair):
+    for found in pair:
+        for when in ("made too early", "groups made too early"):
+            assert "is not in the model any more: make groups and optimizer after fully_shard" in found[when]
+
+
 @every_case
 def test_one_process_resumes_what_two_began(case, alone, pair):
     weights, state = pair[0][f"middle {case}"]

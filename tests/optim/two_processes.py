@@ -162,6 +162,11 @@ def process(rank: int, folder: Path) -> None:
 
     ddp, optimizer = build("adamw-std", nn.parallel.DistributedDataParallel)
     found["refused"] = refusal(optimizer)
+    early, optimizer = build("adamw-std")
+    groups = [{"params": list(early.parameters())}]
+    fully_shard(early, mesh=mesh)
+    found["made too early"] = refusal(optimizer.step)
+    found["groups made too early"] = refusal(lambda: optim.GaLoreAdamW(groups))
     inner, optimizer = build("adamw-std")
     layers = optim.per_layer(optimizer)
     x, y = batch(0)

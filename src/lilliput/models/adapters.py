@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from lilliput.layers import is_linear
 from lilliput.registry import nearest
 from lilliput.sources import line, needs
 
@@ -43,7 +44,7 @@ def lora(model: M, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0, tar
     peft = needs("peft", "Hugging Face peft", "hf")
     if rank < 1:
         raise ValueError(f"lora.rank is {rank}; it must be at least 1")
-    known = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if _adaptable(m)})
+    known = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if is_linear(m)})
     chosen = list(targets) if targets is not None else _usual(model, known)
     for target in chosen:
         if target not in known:
@@ -73,11 +74,6 @@ def merged(model: M) -> M:
             module.merge()
             model.set_submodule(name, module.get_base_layer())
     return model
-
-
-def _adaptable(module: nn.Module) -> bool:
-    """Linear layers and transposed ones, as GPT-2 has them, or what was made of these."""
-    return isinstance(module, nn.Linear) or any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
 
 
 def _usual(model: nn.Module, known: Sequence[str]) -> list[str]:

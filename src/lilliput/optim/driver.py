@@ -8,12 +8,13 @@ alone for that step and counted in its group's `skipped`.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lilliput.lean.policy import fast
 from lilliput.optim import checkpoint, dense, options, sharded, subspace
@@ -22,6 +23,7 @@ from lilliput.optim.project import Basis, project
 from lilliput.optim.rules import Rule
 from lilliput.optim.states import Layout, allocate, layout, opened, working_dtype
 from lilliput.optim.update import apply_, product_dtype
+from lilliput.registry import nearest
 
 Group = dict[str, Any]
 
@@ -36,6 +38,11 @@ class Work:
     R: Tensor
     basis: Basis
     probe: Tensor  # a scalar that is not finite if the gradient is not; |G|^2 for online PCA
+
+
+def _closest(unknown: Iterable[str]) -> str:
+    hints = (nearest(name, options.DEFAULTS) for name in sorted(unknown))
+    return "".join(f"{hint} " for hint in hints if hint.startswith("did you mean"))
 
 
 def matrix(x: Tensor) -> Tensor:
@@ -53,15 +60,33 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         unknown = subspace.keys() - {"rank", *options.DEFAULTS}
         if unknown:
             raise TypeError(
-                f"unknown options {sorted(unknown)}; a projection takes rank, {', '.join(options.DEFAULTS)}"
+                f"unknown options {sorted(unknown)}; {_closest(unknown)}a projection takes rank, "
+                f"{', '.join(options.DEFAULTS)}"
             )
         self._rank = subspace.pop("rank", None)
         self._given = subspace
         self._known: dict[Tensor, list[tuple[Tensor, int]]] = {}
+        if isinstance(params, nn.Module):
+            raise ValueError(f"a {type(params).__name__} is a model; give optim.param_groups(model, rank), or "
+                             "model.parameters() to project nothing")  # fmt: skip
+        if self._rank is not None:
+            options.check_rank(self._rank)
         params = list(params)
         if any(isinstance(group, dict) and "rank" in group for group in params):
             self._rank = None  # the groups say themselves what is projected
         super().__init__(params, {**defaults, "rule": self.rule.name, "guard": guard, "skipped": 0})
+        self._say_what_is_projected(plain=not any(isinstance(group, dict) for group in params))
+
+    def _say_what_is_projected(self, plain: bool) -> None:
+        """Parameters alone do not tell an embedding or an output head from a layer."""
+        projected = [p for group in self.param_groups if options.ranked(group) for p in group["params"]]
+        if plain and len(projected) > 1:
+            largest = max(projected, key=Tensor.numel)
+            warnings.warn(
+                f"rank={self._rank} projects all {len(projected)} matrices above it, embeddings and output head too if "
+                f"there are any (the largest is {tuple(largest.shape)}); optim.param_groups(model, "
+                f"rank={self._rank}) takes the layers alone", stacklevel=4,
+            )  # fmt: skip
 
     def add_param_group(self, group: Group) -> None:
         """Add a group; with a rank given to the constructor, its matrices above that rank and the rest part ways."""
@@ -69,10 +94,13 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             official = self.defaults["compat"] == "official"
             if options.ranked(part):
                 options.complete(part, self._given, official)
+            options.check_names(part, self.defaults)
             merged = {**self.defaults, **part}
             options.check(merged)
             part.setdefault("base_lr", self.defaults["lr"] if official else merged["lr"])
             super().add_param_group(part)
+            for p in self.param_groups[-1]["params"]:
+                sharded.check(p)
             options.check_params(self.param_groups[-1], self.rule.sign)
 
     @torch.no_grad()
@@ -83,7 +111,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
+            params = [p for p in group["params"] if p.grad is not None or sharded.check(p)]
             for some in self._portions(params):
                 self.update(some, [p.grad for p in some], group)  # type: ignore[misc]
         return loss

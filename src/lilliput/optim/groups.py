@@ -7,8 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lilliput.layers import is_linear
+from lilliput.optim import options as options_
 from lilliput.optim.options import matrix_shape
+from lilliput.registry import nearest
 
+WORDS = ("all-linear", "all-layers", "all")
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -23,6 +27,11 @@ def param_groups(
     options: those of a projected group, such as update_proj_gap, scale, proj_type.
     Raises ValueError if nothing is projected.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"param_groups reads a model's layers, not a {type(model).__name__}; give the model itself")
+    options_.check_rank(rank)
+    options_.check_names(options)
+    _check_targets(model, targets)
     chosen = dict(_chosen(model, rank, targets))
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     projected = [(name, p) for name, p in trainable if id(p) in chosen]
@@ -67,6 +76,21 @@ def split(group: dict[str, Any], rank: int) -> Iterator[dict[str, Any]]:
         yield {**others, "params": parts[False]}
 
 
+def _check_targets(model: nn.Module, targets: str | Sequence[str]) -> None:
+    if isinstance(targets, str) and targets in WORDS:
+        return
+    names = [name for name, module in model.named_modules() if _projectable(module)]
+    for part in [targets] if isinstance(targets, str) else targets:
+        if not any(part in name for name in names):
+            known = {word for name in names for word in name.split(".") if not word.isdigit()}
+            raise ValueError(f"targets: no layer of {type(model).__name__} has {part!r} in its name; "
+                             f"{nearest(part, known | set(WORDS))}")  # fmt: skip
+
+
+def _projectable(module: nn.Module) -> bool:
+    return is_linear(module) or isinstance(module, CONVOLUTIONS)
+
+
 def _group(named: Sequence[tuple[str, Tensor]]) -> dict[str, Any]:
     return {"params": [p for _, p in named], "names": [name for name, _ in named]}
 
@@ -75,10 +99,9 @@ def _chosen(model: nn.Module, rank: int, targets: str | Sequence[str]) -> Iterat
     parts = [targets] if isinstance(targets, str) else list(targets)
     head = None if isinstance(targets, str) and targets == "all" else _head_weight(model)
     for name, module in model.named_modules():
-        # Transformers' Conv1D (GPT-2) is a linear layer with a transposed weight.
-        linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-        if not linear and not isinstance(module, CONVOLUTIONS):
+        if not _projectable(module):
             continue
+        linear = is_linear(module)
         every = linear if targets == "all-linear" else targets in ("all", "all-layers")
         wanted = every or any(part in name for part in parts)
         weight = module.weight

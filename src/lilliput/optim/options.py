@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from lilliput.optim.pca import OPTIMIZERS as PCA
 from lilliput.optim.states import KINDS
+from lilliput.registry import nearest
 
 PROJECTIONS = ("std", "reverse_std", "right", "left", "full", "random", "seeded", *PCA)
 REFRESHES = ("power", "svd")
@@ -33,6 +34,26 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+# What else stands in a group: labels, and what schedulers of torch and transformers leave there.
+LABELS = {"params", "names", "param_names", "name", "rank", "base_lr", "initial_lr", "max_lr", "min_lr", "lr_scale",
+          "swa_lr", "base_momentum", "max_momentum"}  # fmt: skip
+RULES = ("lr", "betas", "eps", "weight_decay", "correct_bias", "states", "compat", "guard", "clip_threshold",
+         "decay_rate", "beta1", "scale_parameter", "relative_step", "warmup_init")  # fmt: skip
+
+
+def check_names(group: Mapping[str, Any], allowed: Iterable[str] = RULES) -> None:
+    """Raise ValueError for a key that no option of a group has."""
+    known = {*LABELS, *DEFAULTS, *allowed}
+    for key in group:
+        if key not in known:
+            raise ValueError(f"a parameter group has no option {key!r}; {nearest(key, known - LABELS | {'rank'})}")
+
+
+def check_rank(rank: Any) -> None:
+    """Raise ValueError for what is no rank."""
+    _whole({"rank": rank}, "rank")
+
+
 def ranked(group: Mapping[str, Any]) -> bool:
     """Whether the parameters of a group are projected."""
     return group.get("rank") is not None
@@ -49,6 +70,7 @@ def complete(group: dict[str, Any], given: Mapping[str, Any], official: bool) ->
 def check(group: Mapping[str, Any]) -> None:
     """Raise ValueError, naming value, rule and remedy, for a group that cannot be trained."""
     _positive(group, "lr")
+    _check_rule(group)
     choices = {"states": KINDS, "compat": COMPAT}
     if ranked(group):
         choices |= {"proj_type": PROJECTIONS, "refresh": REFRESHES, "update": UPDATES, "precision": PRECISIONS}
@@ -62,6 +84,19 @@ def check(group: Mapping[str, Any]) -> None:
             near = difflib.get_close_matches(str(group[name]), [str(x) for x in allowed], 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{name} {group[name]!r} is unknown; choose from {', '.join(map(str, allowed))}{hint}")
+
+
+def _check_rule(group: Mapping[str, Any]) -> None:
+    """Averages forget between nothing (0) and never (below 1); what is added or decays is not negative."""
+    betas = [*group.get("betas", ()), *([group["beta1"]] if group.get("beta1") is not None else [])]
+    for beta in betas:
+        if not isinstance(beta, Tensor) and not 0 <= beta < 1:
+            raise ValueError(f"{'betas' if 'betas' in group else 'beta1'} hold {beta}: give numbers from 0 to below 1")
+    eps = group.get("eps", 0.0)
+    for name, value in [("weight_decay", group.get("weight_decay", 0.0)),
+                        *(("eps", e) for e in (eps if isinstance(eps, tuple | list) else [eps]))]:  # fmt: skip
+        if not isinstance(value, Tensor) and not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} is {value}: give a number that is not negative")
 
 
 def matrix_shape(p: Tensor) -> tuple[int, int]:

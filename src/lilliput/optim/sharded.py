@@ -33,6 +33,14 @@ def is_sharded(p: Tensor) -> bool:
     return hasattr(p, "device_mesh") and hasattr(p, "placements")
 
 
+def check(p: Tensor) -> bool:
+    """Raise ValueError for a weight that `fully_shard` has put another in the place of."""
+    if hasattr(p, "_fsdp_orig_uid") and not is_sharded(p):
+        raise ValueError(f"a weight of shape {tuple(p.shape)} is not in the model any more: make groups and optimizer "
+                         "after fully_shard")  # fmt: skip
+    return False
+
+
 def update(optimizer: SubspaceOptimizer, params: Sequence[Any], grads: Sequence[Any], group: Group) -> None:
     """Step parameters of one group; every rank calls this with the same parameters in the same order."""
     for p, grad in zip(params, grads, strict=True):

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lilliput.layers import is_linear, is_transposed
 from lilliput.registry import nearest
 from lilliput.subspace.basis import PROJECTIONS, Basis, seeded_basis
 from lilliput.subspace.conv import SubspaceConv2d
@@ -82,7 +83,7 @@ def matched(
 ) -> dict[str, str | None]:
     """The layers that targets mean: name -> the target that named it, None for those meant without a target."""
     patterns, left_out = _words(() if targets is None else targets), _words(skip)
-    named = {name: module for name, module in model.named_modules() if name and isinstance(module, _kinds())}
+    named = {name: module for name, module in model.named_modules() if name and _replaceable(module)}
     if targets is None:
         # Beside adapters the layers that they adapt are frozen, and not meant; a model may be frozen as a whole before.
         trained = {name: module for name, module in named.items() if _trained(module)} or named
@@ -134,7 +135,7 @@ def _subspaced(name: str, layer: Any, rank: int | float, projection: str | Choic
         return SubspaceConv2d(
             layer, basis(layer.weight[0].numel() if along == "filter" else layer.weight.shape[-1]), along
         )
-    transposed = not isinstance(layer, nn.Linear)
+    transposed = is_transposed(layer)
     return SubspaceLinear(layer, basis(layer.weight.shape[0 if transposed else 1]), transposed)
 
 
@@ -147,18 +148,14 @@ def _asked(rank: Any, name: str, target: str | None) -> int | float:
     raise ValueError(f"rank names no target that means {name}; give one, or a rank for all")
 
 
-def _kinds() -> tuple[type, ...]:
-    """Linear and convolutional layers, those of GPT-2 among them where transformers is loaded."""
-    import sys
-
-    hub: Any = sys.modules.get("transformers.pytorch_utils")
-    return (nn.Linear, nn.Conv2d, *((hub.Conv1D,) if hub else ()))
+def _replaceable(layer: nn.Module) -> bool:
+    return is_linear(layer) or isinstance(layer, nn.Conv2d)
 
 
 def _check(name: str, layer: nn.Module, model: nn.Module) -> None:
     if isinstance(layer, SubspaceLayer):
         raise ValueError(f"{name} is in a subspace already")
-    if not isinstance(layer, _kinds()):
+    if not _replaceable(layer):
         raise ValueError(
             f"{name} is a {type(layer).__name__}; only linear layers and 2-d convolutions go into subspaces: choose "
             f"other targets, or skip={name}"

@@ -1,0 +1,16 @@
+"""What a layer is, asked in one place: linear or not, and how its weight lies."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module multiplies by a matrix: nn.Linear, GPT-2's Conv1D, and what was made of these (`lean`)."""
+    return isinstance(module, nn.Linear) or is_transposed(module)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a linear module's weight is (in, out), as in the Conv1D of transformers, which is not imported for it."""
+    kinds = type(module).__mro__
+    return any(kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.") for kind in kinds)
