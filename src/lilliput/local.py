@@ -23,6 +23,7 @@ class Stats(NamedTuple):
 
     `projections` are those of a subspace optimizer, under optimizer_state=average.
     `skipped` counts steps that were left out because a gradient overflowed in fp16.
+    `weights` are, by parameter, how far a gradient of one would have gone at lr 1; {} for an adaptive optimizer.
     """
 
     steps: int
@@ -31,6 +32,12 @@ class Stats(NamedTuple):
     buffers: Tree
     projections: Tree = {}  # noqa: RUF012 - a NamedTuple's default, never written to
     skipped: int = 0
+    weights: dict[str, float] = {}  # noqa: RUF012
+
+    @property
+    def weight(self) -> float:
+        """|a_i|_1, the weight of a gradient held constant over the round; 0 if none of its steps was applied."""
+        return max(self.weights.values(), default=0.0)
 
 
 def fit(
@@ -85,7 +92,7 @@ def fit(
     own = buffers_of(model) if buffers else {}
     after = {n: p for n, p in zip(trainer.names, trainer.params, strict=True)}
     moved = _plain(own, buffers or {})
-    stats = Stats(trainer.steps, examples, means, moved, trainer.projections(), trainer.skipped)
+    stats = Stats(trainer.steps, examples, means, moved, trainer.projections(), trainer.skipped, trainer.weights())
     return _plain(after, params), trainer.state(), stats
 
 

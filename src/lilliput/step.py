@@ -119,6 +119,11 @@ class Trainer:
         """The same with the optimizer's state in any case: the very tensors in use, which later steps change."""
         return {"update": self.update.state(), **self._scaling()}
 
+    def weights(self) -> dict[str, float]:
+        """By parameter, how far the steps applied so far would go at lr 1 against a gradient of one; {} if adaptive."""
+        found = {n: self.update.weight(i, self.steps) for i, n in enumerate(self.names)}
+        return {n: weight for n, weight in found.items() if weight is not None}
+
     def _scaling(self) -> Body:
         return {"scaler": self.scaler.state_dict()} if self.scaler is not None else {}
 

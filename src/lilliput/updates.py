@@ -29,6 +29,13 @@ class Update(Protocol):
 
     def load(self, state: Body) -> None: ...
 
+    def weight(self, i: int, steps: int) -> float | None:
+        """How far `steps` steps at lr 1 go against a gradient of one held constant; None for an adaptive optimizer.
+
+        i: position of the parameter.  Weight decay is not part of it.  Of state that was loaded it tells what a
+        gradient moves in the long run: a buffer that goes on from step to step passes on 1 / (1 - momentum) of it.
+        """
+
 
 class Sgd:
     """SGD with (Nesterov) momentum, dampening and coupled weight decay; arithmetic as in torch.optim.SGD."""
@@ -43,6 +50,7 @@ class Sgd:
         self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
         self.dampening = dampening
         self._buffers: list[Tensor | None] = [None] * len(params)
+        self._loaded: set[int] = set()
 
     def apply(self, indices: Sequence[int], grads: list[Tensor]) -> None:
         params = [self.params[i] for i in indices]
@@ -69,6 +77,10 @@ class Sgd:
 
     def load(self, state: Body) -> None:
         self._buffers = [_like(state.get(str(i)), p) for i, p in enumerate(self.params)]
+        self._loaded = {i for i, b in enumerate(self._buffers) if b is not None}
+
+    def weight(self, i: int, steps: int) -> float:
+        return sgd_weight(steps, self.momentum, self.dampening, self.nesterov, i in self._loaded)
 
 
 class Adam:
@@ -111,6 +123,9 @@ class Adam:
             for kind, x in zip(("m", "v", "step"), self._of(i), strict=True):
                 x.copy_(state[kind][str(i)])
 
+    def weight(self, i: int, steps: int) -> None:
+        return None
+
 
 class AdamW(Adam):
     """Adam with decoupled weight decay."""
@@ -127,6 +142,7 @@ class Wrapped:
         self.lr = lr
         for group in self._optimizer.param_groups:
             group["lr"] = lr
+        self._loaded: set[int] = set()
 
     def apply(self, indices: Sequence[int], grads: list[Tensor]) -> None:
         for i, grad in zip(indices, grads, strict=True):
@@ -151,6 +167,24 @@ class Wrapped:
     def load(self, state: Body) -> None:
         whole = self._optimizer.state_dict()
         self._optimizer.load_state_dict({**whole, "state": {int(i): from_body(s) for i, s in state.items()}})
+        self._loaded = {int(i) for i in state}
+
+    def weight(self, i: int, steps: int) -> float | None:
+        group = self._optimizer.param_groups[0]
+        if type(self._optimizer) is not torch.optim.SGD or group["maximize"]:
+            return None
+        return sgd_weight(steps, group["momentum"], group["dampening"], group["nesterov"], i in self._loaded)
+
+
+def sgd_weight(steps: int, momentum: float, dampening: float, nesterov: bool, kept: bool) -> float:
+    """`Update.weight` of SGD, whose buffer starts as its first gradient, or (kept) goes on from the round before."""
+    if kept and 0 < momentum < 1:
+        return steps * (1 - dampening) / (1 - momentum)
+    buffer = total = 0.0
+    for n in range(steps):
+        buffer = momentum * buffer + (1 - dampening if n else 1.0)
+        total += (1 + momentum * buffer if nesterov else buffer) if momentum else 1.0
+    return total
 
 
 def _like(x: Any, p: Tensor) -> Tensor | None:

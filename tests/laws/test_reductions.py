@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import mul
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ from fixtures import assert_same_state, batches, experiment, network
 from torch import nn
 
 import lilliput
+from lilliput import updates
 from lilliput.algorithms import Centralized, FedAvg, FedNova, FedProx, LocalOnly, Moon, Scaffold
 from lilliput.engines import Sequential
+from lilliput.submodel import uniform_mean, weighted_mean
 from lilliput.tasks import Supervised
 
 SETTINGS = {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.01, "local_epochs": 2, "cohort": 3}
@@ -80,8 +83,6 @@ def test_one_client_with_everything_is_plain_sgd_and_centralized() -> None:
 
 def test_scaffold_without_control_or_correction_moves_like_uniform_fedavg_in_its_first_round() -> None:
     """c and c_i start at zero, so the first round is FedAvg's with equal weights."""
-    from lilliput.submodel import uniform_mean
-
     a = run(Scaffold(**SETTINGS), rounds=1).state
     b = run(FedAvg(**SETTINGS, combine=uniform_mean()), rounds=1).state
     assert_same_state(a["params"], b["params"])
@@ -183,3 +184,97 @@ def test_averaged_projections_are_the_mean_subspace_of_the_clients() -> None:
 def test_projections_of_an_optimizer_without_any_cannot_be_averaged() -> None:
     with pytest.raises(RuntimeError, match="needs a subspace optimizer"):
         run(FedAvg(optimizer_state="average"), rounds=1)
+
+
+def quadratic_step(tau: int, momentum: float, dampening: float, nesterov: bool) -> float:
+    """How far torch's SGD goes in so many steps at lr 1 against gradients of one."""
+    w = nn.Parameter(torch.zeros((), dtype=torch.float64))
+    optimizer = torch.optim.SGD([w], 1.0, momentum, dampening, nesterov=nesterov)
+    for _ in range(tau):
+        w.grad = torch.ones_like(w)
+        optimizer.step()
+    return -w.item()
+
+
+MOMENTA = [(0.0, 0.0, False), (0.9, 0.0, False), (0.9, 0.4, False), (0.5, 0.0, True), (0.0, 0.3, False)]
+
+
+@pytest.mark.parametrize(("momentum", "dampening", "nesterov"), MOMENTA)
+@pytest.mark.parametrize("make", ["sgd", torch.optim.SGD])
+def test_sgd_states_what_it_makes_of_gradients_of_one(
+    make: Any, momentum: float, dampening: float, nesterov: bool
+) -> None:
+    if make == "sgd":
+        given: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "options": {"dampening": dampening}}
+    else:
+        options = {"momentum": momentum, "nesterov": nesterov, "dampening": dampening}
+        given = {"momentum": 0.0, "nesterov": False, "options": options}
+    update = updates.make(make, [torch.zeros(2)], 0.1, weight_decay=0.0, **given)
+    for steps in (0, 1, 2, 7):
+        assert update.weight(0, steps) == pytest.approx(quadratic_step(steps, momentum, dampening, nesterov))
+
+
+def test_a_kept_buffer_passes_a_gradient_on_in_full_and_adaptive_optimizers_state_no_weight() -> None:
+    update = updates.make("sgd", [torch.zeros(2), torch.zeros(2)], 0.1, momentum=0.9, weight_decay=0.0, nesterov=False,
+                          options={})  # fmt: skip
+    update.load({"1": torch.ones(2)})
+    assert update.weight(0, 3) == pytest.approx(1 + 1.9 + 2.71) and update.weight(1, 3) == pytest.approx(3 / 0.1)
+    for name in ("adam", "adamw", "lion", torch.optim.RMSprop):
+        adaptive = updates.make(name, [torch.zeros(2)], 0.1, momentum=0.0, weight_decay=0.0, nesterov=False, options={})
+        assert adaptive.weight(0, 3) is None
+
+
+@pytest.mark.parametrize(("momentum", "dampening", "nesterov"), MOMENTA)
+@pytest.mark.parametrize("combine", [weighted_mean(), uniform_mean()], ids=["weighted", "uniform"])
+def test_fednova_takes_weights_and_tau_from_optimizer_and_combine(
+    combine: Any, momentum: float, dampening: float, nesterov: bool
+) -> None:
+    """Gradients that are constant: x moves by -lr (sum p_i a_i) (sum p_i g_i)."""
+    taus, slopes, lr = (2, 5, 1), (1.0, -2.0, 4.0), 0.1
+    data = {c: [(torch.full((1, 1), s), torch.zeros(1))] * n for c, (n, s) in enumerate(zip(taus, slopes, strict=True))}
+    task = Supervised(Slope(), loss=lambda out, y: out.mean(), metrics={})
+    settings: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov}
+    settings["optimizer_options"] = {"dampening": dampening} if dampening else {}
+    algorithm = FedNova(lr=lr, combine=combine, **settings)
+    found = lilliput.Experiment(algorithm=algorithm, task=task, data=data, rounds=1).run(Sequential()).state["params"]
+    p = [n / sum(taus) for n in taus] if combine == weighted_mean() else [1 / 3] * 3
+    a = [quadratic_step(n, momentum, dampening, nesterov) for n in taus]
+    expected = -lr * sum(map(mul, p, a)) * sum(map(mul, p, slopes))
+    assert float(found["w"]) == pytest.approx(expected, abs=1e-6)
+
+
+class Slope(nn.Module):
+    """f(w) = s w of a batch that holds s."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, 0] * self.w
+
+
+@pytest.mark.parametrize(("momentum", "dampening", "nesterov"), MOMENTA)
+def test_scaffold_learns_constant_gradients_in_one_round(momentum: float, dampening: float, nesterov: bool) -> None:
+    """c_i+ = g_i, whatever the optimizer makes of it, so that c is their mean."""
+    slopes, taus = (1.0, -2.0, 4.0), (2, 5, 1)
+    data = {c: [(torch.full((1, 1), s), torch.zeros(1))] * n for c, (n, s) in enumerate(zip(taus, slopes, strict=True))}
+    task = Supervised(Slope(), loss=lambda out, y: out.mean(), metrics={})
+    options = {"optimizer_options": {"dampening": dampening}} if dampening else {}
+    algorithm = Scaffold(lr=0.1, momentum=momentum, nesterov=nesterov, **options)
+    state = lilliput.Experiment(algorithm=algorithm, task=task, data=data, rounds=1).run(Sequential()).state
+    assert float(state["control"]["w"]) == pytest.approx(1.0, abs=1e-6)
+
+
+UNEQUAL = ((1.0, 0.0, 3), (10.0, 1.0, 7), (3.0, -1.0, 10), (6.0, 2.0, 5))
+
+
+@pytest.mark.parametrize("kept", ["reset", "keep"])
+@pytest.mark.parametrize(("momentum", "dampening", "nesterov"), MOMENTA)
+def test_scaffold_reaches_the_optimum_under_any_momentum_and_unequal_steps(
+    kept: Any, momentum: float, dampening: float, nesterov: bool
+) -> None:
+    """Equal weights: (10 - 3 + 12) / 20.  Kept, the optimum is the only fixed point: there all buffers are zero."""
+    options = {"optimizer_options": {"dampening": dampening}} if dampening else {}
+    algorithm = Scaffold(lr=0.005, momentum=momentum, nesterov=nesterov, optimizer_state=kept, **options)
+    assert optimum(algorithm, quadratics(*UNEQUAL), rounds=250) == pytest.approx(19 / 20, abs=1e-9)

@@ -2,7 +2,8 @@
 
 Clients that take more steps must not pull harder.  With a_i = |a_i|_1 the weight that a client's local optimizer gives
 its gradients, d_i = (y_i - x) / a_i and x+ = x + tau_eff sum_i p_i d_i, tau_eff = sum_i p_i a_i.  For tau steps of SGD
-with momentum rho, a_i = (tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho); without momentum a_i = tau.
+with momentum rho, a_i = (tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho); without momentum a_i = tau.  The optimizer
+states it, dampening and Nesterov's step included; p_i are the weights of the combine.
 """
 
 from __future__ import annotations
@@ -11,28 +12,26 @@ from dataclasses import dataclass
 
 from lilliput.algorithms.fedavg import FedAvg, advance, model_for, model_reply, model_sums, train
 from lilliput.fleet import Client, Fleet, on_client
-from lilliput.submodel import Mean, reduce
+from lilliput.submodel import reduce
 from lilliput.tree import Body, scale
 
 
 @dataclass(frozen=True)
 class FedNova(FedAvg):
-    """FedAvg over changes normalised by the work behind them.  Local training is SGD, with or without momentum.
+    """FedAvg over changes normalised by the work behind them.  Local training is SGD, with any momentum.
 
     compat="official" normalises BatchNorm statistics like weights, as the published program does.
     """
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.optimizer != "sgd" or self.nesterov or self.optimizer_state != "reset":
-            raise ValueError(
-                "FedNova's normaliser is known for SGD with a fresh, plain momentum buffer each round only"
-            )
+        if self.optimizer != "sgd" or self.optimizer_state != "reset":
+            raise ValueError("FedNova's normaliser is known for SGD with a fresh momentum buffer each round only")
 
     def round(self, state: Body, fleet: Fleet) -> Body:
         held = {c: self.slice(fleet, c) for c in fleet.sample(self.cohort)}
         replies = fleet.call(self.train, each=lambda c: model_for(held[c], state), to=list(held))
-        sums = reduce(replies, held, **model_sums(self.combine, state), normalizer=Mean("examples").over(None))
+        sums = reduce(replies, held, **model_sums(self.combine, state), normalizer=self.combine.over(None))
         tau = sums["normalizer"]
         if self.compat == "official" and "buffer_delta" in sums:
             sums["buffer_delta"] = {n: (tau * d).to(d.dtype) for n, d in sums["buffer_delta"].items()}
@@ -41,16 +40,9 @@ class FedNova(FedAvg):
     @on_client(like={"delta": "params", "buffer_delta": "buffers"})
     def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
         params, state, stats = train(self, client, state, msg)
-        a = normalizer(stats.steps, self.momentum)
+        a = stats.weight or 1.0  # no step at all moved nothing
         reply = model_reply(msg, params, stats)
         reply["delta"] = scale(reply["delta"], 1 / a)
         if self.compat == "official" and "buffer_delta" in reply:
             reply["buffer_delta"] = {n: d / a for n, d in reply["buffer_delta"].items()}
-        return {**reply, "normalizer": a}, state
-
-
-def normalizer(steps: int, momentum: float) -> float:
-    """|a_i|_1 of `steps` steps of SGD with momentum; 1 for no steps at all, whose delta is zero."""
-    if not steps:
-        return 1.0
-    return (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum)
+        return {**reply, "normalizer": stats.weight}, state

@@ -2,7 +2,8 @@
 
 Control variates c (server) and c_i (client) estimate gradients: same sign and unit as a gradient.  A local step goes
 along g - c_i + c; afterwards c_i+ = c_i - c + (x - y_i) / (K lr), c+ = c + (1/N) sum_S (c_i+ - c_i), and
-x+ = x + server_lr * mean_S(y_i - x), in which every client counts the same.
+x+ = x + server_lr * mean_S(y_i - x), in which every client counts the same.  K is what the optimizer makes of gradients
+of one: the number of steps, with momentum more.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import torch
 from torch import nn
 
 from lilliput.algorithms.fedavg import FedAvg, advance, model_for, model_reply, model_sums, train
-from lilliput.algorithms.fednova import normalizer
 from lilliput.fleet import Client, Fleet, on_client
 from lilliput.local import fit
 from lilliput.step import shift
@@ -38,10 +38,10 @@ class Scaffold(FedAvg):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.optimizer != "sgd" or self.nesterov or self.optimizer_state != "reset":
-            raise ValueError(
-                "SCAFFOLD's control variates are known for SGD with a fresh, plain momentum buffer each round only"
-            )
+        if self.optimizer != "sgd" or self.optimizer_state == "average":
+            raise ValueError("SCAFFOLD's control variates are known for SGD only; set optimizer=sgd")
+        if self.compat == "official" and self.optimizer_state != "reset":
+            raise ValueError("compat=official starts each round with a fresh optimizer; set optimizer_state=reset")
         if self.server_lr <= 0:
             raise ValueError(f"server_lr is {self.server_lr}; it must be positive")
 
@@ -74,7 +74,7 @@ class Scaffold(FedAvg):
             work = float(stats.steps)
         else:
             params, state, stats = train(self, client, state, msg, [shift(drift)])
-            work = normalizer(stats.steps, self.momentum)
+            work = stats.weight
         reply = model_reply(msg, params, stats)
         moved: Tree = {**reply["delta"], **reply.get("buffer_delta", {})} if self.compat else reply["delta"]
         # c_i+ - c_i = (x - y) / (K lr) - c; a client that took no step learnt nothing of its gradient.

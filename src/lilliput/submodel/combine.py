@@ -31,8 +31,8 @@ class Accumulator(Protocol):
 class Combine(Protocol):
     """How the deltas of a round become one delta."""
 
-    def over(self, x: Tree) -> Accumulator:
-        """An accumulator for deltas of x or of slices of it."""
+    def over(self, x: Tree | None) -> Accumulator:
+        """An accumulator for deltas of x or of slices of it; of plain numbers for None, by the same weights."""
 
 
 class _TreeSum:
