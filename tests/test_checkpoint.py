@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,9 @@ json_values = st.recursive(
 
 
 @given(
-    key=st.sampled_from(["format", "version", "run", "identity", "round", "attempt", "server", "states"]),
+    key=st.sampled_from(
+        ["format", "version", "run", "identity", "round", "attempt", "server", "states", "files", "planned"]
+    ),
     value=json_values,
 )
 @example(key="round", value=float("inf"))
@@ -187,7 +190,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: p
 
 
 def test_a_round_writes_only_the_states_it_changed(tmp_path: Path) -> None:
-    """Of 200 clients with control variates, a round of three writes three states and the server's."""
+    """Of 200 clients with control variates, a round of three writes one file of three states, and the server's."""
     data = {c: [(torch.randn(4, 6), torch.randint(3, (4,)))] for c in range(200)}
     options = {"data": data, "evaluate": "none", "test": None, "checkpoint_every": 1, "folder": tmp_path}
     experiment("scaffold", rounds=3, settings={"cohort": 200}, **options).run(Sequential())
@@ -196,12 +199,34 @@ def test_a_round_writes_only_the_states_it_changed(tmp_path: Path) -> None:
     kept = Store(tmp_path / "checkpoint")
     saved = checkpoint.load(tmp_path / "checkpoint")
     assert saved is not None and len(saved.states) == 200
-    kept.restore(saved.states)
+    kept.restore(saved.states, saved.files)
     for c in range(3):
         kept.put(f"client/{c}", {"control": {"w": torch.ones(2)}})
-    checkpoint.save(tmp_path / "checkpoint", {"run": "r", "identity": identity, "round": 4, "attempt": 0}, {}, kept)
+    fields = {"run": "r", "identity": identity, "planned": 3, "round": 4, "attempt": 0}
+    checkpoint.save(tmp_path / "checkpoint", fields, {}, kept)
     after = {p.name for p in (tmp_path / "checkpoint").iterdir()}
-    assert len(after - before) == 4 and len(before - after) == 4
+    assert len(after - before) == 2 and len(before - after) == 1
+    (new,) = [name for name in after - before if name.endswith(".states")]
+    again = checkpoint.load(tmp_path / "checkpoint")
+    assert again is not None and sum(file.name == new for file in again.states.values()) == 3
+
+
+@pytest.mark.parametrize("version", [2])
+def test_every_version_from_the_second_on_still_loads(version: int, tmp_path: Path) -> None:
+    """tests/checkpoints/vN was written by the release that introduced version N."""
+    shutil.copytree(Path(__file__).with_name("checkpoints") / f"v{version}", tmp_path, dirs_exist_ok=True)
+    saved = checkpoint.load(tmp_path / "checkpoint")
+    assert saved is not None
+    kept = Store(tmp_path / "checkpoint")
+    kept.restore(saved.states, saved.files)
+    straight = experiment("scaffold", rounds=2).run(Sequential())
+    # Written on another machine: its arithmetic may round otherwise.
+    for name, x in straight.state["params"].items():
+        torch.testing.assert_close(saved.read_server(tmp_path / "checkpoint")["params"][name], x, atol=1e-6, rtol=0)
+    assert sorted(kept) == [f"client/{c}" for c in (1, 2, 3, 5)] and all(kept.get(key)["control"] for key in kept)
+    resumed = experiment("scaffold", rounds=3, folder=tmp_path).run(Sequential(), resume=True)
+    for name, x in experiment("scaffold", rounds=3).run(Sequential()).state["params"].items():
+        torch.testing.assert_close(resumed.state["params"][name], x, atol=1e-6, rtol=0)
 
 
 def test_the_first_version_is_refused_in_words(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class Saved:
     attempt: int
     server: File
     states: dict[str, File]
+    files: dict[str, int]  # that hold the states, and their bytes
 
     def read_server(self, folder: Path) -> Body:
         """The server's state; raises CheckpointError that names the file if it is damaged."""
@@ -80,11 +81,14 @@ def save(folder: Path, saved: dict[str, Any], state: Body, store: Store) -> floa
     """Write a checkpoint of `round` and remove what the one before no longer shares; seconds it took."""
     started = time.perf_counter()
     prefix = f"round-{saved['round']}-{saved['attempt']}"
-    states = store.flush(prefix)
+    states, files = store.flush(prefix), store.sizes
     server = write(folder, f"{prefix}-server.safetensors", state)
-    manifest = {"format": FORMAT, "version": VERSION, **saved, "server": asdict(server)}
-    manifest["states"] = {key: asdict(file) for key, file in states.items()}
-    supersede(folder, manifest, [server, *states.values()])
+    manifest = {"format": FORMAT, "version": VERSION, **saved, "server": asdict(server), "files": files}
+    place = {name: number for number, name in enumerate(files)}
+    # A row of numbers for each: there may be as many as clients.
+    manifest["states"] = {key: [place[f.name], f.offset, f.bytes, f.crc] for key, f in states.items()}
+    supersede(folder, manifest, [server.name, *files])
+    store.settle()
     return time.perf_counter() - started
 
 
@@ -100,21 +104,31 @@ def load(folder: Path) -> Saved | None:
     try:
         saved = Saved(
             str(data["run"]), dict(data["identity"]), int(data["planned"]), int(data["round"]), int(data["attempt"]),
-            recorded(data["server"]), {str(key): recorded(value) for key, value in data["states"].items()},
+            recorded(data["server"]), *_states(data["files"], data["states"]),
         )  # fmt: skip
     except DAMAGE:
         raise damaged(folder) from None
-    check_files(folder, [saved.server, *saved.states.values()])
+    check_files(folder, {saved.server.name: saved.server.bytes, **saved.files})
     return saved
+
+
+def _states(files: dict[str, Any], rows: dict[str, Any]) -> tuple[dict[str, File], dict[str, int]]:
+    sizes = {inside(name): int(size) for name, size in files.items()}
+    names, states = list(sizes), {}
+    for key, (number, offset, size, crc) in rows.items():
+        if not 0 <= number < len(names) or not 0 <= offset <= offset + size <= sizes[names[number]]:
+            raise ValueError(f"{key} lies in no file")
+        states[str(key)] = File(names[number], size, crc, offset)
+    return states, sizes
 
 
 # What any checkpoint of a folder, a manifest and files does, whatever they hold.
 
 
-def supersede(folder: Path, manifest: dict[str, Any], files: Iterable[File]) -> None:
+def supersede(folder: Path, manifest: dict[str, Any], files: Iterable[str]) -> None:
     """Make a manifest count, and remove what of the folder it does not name."""
     replace(folder / MANIFEST, sealed(manifest))
-    current = {MANIFEST, *(file.name for file in files)}
+    current = {MANIFEST, *files}
     for path in folder.iterdir():
         if path.name not in current:
             path.unlink(missing_ok=True)
@@ -155,18 +169,20 @@ def damaged(folder: Path) -> CheckpointError:
     return CheckpointError(f"{folder / MANIFEST} is damaged; restore it, or start anew in another folder")
 
 
-def check_files(folder: Path, files: Iterable[File]) -> None:
-    """Raise CheckpointError for a file that is not there, or of another size."""
-    for file in files:
-        if not (folder / file.name).is_file() or (folder / file.name).stat().st_size != file.bytes:
-            raise CheckpointError(
-                f"cannot go on from {folder}: {file.name} is missing or has another size than recorded"
-            )
+def check_files(folder: Path, files: Mapping[str, int]) -> None:
+    """Raise CheckpointError for a file that is not there, or of another size than these bytes."""
+    for name, size in files.items():
+        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+            raise CheckpointError(f"cannot go on from {folder}: {name} is missing or has another size than recorded")
 
 
 def recorded(value: dict[str, Any]) -> File:
     """A file as a manifest records it.  Raises ValueError for one outside of the folder."""
-    name = value["name"]
+    return File(inside(value["name"]), int(value["bytes"]), int(value["crc"]))
+
+
+def inside(name: Any) -> str:
+    """The name of a file in a checkpoint's folder.  Raises ValueError for any other place."""
     if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
         raise ValueError(f"a checkpoint's file must lie in its folder, not at {name!r}")
-    return File(name, int(value["bytes"]), int(value["crc"]))
+    return name

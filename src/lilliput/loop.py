@@ -51,7 +51,7 @@ class Run:
         self._sound = True  # state, store and rows speak of the same round
         if saved and self.folder:
             self.state = saved.read_server(self.folder / "checkpoint")
-            self.store.restore(saved.states)
+            self.store.restore(saved.states, saved.files)
             self.done, self.attempt = saved.round, saved.attempt + 1
         else:
             self.state = e._start()

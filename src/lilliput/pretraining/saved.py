@@ -87,7 +87,7 @@ def save(
         "format": FORMAT, "version": VERSION, "identity": identity, "progress": asdict(progress),
         "positions": [asdict(p) for p in positions], **{name: asdict(file) for name, file in files.items()},
     }  # fmt: skip
-    supersede(folder, manifest, files.values())
+    supersede(folder, manifest, [file.name for file in files.values()])
 
 
 def load(folder: Path) -> Saved | None:
@@ -103,7 +103,7 @@ def load(folder: Path) -> Saved | None:
         )  # fmt: skip
     except DAMAGE:
         raise damaged(folder) from None
-    check_files(folder, [saved.model, saved.optimizer])
+    check_files(folder, {file.name: file.bytes for file in (saved.model, saved.optimizer)})
     return saved
 
 
