@@ -58,6 +58,15 @@ def test_weights_that_are_there_are_not_needed_again(monkeypatch):
         footprint.check(model, shape=(1000,), device="cpu", batch_size=1)
 
 
+def test_an_estimate_that_fails_warns(monkeypatch):
+    class Odd(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * x.detach().numpy().shape[0]  # a step without numbers has no array of them
+
+    with pytest.warns(UserWarning, match="how much memory Odd needs cannot be told beforehand"):
+        assert footprint.check(Odd(8, 4), "1GB", shape=(8,), device="cpu", batch_size=1) is None
+
+
 def test_this_machine_has_memory():
     assert available("cpu") > 0
     assert available("meta") is None

@@ -180,7 +180,7 @@ def test_a_text_longer_than_the_positions_is_refused():
 
 
 def test_models_know_nothing_of_the_rest():
-    known = ("lilliput.lean", "lilliput.models.", "lilliput.registry", "lilliput.sources")
+    known = ("lilliput.layers", "lilliput.lean", "lilliput.models.", "lilliput.registry", "lilliput.sources")
     for path in Path(lilliput.models.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lilliput"):

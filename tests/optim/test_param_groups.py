@@ -70,6 +70,39 @@ def test_options_reach_the_projected_group():
     assert optimizer.param_groups[0]["update_proj_gap"] == 200 and "rank" not in optimizer.param_groups[1]
 
 
+def test_stacks_of_experts_are_said_to_stay_whole():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MixtralConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=4, max_position_embeddings=32,
+    )  # fmt: skip
+    model = transformers.MixtralForCausalLM(config)
+    # 4 experts of 3 matrices 16 x 24 among the weights of embedding and head, attention, router and norms.
+    share = 4 * 3 * 16 * 24 / (4 * 3 * 16 * 24 + 2 * 64 * 16 + 4 * 16 * 16 + 4 * 16 + 3 * 16)
+    with pytest.warns(UserWarning, match=rf"2 stacks of matrices, such as .*gate_up_proj .* are {share:.0%} of"):
+        groups = optim.param_groups(model, rank=4)
+    assert len(groups[0]["params"]) == 4
+
+
+@pytest.mark.parametrize("lean", [True, False])
+def test_gpt2_is_linear_to_everyone_whether_lean_or_not(lean):
+    transformers = pytest.importorskip("transformers")
+    from lilliput import lean as lean_
+    from lilliput.models.adapters import lora
+    from lilliput.subspace import replace_with_subspace
+
+    def gpt2():
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2))
+        return lean_.patch(model) if lean else model
+
+    names = ["c_attn", "c_proj", "c_fc", "c_proj"]
+    found = [name.split(".")[-2] for name in optim.param_groups(gpt2(), rank=4)[0]["names"]]
+    assert found == names
+    assert [n.split(".")[-1] for n in replace_with_subspace(gpt2(), rank=4).layers] == names
+    pytest.importorskip("peft")
+    assert lora(gpt2(), 2, targets=["c_fc"]) is not None
+
+
 def test_a_rank_for_plain_parameters_projects_what_exceeds_it():
     model = Tiny()
     optimizer = optim.GaLoreAdamW(model.parameters(), lr=1e-3, rank=4, proj_type="left")

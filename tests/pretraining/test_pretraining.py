@@ -160,7 +160,7 @@ def test_adapters_are_in_the_exported_weights(tmp_path: Path) -> None:
 
 def test_evaluation_stops_at_its_budget_and_switches_dropout_off(tmp_path: Path) -> None:
     options = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 320, "n_positions": 64, "dropout": 0.5}
-    settings = {"model": "gpt2", "model_options": options, "validation": text(tmp_path), "eval_tokens": 300}
+    settings = {**GALORE, "model": "gpt2", "model_options": options, "validation": text(tmp_path), "eval_tokens": 300}
     a = train(tmp_path, lr=1e-12, **settings).rows[-1]
     b = train(tmp_path, lr=1e-12, seed=0, accumulate=2, **settings).rows[-1]
     assert a["eval_tokens"] == 3 * 8 * 16 and b["eval_tokens"] == 5 * 4 * 16

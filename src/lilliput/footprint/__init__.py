@@ -5,6 +5,7 @@ footprint.estimate("llama_7b", optimizer="galore_adamw8bit", dtype="bf16", per_l
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from lilliput.footprint.setting import Setting
 from lilliput.footprint.sizes import available
 from lilliput.footprint.steps import Client, Loop
 from lilliput.footprint.trace import trace
+from lilliput.sources import line
 from lilliput.splitter.budget import parsed
 
 __all__ = [
@@ -62,7 +64,8 @@ def advice(model: Any, memory: int | str, **settings: Any) -> str:
 def check(model: Any, memory: int | str | None = None, **settings: Any) -> Footprint | None:
     """What training needs, if it fits into `memory`, by default what is free on the device; None where nobody knows.
 
-    Raises ValueError, saying how much is missing and which option would make it fit.
+    An estimate that fails warns, and gives None.  Raises ValueError, saying how much is missing and which option would
+    make it fit.
     """
     from lilliput.footprint.verdict import sentence
 
@@ -70,7 +73,15 @@ def check(model: Any, memory: int | str | None = None, **settings: Any) -> Footp
     limit = parsed(memory) if memory is not None else _free(setting)
     if limit is None:
         return None
-    found = measured(setting)
+    try:
+        found = measured(setting)
+    except Exception as error:
+        name = model if isinstance(model, str) else type(model).__name__
+        warnings.warn(
+            f"how much memory {name} needs cannot be told beforehand ({type(error).__name__}: {line(error)})",
+            stacklevel=2,
+        )
+        return None
     if found.peak > limit:
         raise ValueError(sentence(setting, found, limit, measured))
     return found

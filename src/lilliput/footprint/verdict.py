@@ -32,7 +32,7 @@ def _remedy(setting: Setting, memory: int, measure: Measure) -> str:
         """The peak of the setting with these changes, if it can be trained so and fits."""
         try:
             peak = measure(_changed(setting, changes)).peak
-        except ValueError:
+        except Exception:  # what cannot be estimated is no remedy
             return None
         return peak if peak <= memory else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -39,6 +40,7 @@ def param_groups(
     if not projected:
         raise ValueError(f"no trainable weight of targets {targets!r} has both sides longer than rank {rank}; "
                          "lower the rank or name other targets")  # fmt: skip
+    _say_stacks(ordinary, sum(p.numel() for _, p in trainable))
     return [{**_group(projected), "rank": rank, **options}, *([_group(ordinary)] if ordinary else [])]
 
 
@@ -74,6 +76,18 @@ def split(group: dict[str, Any], rank: int) -> Iterator[dict[str, Any]]:
         yield {**others, "params": parts[True], "rank": rank}
     if parts[False] or not parts[True]:
         yield {**others, "params": parts[False]}
+
+
+def _say_stacks(ordinary: Sequence[tuple[str, Tensor]], total: int) -> None:
+    """Experts of transformers are stacks of matrices, (experts, out, in), outside of any linear layer."""
+    stacks = [(name, p) for name, p in ordinary if p.dim() == 3 and name.rpartition(".")[2] != "weight"]
+    if stacks:
+        share = sum(p.numel() for _, p in stacks) / total
+        name, p = stacks[0]
+        warnings.warn(
+            f"{len(stacks)} stacks of matrices, such as {name} {tuple(p.shape)}, are not projected; they are "
+            f"{share:.0%} of what is trained and keep their optimizer states in full", stacklevel=3,
+        )  # fmt: skip
 
 
 def _check_targets(model: nn.Module, targets: str | Sequence[str]) -> None:
