@@ -122,6 +122,34 @@ def _states(files: dict[str, Any], rows: dict[str, Any]) -> tuple[dict[str, File
     return states, sizes
 
 
+def initial(place: Path) -> tuple[Path, Any]:
+    """(file, None) of weights to start from, or (folder, state) of a run: its exported model, or its last checkpoint.
+
+    Raises CheckpointError for a folder that holds neither.
+    """
+    exported = place / "model" / "model.safetensors"
+    if place.is_dir() and not exported.is_file():
+        return place, weights(place)
+    return (exported if place.is_dir() else place), None
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    """Parameters and buffers by name, as a run's last checkpoint has them, of `lilliput run` or `pretrain`.
+
+    An auxiliary head is no part of the model.  Raises CheckpointError if there is none, or none of a whole model.
+    """
+    place = folder / "checkpoint"
+    data = read_manifest(place, None, VERSION)
+    if data is None:
+        raise CheckpointError(f"{folder} holds no checkpoint; name a run's folder, or a file of weights")
+    try:
+        body = recorded(data["server" if "server" in data else "model"]).read(place)
+        state = {**body["params"], **(body.get("buffers") or {})} if "server" in data else body
+        return {name: x for name, x in state.items() if not name.startswith("auxiliary.")}
+    except (*DAMAGE, OSError) as error:
+        raise CheckpointError(f"{place} holds no model to start from ({error}); use best.safetensors") from None
+
+
 # What any checkpoint of a folder, a manifest and files does, whatever they hold.
 
 
@@ -140,8 +168,8 @@ def sealed(manifest: dict[str, Any]) -> bytes:
     return f'{text[:-1]}, "checksum": {checksum(text.encode())}}}'.encode()
 
 
-def read_manifest(folder: Path, format: str, version: int) -> dict[str, Any] | None:
-    """What the manifest of a folder says; None if there is none.
+def read_manifest(folder: Path, format: str | None, version: int) -> dict[str, Any] | None:
+    """What the manifest of a folder says, of one program or (None) of either; None if there is none.
 
     Raises CheckpointError if it is damaged, of another program, or of another version.
     """
@@ -150,7 +178,7 @@ def read_manifest(folder: Path, format: str, version: int) -> dict[str, Any] | N
         return None
     try:
         data = json.loads(path.read_bytes())
-        if data["format"] != format:
+        if format is not None and data["format"] != format:
             raise CheckpointError(f"{path} is a checkpoint of {str(data['format'])[:40]!r}, not of {format!r}")
         if data["version"] != version:
             raise CheckpointError(

@@ -273,6 +273,22 @@ def test_initial_weights_are_taken_from_a_file(lilliput: Cli, tmp_path: Path) ->
     assert "accuracy" in lilliput("evaluate", "model=mlp", "init=w.pt").out
 
 
+@pytest.mark.parametrize("algorithm", ["fedavg", "fsl_sage"])
+def test_a_run_starts_from_the_weights_of_another(lilliput: Cli, tmp_path: Path, algorithm: str) -> None:
+    """From its folder, which is its last round, or from its best one; an auxiliary head is no part of the model."""
+    assert lilliput("run", *FAST, f"algorithm={algorithm}", "name=a", "rounds=3").status == 0
+    trained = final(tmp_path / "runs" / "a")["params"]
+    for name, init in (("b", "runs/a"), ("c", "runs/a/best.safetensors")):
+        said = lilliput("run", *FAST, f"init={init}", "local_epochs=0", "rounds=1", f"name={name}")
+        assert said.status == 0, said.err
+        rows_of = [rows(tmp_path / "runs" / run) for run in ("a", name)]
+        best = max(row["accuracy"] for row in rows_of[0])
+        assert rows_of[1][-1]["accuracy"] == (rows_of[0][-1]["accuracy"] if name == "b" else best)
+    state = final(tmp_path / "runs" / "b")["params"]
+    assert all(torch.equal(x, trained[n]) for n, x in state.items())
+    assert lilliput("run", *FAST, "init=.", "name=d").status == 2
+
+
 def test_evaluate_scores_the_last_and_the_best_model(lilliput: Cli, tmp_path: Path) -> None:
     lilliput("run", *FAST, "name=a", "rounds=3")
     last = rows(tmp_path / "runs" / "a")[-1]["accuracy"]

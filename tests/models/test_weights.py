@@ -38,6 +38,44 @@ def test_weights_load_in_the_forms_that_programs_save(name, tmp_path):
     assert all(torch.equal(x, y) for x, y in zip(source.parameters(), target.parameters(), strict=True))
 
 
+class Tied(nn.Module):
+    """Embedding and head are one tensor, as in GPT-2."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embedding, self.head = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embedding.weight
+
+
+@pytest.mark.parametrize("left_out", [(), ("head.weight",), ("embedding.weight",)])
+def test_other_names_of_a_tied_tensor_may_be_missing(left_out, tmp_path):
+    state = {name: x for name, x in Tied(0).state_dict().items() if name not in left_out}
+    torch.save(state, tmp_path / "tied.pt")
+    model = models.load_weights(Tied(1), tmp_path / "tied.pt")
+    assert torch.equal(model.head.weight, Tied(0).head.weight) and model.head.weight is model.embedding.weight
+
+
+def test_two_values_of_a_tied_tensor_are_refused(tmp_path):
+    state = {**Tied(0).state_dict(), "head.weight": torch.zeros(5, 3)}
+    torch.save(state, tmp_path / "tied.pt")
+    model = Tied(1)
+    with pytest.raises(ValueError, match=r"'embedding.weight' and 'head.weight' are tied"):
+        models.load_weights(model, tmp_path / "tied.pt")
+    assert torch.equal(model.head.weight, Tied(1).head.weight)
+
+
+def test_what_transformers_saves_of_a_tied_model_loads(tmp_path):
+    pytest.importorskip("transformers")
+    options = {"layers": 1, "hidden": 8, "heads": 2, "vocab_size": 20, "positions": 8}
+    torch.manual_seed(0)
+    source = models.pretrained("gpt2", **options)
+    source.save_pretrained(tmp_path)
+    torch.manual_seed(1)
+    model = models.load_weights(models.pretrained("gpt2", **options), tmp_path / "model.safetensors")
+    assert all(torch.equal(x, source.state_dict()[name]) for name, x in model.state_dict().items())
+
+
 class Bomb:
     def __reduce__(self):
         return (open, ("exploded", "w"))

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lilliput import random
+from lilliput import checkpoint, random
 from lilliput.config import cutting
 from lilliput.config.axes import AXES, LORA, PROFILE
 from lilliput.config.layers import from_file
@@ -106,7 +106,7 @@ def make_task(s: Settings, dataset: Any, federated: Any, algorithm: Any) -> Any:
     with random.seeded(s["seed"], "model"), where:
         model = models.build(s["model"], shape=dataset.shape, classes=dataset.classes, **s.node("model"))
         if s["init"] is not None and s["engine"] != "dry":
-            models.load_weights(model, s["init"])
+            models.load_weights(model, *checkpoint.initial(Path(s["init"])))
         if dataset.kind == "tokens":
             models.check_language(s["model"], model)
         if LORA in s.nodes:

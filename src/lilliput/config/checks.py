@@ -74,8 +74,8 @@ def _warmup(s: Settings) -> None:
 
 
 def _files(s: Settings) -> None:
-    if s["init"] is not None and not Path(s["init"]).is_file():
-        raise ValueError(f"init={s['init']}: there is no such file of weights")
+    if s["init"] is not None and not Path(s["init"]).exists():
+        raise ValueError(f"init={s['init']}: there is no such file of weights, and no such run")
     if s["wandb"] and not installed("wandb"):
         raise ValueError("wandb=true needs wandb; pip install 'lilliput[wandb]'")
     if s["name"] is not None and not str(s["name"]).strip("/. "):

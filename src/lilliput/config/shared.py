@@ -33,7 +33,7 @@ class Shared:
     seed: int = 0  # decides every draw of the run
     engine: str = "auto"  # where the clients run: auto, sequential or workers; dry only tells the cost
     device: str = "auto"  # cpu, cuda, cuda:0,1 or mps; auto takes a GPU where there is one
-    init: str | None = None  # weights to start from: a .safetensors, .pt, .pth or .th file
+    init: str | None = None  # weights to start from: a run's folder, or a .safetensors, .pt, .pth or .th file
     evaluate: Literal["server", "clients", "both", "none"] = "server"  # where models are tested
     evaluate_every: int = 1  # rounds between evaluations
     test_fraction: float = 0.0  # share of each client's data that it keeps for testing

@@ -9,21 +9,45 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lilliput import wire
+
 M = TypeVar("M", bound=nn.Module)
 
 
-def load_weights(model: M, path: str | Path) -> M:
+def load_weights(model: M, path: str | Path, state: Mapping[str, Tensor] | None = None) -> M:
     """Overwrite the model's parameters and buffers with those of a file, by name; returns the model.
 
-    The file holds a state dict, or one under the key "state_dict"; the prefix `module.` of a data-parallel program is
-    removed.  Only the batch counters of BatchNorm (`num_batches_tracked`) may be missing.
-    Raises ValueError for a file that is missing, damaged or not of weights, and for other names or shapes.
+    The file holds a state dict, or one under the key "state_dict", or the models of a run's best round
+    (`best.safetensors`); the prefix `module.` of a data-parallel program is removed.  `state` is taken instead where
+    the path is no file.  Only the batch counters of BatchNorm (`num_batches_tracked`) may be missing, and other names
+    of a tensor that is there: what is tied is one tensor.
+    Raises ValueError for a file that is missing, damaged or not of weights, for other names or shapes, and for tensors
+    that are tied in the model and differ in the file.
     """
     path = Path(path)
-    state = _state_dict(_read(path), path)
+    state = _state_dict(_read(path) if state is None else state, path)
+    state = _with_aliases(model, state, path)
     _check(model, state, path)
     model.load_state_dict({**model.state_dict(), **state})
     return model
+
+
+def _with_aliases(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The state with every name of tensors that have several.  Raises ValueError if two names' values differ."""
+    shared: dict[int, list[str]] = {}
+    for name, x in model.state_dict(keep_vars=True).items():
+        shared.setdefault(id(x), []).append(name)
+    found = dict(state)
+    for names in shared.values():
+        there = [name for name in names if name in state]
+        for name in there[1:]:
+            if not torch.equal(state[name], state[there[0]]):
+                raise ValueError(
+                    f"{str(path)!r} has two values for one tensor: {there[0]!r} and {name!r} are tied in this "
+                    f"{type(model).__name__}; untie them in the model, or leave one out of the file"
+                )
+        found |= {name: state[there[0]] for name in names if there}
+    return found
 
 
 def _read(path: Path) -> Any:
@@ -31,9 +55,12 @@ def _read(path: Path) -> Any:
         raise ValueError(f"there is no weights file {str(path)!r}; name a .pt, .pth, .th or .safetensors file")
     try:
         if path.suffix == ".safetensors":
+            from safetensors import safe_open
             from safetensors.torch import load_file
 
-            return load_file(path)
+            with safe_open(path, "pt") as file:
+                ours = "lilliput" in (file.metadata() or {})
+            return wire.decode(bytearray(path.read_bytes())) if ours else load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file may raise anything
         raise ValueError(f"{str(path)!r} is damaged or is no file of weights ({type(error).__name__})") from error
@@ -41,10 +68,21 @@ def _read(path: Path) -> Any:
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if isinstance(state, Mapping) and isinstance(state.get("models"), Mapping):
+        state = _best(state["models"], path)
     if not isinstance(state, Mapping) or not state or not all(isinstance(x, Tensor) for x in state.values()):
         raise ValueError(f"{str(path)!r} holds no state dict of named tensors; save model.state_dict()")
     prefix = "module." if all(name.startswith("module.") for name in state) else ""
     return {name.removeprefix(prefix): x for name, x in state.items()}
+
+
+def _best(models: Mapping[str, Any], path: Path) -> Any:
+    """Parameters and buffers of the first model, which is the run's; refused where every client has its own."""
+    first = next(iter(models), "")
+    if first.isdigit() and len(models) > 1:
+        raise ValueError(f"{str(path)!r} holds a model for each of {len(models)} clients; save the one that you mean")
+    own = models.get(first)
+    return {**own.get("params", {}), **own.get("buffers", {})} if isinstance(own, Mapping) else None
 
 
 def _check(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lilliput import lean, random
+from lilliput import checkpoint, lean, random
 from lilliput.data.sequences import IGNORED
 from lilliput.pretraining.config import Pretrain
 from lilliput.registry import is_path, resolve
@@ -47,7 +47,7 @@ def build(c: Pretrain) -> nn.Module:
     if c.init is not None:
         from lilliput.models.weights import load_weights
 
-        load_weights(model, _weights(Path(c.init)))
+        load_weights(model, *checkpoint.initial(Path(c.init)))
     model = model.to(DTYPES[c.dtype])
     return lean.patch(model) if c.lean else model
 
@@ -85,14 +85,6 @@ def plain(model: nn.Module) -> nn.Module:
     from lilliput.models.adapters import merged
 
     return merged(model)
-
-
-def _weights(place: Path) -> Path:
-    """The file of weights at a place: itself, or that of a finished run."""
-    inside = place / "model" / "model.safetensors"
-    if place.is_dir() and not inside.is_file():
-        raise ValueError(f"{place} has no model/model.safetensors; name a finished run, or go on with continue_from=")
-    return inside if place.is_dir() else place
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
