@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lilliput.optim.driver import SubspaceOptimizer
+from lilliput.optim.states import working_dtype
 from lilliput.tree import Tree
 
 
@@ -45,7 +46,7 @@ class MeanSubspace:
     def add(self, tree: Tree, weight: float = 1.0) -> None:
         """Count one client's projections in."""
         for name, P in tree.items():
-            rows = _rows(P)
+            rows = _rows(P).to(working_dtype(P.dtype))
             projector = rows.mT @ rows * weight
             if name in self._sums and self._shapes[name] != P.shape:
                 raise ValueError(f"{name} is {tuple(P.shape)} here and {tuple(self._shapes[name])} elsewhere: "

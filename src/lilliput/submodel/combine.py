@@ -38,10 +38,14 @@ class Combine(Protocol):
 class _TreeSum:
     """sum_i w_i d_i and, where slices are held, the weight that reached each coordinate.
 
-    Weights are taken relative to the first reply's, so that one client's mean is its delta to the last bit.
+    Weights are taken relative to the first reply's, so that one client's mean is its delta to the last bit.  Sums are
+    in float32 at least: in bfloat16, 256 + 1 is 256.  Raises ValueError for an entry of x that has no mean.
     """
 
     def __init__(self, x: Tree, weigh: Callable[[Reply], float], divide: bool):
+        for name, entry in x.items():
+            if entry.dtype == torch.bool:
+                raise ValueError(f"{name} is true or false, which has no mean; use buffers=local, or make it a number")
         self._x = x
         self._weigh = weigh
         self._divide = divide
@@ -51,20 +55,24 @@ class _TreeSum:
         self._coverage: Tree | None = None
 
     def add(self, reply: Reply, value: Tree, held: Slice) -> None:
+        if not self._weigh(reply):  # it moves nothing
+            return
         self._unit = self._unit or self._weigh(reply)
         weight = self._weigh(reply) / self._unit
         if not held.is_full and self._divide and self._coverage is None:
-            self._coverage = {n: torch.full(x.shape, self._mass, device=x.device) for n, x in self._x.items()}
+            self._coverage = {n: torch.full_like(x, self._mass, dtype=_counted(x)) for n, x in self._x.items()}
         first = not self._total
         if first and not (held.is_full and value.keys() == self._x.keys()):
             self._total = {n: torch.zeros_like(x, dtype=_summed(x)) for n, x in self._x.items()}
             first = False
         if first:  # its weight is 1: a copy saves a pass over zeros
             self._total = {n: value[n].to(_summed(x), copy=True) for n, x in self._x.items()}
-        elif held.is_full:
-            tree.add_(self._total, {n: d.to(_summed(d)) for n, d in value.items()}, weight)
         else:
-            held.scatter_add(value, self._total, weight)
+            wide = {n: d.to(_summed(self._x[n])) for n, d in value.items()}
+            if held.is_full:
+                tree.add_(self._total, wide, weight)
+            else:
+                held.scatter_add(wide, self._total, weight)
         if self._coverage is not None:
             held.scatter_add({n: torch.ones(()).expand(d.shape) for n, d in value.items()}, self._coverage, weight)
         self._mass += weight
@@ -77,12 +85,25 @@ class _TreeSum:
                 total.div_(self._coverage[name].masked_fill_(self._coverage[name] == 0, 1.0))
         elif self._divide and self._total:
             torch._foreach_div_(list(self._total.values()), self._mass)
-        # Integer entries (BatchNorm's batch counters) are averaged as real numbers and truncated.
-        return {n: d.to(self._x[n].dtype) for n, d in self._total.items()}
+        return {n: _cast(d, self._x[n].dtype) for n, d in self._total.items()}
 
 
 def _summed(x: Tensor) -> torch.dtype:
-    return x.dtype if x.is_floating_point() else torch.double
+    if x.is_complex():
+        return torch.promote_types(x.dtype, torch.complex64)
+    return torch.promote_types(x.dtype, torch.float32) if x.is_floating_point() else torch.double
+
+
+def _counted(x: Tensor) -> torch.dtype:
+    return torch.double if _summed(x) in (torch.double, torch.complex128) else torch.float32
+
+
+def _cast(d: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mean in an entry's dtype.  Integers (BatchNorm's counters) are truncated, but not by rounding errors."""
+    if not (dtype.is_floating_point or dtype.is_complex):
+        near = d.round()
+        d = torch.where((d - near).abs() <= 1e-9 * near.abs(), near, d)
+    return d.to(dtype)
 
 
 class _NumberSum:
