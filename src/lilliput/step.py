@@ -45,10 +45,12 @@ def pull_to(x: Tree, mu: float) -> Correction:
 
 
 def shift(by: Tree) -> Correction:
-    """Add a fixed tree to the gradient (SCAFFOLD adds c - c_i)."""
+    """Add a fixed tree to the gradients of the parameters that it names (SCAFFOLD adds c - c_i)."""
 
     def correct(names: Sequence[str], params: list[Tensor], grads: list[Tensor]) -> None:
-        torch._foreach_add_(grads, [by[name].to(g.device) for name, g in zip(names, grads, strict=True)])
+        both = [(g, by[name].to(g.device)) for name, g in zip(names, grads, strict=True) if name in by]
+        if both:
+            torch._foreach_add_([g for g, _ in both], [x for _, x in both])
 
     return correct
 

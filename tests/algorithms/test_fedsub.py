@@ -308,13 +308,80 @@ def test_it_trains_with_everything_that_a_client_can_do(settings: dict[str, Any]
         assert sum(state["dual"][name] for state in held.values()).abs().max() < 1e-9
 
 
-def test_forgotten_momentum_is_that_of_b_alone() -> None:
-    _, held = run(FedSub(lr=0.1, rank=2, momentum=0.9, optimizer_state="keep"), rounds=1)
-    assert all(x.any() for x in held[0]["opt"]["update"].values())
-    from lilliput.algorithms.spaces import forgotten
+UNEVEN: tuple[int, ...] = (1, 2, 4, 3)  # batches of each client, whose loss is the same on each
 
-    after = forgotten(held[0]["opt"], [0, 2])
-    assert [bool(after["update"][str(i)].any()) for i in range(6)] == [False, True, False, True, True, True]
+
+def weighted_distance(algorithm: Any, rounds: int) -> float:
+    """How far from the minimiser of the mean loss by examples a method ends, where clients take unequal steps."""
+    data = {c: [regression(c)] * n for c, n in enumerate(UNEVEN)}
+    x, y = (torch.cat([b[i] for batches in data.values() for b in batches]) for i in (0, 1))
+    best = torch.linalg.lstsq(x, y).solution.T
+    torch.manual_seed(0)
+    task = Supervised(nn.Sequential(nn.Linear(6, 2, bias=False)).double(), loss=F.mse_loss, metrics={})
+    history = lilliput.Experiment(algorithm=algorithm, task=task, data=data, rounds=rounds, evaluate="none").run(
+        "sequential"
+    )
+    return (history.state["params"]["0.weight"] - best).norm().item()
+
+
+@pytest.mark.parametrize("kept", ["reset", "keep"])
+@pytest.mark.parametrize(("refresh", "rounds"), [(1, 160), (5, 240), (20, 560)])
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9, "lr": 0.05, "local_epochs": 2}], ids=["plain", "momentum"])
+def test_the_optimum_is_the_fixed_point_under_momentum_and_unequal_steps(
+    options: Any, refresh: int, rounds: int, kept: Any
+) -> None:
+    """Kept, the optimum is the only fixed point as well: there every buffer of momentum is zero."""
+    settings = {"lr": 0.2, "targets": ["0"], "rank": 4, "dual": "full", "optimizer_state": kept, **options}
+    assert weighted_distance(FedSub(**settings, refresh=refresh), rounds) < 1e-9
+
+
+def test_other_momenta_and_bases_have_that_fixed_point_too() -> None:
+    full: dict[str, Any] = {"lr": 0.1, "targets": ["0"], "rank": 3, "dual": "full", "momentum": 0.5}
+    for more in ({"nesterov": True}, {"optimizer_options": {"dampening": 0.3}}, {"projection": "ss"}):
+        assert weighted_distance(FedSub(**full, **more), 400) < 1e-9, more
+    assert weighted_distance(FedAvg(lr=0.05, momentum=0.5), 400) > 1e-2
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"momentum": 0.9}, {"optimizer": "adam"}, {"optimizer": "adamw"}, {"optimizer": torch.optim.RMSprop},
+        {"optimizer": "adamw8bit"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_forgotten_state_takes_a_fresh_optimizers_step(settings: dict[str, Any]) -> None:
+    from lilliput.algorithms.spaces import forgotten
+    from lilliput.step import Trainer
+
+    def trainer() -> Trainer:
+        torch.manual_seed(0)
+        return Trainer(nn.Linear(3, 2).requires_grad_(), FedSub(**settings, optimizer_state="keep"), 0.1)
+
+    def step(of: Trainer, seed: int) -> list[Tensor]:
+        g = torch.Generator().manual_seed(seed)
+        before = [p.detach().clone() for p in of.params]
+        of.apply(of.everything, [torch.randn(p.shape, generator=g) for p in of.params])
+        return [p.detach() - x for p, x in zip(of.params, before, strict=True)]
+
+    used = trainer()
+    for seed in range(5):
+        step(used, seed)
+    on, state = used.state(), forgotten(used.state(), [0])
+    moved = []
+    for loaded in (state, on, None):
+        again = trainer()
+        if loaded is not None:
+            again.load(loaded)
+        moved.append(step(again, 7))
+    assert torch.equal(moved[0][0], moved[2][0]) and torch.equal(moved[0][1], moved[1][1])
+    assert not torch.equal(moved[1][0], moved[2][0]) and not torch.equal(moved[1][1], moved[2][1])
+
+
+def test_the_identity_never_changes_so_that_momentum_stays() -> None:
+    settings: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "optimizer_state": "keep"}
+    ours, _ = run(FedSub(**settings, rank=1.0, projection="idx", refresh=1, dual="none"))
+    close(ours.state["params"], run(FedAvg(**settings))[0].state["params"])
 
 
 def test_what_is_frozen_starts_where_the_run_does() -> None:

@@ -1,16 +1,22 @@
 """FedSub: subspace federated learning with low-dimensional dual variables (Zhang, Xu, Yuan, 2025).
 
-https://arxiv.org/abs/2509.05213.  Client i trains b in W = x + b P and sends b alone.  Its dual lambda_i, spread over
-the tau steps of a round, cancels what its data would drift:
+https://arxiv.org/abs/2509.05213.  Client i trains b in W = x + b P.  Its dual mu_i, in units of a gradient, cancels
+what its data would drift.  With a_i the weight of a gradient held constant over its round (the number of its SGD steps;
+under momentum more) and p_i that of the client in the mean:
 
-    b <- b - lr dL/db - lambda_i / tau        tau times, from b = 0
-    x+ = x + (mean_i b_i) P                   lambda_i+ = lambda_i + b_i - mean_j b_j
+    b_i = local steps on dL_i/db + mu_i, from b = 0
+    u_i = b_i / (lr a_i)                            goes up;  ubar = sum_i p_i u_i
+    x+  = x + lr (sum_i p_i a_i) ubar P             mu_i+ = mu_i + u_i - ubar
 
-P, the same for all, comes from a seed and changes every few rounds; lambda is then taken to the new basis.  With P = I
-this is dual averaging in full dimension; without duals it is FedAvg.  The weighted sum of all lambda_i is zero.
+The sum of all p_i mu_i stays zero, and the only fixed point is the optimum, under momentum and unequal steps too.  P,
+the same for all, comes from a seed and changes every few rounds; mu is then taken to the new basis.  With P = I this is
+dual averaging in full dimension; without duals b goes up as it is, as in FedAvg.
+
+An adaptive optimizer has no a_i, and `official` is as published: there lambda_i = -lr a mu_i, in units of b, moves b
+beside the optimizer, by -lambda_i / tau in each of tau steps, and lambda_i+ = lambda_i + b_i - mean_j b_j.
 
 Ours: the current P wherever b is folded in (the published program keeps the first); ordinary parameters are averaged;
-lambda moves b beside the optimizer, not through its momentum; and gradients are not scaled by r / m.
+and gradients are not scaled by r / m.
 """
 
 from __future__ import annotations
@@ -26,9 +32,9 @@ from lilliput.algorithms.fedavg import model_reply, model_sums, start
 from lilliput.algorithms.spaces import Bases, Spaces, aligned, forgotten, spaces_of
 from lilliput.fleet import Client, Fleet, Model, Reply, on_client
 from lilliput.local import fit
-from lilliput.step import Correction
+from lilliput.step import Correction, shift
 from lilliput.submodel import Combine, Mean, reduce, weighted_mean
-from lilliput.subspace import PROJECTIONS, leading, rotated
+from lilliput.subspace import PROJECTIONS, Basis, leading
 from lilliput.tasks.supervised import to_device
 from lilliput.training import Training
 from lilliput.tree import Body, Tree, add, size
@@ -53,8 +59,8 @@ class FedSub(Training):
                 smaller; model: always the model, and the device keeps none.
     along:      what of a convolution is compressed: a whole filter, or (under official by default) its kernel's width.
     stale_projection: fold b in by the first P for ever, as the published program does.
-    compat="official": gradients of b scaled by rank / rows, weight decay within; layers of one width share P
-                (but duals do not gather in the momentum, as they do there).
+    compat="official": gradients of b scaled by rank / rows, weight decay within; layers of one width share P; duals
+                move b beside the optimizer (but do not gather in the momentum, as they do there).
     """
 
     cohort: int | None = None
@@ -113,6 +119,12 @@ class FedSub(Training):
         """Whether a device has anything to do once the mean is known."""
         return self.dual != "none" or self.downlink == "means" or self.ordinary == "local"
 
+    @property
+    def inside(self) -> bool:
+        """Whether duals are part of the gradient, for which the optimizer must know its weight of a constant one."""
+        sgd = self.optimizer == "sgd" or getattr(self.optimizer, "__module__", "") == "torch.optim.sgd"
+        return sgd and self.dual != "none" and self.compat is None
+
     # The server's half.
 
     def round(self, state: Body, fleet: Fleet) -> Body:
@@ -124,14 +136,17 @@ class FedSub(Training):
         up = self._travels(spaces, state["params"])
         bases = spaces.bases(fleet.seed, self.folds(fleet.round), state.get("rows"))
         replies = fitting(fleet, "delta", up, fleet.call(self.train, down, each=each))
-        sums = reduce(replies, **model_sums(self.combine, {**state, "params": up}))
-        after: Body = {**state, "params": spaces.moved(state["params"], sums["delta"], bases)}
+        rate = {"rate": self.combine.over(None)} if self.inside else {}
+        sums = reduce(replies, **model_sums(self.combine, {**state, "params": up}), **rate)
+        step = sums.get("rate", 1.0)
+        mean: Tree = {n: x * step if n.removesuffix(".b") in spaces.forms else x for n, x in sums["delta"].items()}
+        after: Body = {**state, "params": spaces.moved(state["params"], mean, bases)}
         if "buffer_delta" in sums:
             after["buffers"] = add(state["buffers"], sums["buffer_delta"])
         if self.settles:
-            for reply in fleet.call(self.settle, {"mean": sums["delta"]}, to=cohort):
+            for reply in fleet.call(self.settle, {"mean": mean, "step": step}, to=cohort):
                 fleet.memory[reply.client] = {"round": fleet.round, "epoch": self.epoch(fleet.round)}
-        return {**after, "means": self._remembered(state, sums["delta"], fleet, cohort)}
+        return {**after, "means": self._remembered(state, mean, fleet, cohort)}
 
     def models(self, state: Body, fleet: Fleet) -> dict[str, Model]:
         return {"global": Model(state["params"], buffers=state.get("buffers"))}
@@ -193,7 +208,7 @@ class FedSub(Training):
 
     @on_client(like={"buffer_delta": "buffers"})
     def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
-        """tau steps in the subspace; b and the change of the ordinary parameters go up."""
+        """tau steps in the subspace; u, or b, and the change of the ordinary parameters go up."""
         spaces, state = self.spaces(client.task), self._caught_up(client, state, msg)
         epoch, rows = self.epoch(client.round), msg.get("rows", state.get("rows"))
         bases = spaces.bases(client.seed, epoch, rows)
@@ -202,20 +217,24 @@ class FedSub(Training):
         trained = {**spaces.zeros(state["params"]), **ordinary}
         module = spaces.resident(trained, state["params"], bases, client.device)
         opt = state.get("opt")
-        if opt and state["epoch"] != epoch:  # what it remembers of b was in another basis
+        if opt and state["epoch"] != epoch and self.projection != "idx":  # of b it remembers what was in another basis
             names = [n for n, p in module.named_parameters() if p.requires_grad and n in trained]
             opt = forgotten(opt, [i for i, name in enumerate(names) if name.endswith(".b")])
         buffers: Any = msg.get("buffers")
         if self.buffers == "local":
             buffers = state.get("buffers") or client.task.init()["buffers"]
         official = self.compat == "official"
+        corrections = [_published(spaces, self.weight_decay)] if official else [shift(dual)] if self.inside else []
         after, opt, stats = fit(
-            replace(client, task=spaces.task), trained, opt, buffers=buffers, after_step=self._displace(client, dual),
-            config=replace(self, weight_decay=0.0) if official else self,
-            corrections=[_published(spaces, self.weight_decay)] if official else [],
+            replace(client, task=spaces.task), trained, opt, buffers=buffers,
+            after_step=None if self.inside else self._displace(client, dual),
+            config=replace(self, weight_decay=0.0) if official else self, corrections=corrections,
         )  # fmt: skip
         up = model_reply({**msg, "params": trained}, after, stats)
         change: Tree = up["delta"]
+        if self.inside:
+            up["rate"] = self.lr_at(client.round, client.rounds) * stats.weights[f"{next(iter(spaces.forms))}.b"]
+            change = {**change, **_gradients(change, dual, up["rate"])}
         up["delta"] = {name: change[name] for name in self._travels(spaces, state["params"])}
         local = self.ordinary == "local"
         moved = {name: x for name, x in change.items() if name.endswith(".b") or local}
@@ -230,10 +249,11 @@ class FedSub(Training):
         """The dual moves by how far b was from the mean, and the model as the server's did."""
         spaces, mean, moved = self.spaces(client.task), msg["mean"], state["moved"]
         after: Body = {"round": client.round, "epoch": self.folds(client.round), **self._kept(state)}
-        apart = {n: x - mean[n] for n, x in moved.items() if n in mean and n.endswith(".b")}
+        step = msg["step"]  # 0 if nobody took a step, which teaches nothing
+        apart = {n: (x - mean[n] / step) if step else x * 0 for n, x in moved.items() if n in mean and n.endswith(".b")}
         if self.dual == "full":
             bases = spaces.bases(client.seed, state["epoch"], state["rows"])
-            apart = {n: bases[n.removesuffix(".b")].expand(aligned(x)) for n, x in apart.items()}
+            apart = {n: self._whole(bases[n.removesuffix(".b")], aligned(x)) for n, x in apart.items()}
         if self.dual != "none":
             after["dual"] = add(state["dual"], apart) if state.get("dual") else apart
         own = spaces.ordinary(state["params"]) if self.ordinary == "local" else {}
@@ -273,12 +293,18 @@ class FedSub(Training):
         held: Tree = state.get("dual") or {}
         if not held:
             return spaces.zeros(state["params"])
-        if self.dual == "full":
-            return {n: bases[n.removesuffix(".b")].coordinates(x) for n, x in held.items()}
-        if state["epoch"] == self.epoch(client.round):
-            return held
-        old = spaces.bases(client.seed, state["epoch"], state.get("rows"))
-        return {n: rotated(x, old[n.removesuffix(".b")], bases[n.removesuffix(".b")]) for n, x in held.items()}
+        if self.dual != "full":
+            if state["epoch"] == self.epoch(client.round):
+                return held
+            old = spaces.bases(client.seed, state["epoch"], state.get("rows"))
+            held = {n: self._whole(old[n.removesuffix(".b")], x) for n, x in held.items()}
+        # A gradient's coordinates are its products with the rows of P; a change's are those of the nearest b P.
+        ways = {n: bases[n.removesuffix(".b")] for n in held}
+        return {n: ways[n].compress(x) if self.inside else ways[n].coordinates(x) for n, x in held.items()}
+
+    def _whole(self, basis: Basis, x: Tensor) -> Tensor:
+        """A dual, or a change of it, in full size."""
+        return basis.lift(x) if self.inside else basis.expand(x)
 
     def _displace(self, client: Client, dual: Tree) -> Callable[[nn.Module], None]:
         """After each of the round's tau steps, move b by -dual / tau."""
@@ -290,6 +316,11 @@ class FedSub(Training):
                 torch._foreach_sub_([model.get_parameter(name) for name in held], list(held.values()), alpha=1 / steps)
 
         return after_step
+
+
+def _gradients(change: Tree, dual: Tree, rate: float) -> Tree:
+    """u = b / (lr a) by layer; of a client that took no step the u of one whose own gradient is zero."""
+    return {n: change[n] / rate if rate else -mu for n, mu in dual.items()}
 
 
 def _published(spaces: Spaces, weight_decay: float) -> Correction:

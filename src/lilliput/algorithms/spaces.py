@@ -17,7 +17,7 @@ from lilliput.subspace import Basis, Dense, Form, replace_with_subspace, seeded_
 from lilliput.subspace.basis import sketch, sketch_rows
 from lilliput.tasks import Supervised, frozen_norms
 from lilliput.tasks.resident import Residents
-from lilliput.tree import Tree, mapped
+from lilliput.tree import Tree
 
 Bases = Mapping[str, Basis]
 
@@ -133,11 +133,19 @@ def aligned(x: Tensor) -> Tensor:
 
 
 def forgotten(opt: Any, positions: Sequence[int]) -> Any:
-    """An optimizer's state with that of the parameters at these positions zeroed."""
-    if not isinstance(opt, Mapping):
-        return opt
+    """A trainer's state without its optimizer's for the parameters at these positions, which then start afresh.
+
+    That state is by parameter, or by kind (moments, steps) and then by parameter.
+    """
     names = {str(i) for i in positions}
-    return {k: mapped(v, torch.zeros_like) if k in names else forgotten(v, positions) for k, v in opt.items()}
+
+    def without(held: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: x for key, x in held.items() if key not in names}
+
+    if "update" not in opt:
+        return opt
+    rest = without(opt["update"])
+    return {**opt, "update": {key: x if key.isdigit() else without(x) for key, x in rest.items()}}
 
 
 _MADE: WeakKeyDictionary[Any, dict[Any, Spaces]] = WeakKeyDictionary()

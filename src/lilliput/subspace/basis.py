@@ -50,6 +50,10 @@ class Columns:
         """The z whose z P is nearest to x."""
         return self.compress(x)
 
+    def lift(self, g: Tensor) -> Tensor:
+        """The smallest gradient x whose x P^T is g: [..., rank] -> [..., width]."""
+        return self.expand(g)
+
     def added(self, x: Tensor, z: Tensor) -> Tensor:
         """x + z P, new: x [..., width], z [..., rank]."""
         return x.index_add(-1, self.index, (z * self.sign).to(x.dtype))
@@ -93,6 +97,10 @@ class Dense:
         """The z whose z P is nearest to x."""
         z = self.compress(x)
         return z if self.orthonormal else torch.linalg.solve(self.matrix @ self.matrix.T, z, left=False)
+
+    def lift(self, g: Tensor) -> Tensor:
+        """The smallest gradient x whose x P^T is g: [..., rank] -> [..., width]."""
+        return self.expand(g if self.orthonormal else torch.linalg.solve(self.matrix @ self.matrix.T, g, left=False))
 
     def added(self, x: Tensor, z: Tensor) -> Tensor:
         """x + z P, new: x [..., width], z [..., rank]."""
