@@ -54,7 +54,7 @@ class Experiment:
     evaluate:    where models are evaluated, every `evaluate_every` rounds and after the last.
     profiles:    what each device has; one for all, or by client.
     quorum:      the share of a round's clients that must answer.
-    timeout:     seconds that a client may take; engines that run clients elsewhere enforce it.
+    timeout:     seconds that a client may take; for engines that can end one: auto and workers.
     folder:      where metrics, ledger and checkpoints go; nothing is written without one.
     checkpoint_every: rounds between checkpoints; by default as often as it costs less than a twentieth of the time.
     """
@@ -134,6 +134,11 @@ class Experiment:
         QuorumError if too few clients answer, CheckpointError if there is nothing sound to resume.
         """
         chosen = resolve(engine)
+        if self.timeout is not None and not getattr(chosen, "interrupts", True):
+            raise ValueError(
+                f"timeout is {self.timeout:g}, and {chosen!r} cannot end a client that takes longer; "
+                "use engine=workers or auto, or leave timeout out"
+            )
         if isinstance(chosen, Dry):
             predicted = predict(self)
             return History(predicted.rows, {}, {}, predicted.stopped)
@@ -166,7 +171,7 @@ class Experiment:
         profiles = {c: given.get(c) or Profile() for c in self.data}
         return Job(
             run, self.algorithm, self.task, self.data, profiles, self.seed, self.rounds, self.codec,
-            self.client_test or {}, {"evaluate": evaluation.evaluate},
+            self.client_test or {}, {"evaluate": evaluation.evaluate}, self.timeout,
         )  # fmt: skip
 
     def _start(self) -> Body:

@@ -17,6 +17,7 @@ import torch
 from lilliput import random
 from lilliput.ledger import Cost, Meter
 from lilliput.tree import Body, Tree, mapped, tensors
+from lilliput.wire import nbytes
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ class Job:
     codec: Any = None
     client_test: Mapping[int, Any] = field(default_factory=dict)
     handlers: Mapping[str, Callable] = field(default_factory=dict)  # device halves that belong to no method: evaluation
+    timeout: float | None = None  # seconds that a client may take
 
     def handler(self, name: str) -> Any:
         """The device's half of that name; raises LookupError for what is not marked `@on_client`."""
@@ -255,6 +257,7 @@ class Device:
             )
         computed = time.perf_counter()
         if after is not before:
+            nbytes(after)  # raises for what could not be sent back at the round's end, when it is too late to refuse
             self._states[c] = _owned(after, message) if self.clone else after
             self._changed.add(c)
         if job.codec is not None:

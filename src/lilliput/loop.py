@@ -6,14 +6,14 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from lilliput import checkpoint, evaluation
-from lilliput.engines import Engine, Round
+from lilliput.engines import Engine, Round, attempt
 from lilliput.fleet import Model
 from lilliput.ledger import process_memory
 from lilliput.logs import Log
@@ -22,6 +22,8 @@ from lilliput.store import Store, write
 
 if TYPE_CHECKING:
     from lilliput.experiment import Experiment
+
+Out = TypeVar("Out")
 
 
 class Run:
@@ -77,7 +79,8 @@ class Run:
 
     def last_models(self) -> dict[Any, Model]:
         """The models that would be evaluated after the last round done."""
-        return self.e.algorithm.models(self.state, self._fleet(self.done, evaluating=True))
+        _, models = self._attempt(self.done, lambda fleet: self.e.algorithm.models(self.state, fleet), evaluating=True)
+        return models
 
     def to_the_end(self) -> None:
         """Run all rounds that are left, or until a stop rule holds."""
@@ -102,12 +105,22 @@ class Run:
             for reporter in e.reporters:
                 reporter.end(self.rows)
 
-    def _fleet(self, number: int, evaluating: bool = False) -> Round:
+    def _attempt(self, number: int, work: Callable[[Round], Out], evaluating: bool = False) -> tuple[Round, Out]:
+        """Do the work of a round, again where a process was lost in it; the round that counts, and what work gave."""
+        first = self.attempt
+
+        def begin(again: int, without: Mapping[int, str]) -> Round:
+            self.attempt = first + again
+            return self._fleet(number, evaluating, without)
+
+        return attempt(begin, work)
+
+    def _fleet(self, number: int, evaluating: bool, without: Mapping[int, str]) -> Round:
         e = self.e
         fleet = Round(
             self.engine, self.job, self.store, number, attempt=self.attempt, quorum=e.quorum, timeout=e.timeout,
             cohort=e.cohorts[number - 1] if e.cohorts and number else None, reply_limit=e.reply_limit,
-            progress=self._progress(number),
+            progress=self._progress(number), without=without,
         )  # fmt: skip
         fleet.evaluating = evaluating
         return fleet
@@ -121,16 +134,18 @@ class Run:
 
     def _round(self) -> None:
         e, number, started = self.e, self.done + 1, time.perf_counter()
-        fleet = self._fleet(number)
-        state = e.algorithm.round(self.state, fleet)
+        fleet, (state, staged) = self._attempt(
+            number, lambda fleet: (e.algorithm.round(self.state, fleet), fleet.staged())
+        )
         self._sound = False
-        fleet.commit()
+        fleet.commit(staged)
         self.state, self.done = state, number
         seconds = time.perf_counter() - started
         metrics: dict[str, float] = {}
         if number == e.rounds or (number % e.evaluate_every == 0 and e.evaluate != "none"):
-            after = self._fleet(number, evaluating=True)
-            self.models, metrics = evaluation.run(e, self.state, after)
+            after, (self.models, metrics) = self._attempt(
+                number, lambda fleet: evaluation.run(e, self.state, fleet), evaluating=True
+            )
             fleet.ledger.entries.extend(after.ledger.entries)
         self.engine = _grown(self.engine, seconds)
         self._write({"round": number, **metrics, **self._measured(fleet, seconds)}, fleet)

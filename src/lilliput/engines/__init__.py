@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from lilliput.engines.attempts import WorkerLost, attempt
 from lilliput.engines.auto import Auto
 from lilliput.engines.base import Engine, QuorumError, Round
 from lilliput.engines.dry import Dry
@@ -13,7 +14,19 @@ from lilliput.engines.workers import Workers
 
 ENGINES: dict[str, Callable[..., Engine]] = {"auto": Auto, "sequential": Sequential, "workers": Workers, "dry": Dry}
 
-__all__ = ["ENGINES", "Auto", "Dry", "Engine", "QuorumError", "Round", "Sequential", "Workers", "resolve"]
+__all__ = [
+    "ENGINES",
+    "Auto",
+    "Dry",
+    "Engine",
+    "QuorumError",
+    "Round",
+    "Sequential",
+    "WorkerLost",
+    "Workers",
+    "attempt",
+    "resolve",
+]
 
 
 def resolve(engine: str | Engine, **options: Any) -> Engine:

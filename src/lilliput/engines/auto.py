@@ -19,7 +19,7 @@ class Auto:
     All engines give the same bits, so the change shows in nothing but time.
     """
 
-    slots = 1
+    interrupts = True  # with a timeout it takes workers from the first round
 
     def __init__(self, workers: int | None = None, device: str = "cpu", threads: int = 1):
         self.threads = threads
@@ -29,12 +29,21 @@ class Auto:
     def __repr__(self) -> str:
         return "Auto()"
 
+    @property
+    def slots(self) -> int:
+        """Those of the engine it runs on."""
+        return self._engine.slots
+
     def open(self, job: Job) -> None:
         self._job = job
+        if job.timeout is not None:
+            self._engine = Workers(self._workers, self._device, self.threads)
         self._engine.open(job)
 
     def grow(self, seconds: float) -> Engine:
         """The engine for the rounds that follow one of this many seconds."""
+        if isinstance(self._engine, Workers):
+            return self._engine
         alone = cores() < 2 or len(self._job.data) < 2 or getattr(self._job.algorithm, "ordered", False)
         if alone or seconds < WORTHWHILE_SECONDS or self._device != "cpu":
             return self._engine

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -28,7 +29,11 @@ class QuorumError(RuntimeError):
 class Engine(Protocol):
     """Moves requests to devices and their responses back, in any order."""
 
-    slots: int  # how many requests may usefully be under way at a time
+    interrupts: bool  # whether it can end a client that takes longer than a timeout
+
+    @property
+    def slots(self) -> int:
+        """How many requests may usefully be under way at a time."""
 
     def open(self, job: Job) -> None: ...
 
@@ -84,6 +89,7 @@ class Round:
         quorum: float = 0.5,
         timeout: float | None = None,
         reply_limit: int = 1 << 30,
+        without: Mapping[int, str] = MappingProxyType({}),
         progress: Callable[[int, int], None] = lambda done, total: None,
     ):
         self.engine, self.job, self.store = engine, job, store
@@ -96,6 +102,7 @@ class Round:
         self.quorum, self.timeout, self.reply_limit, self.progress = quorum, timeout, reply_limit, progress
         self.attempt, self.evaluating = attempt, False
         self.out: dict[int, str] = {}  # clients that failed, and why
+        self.without = without  # those that are out from the start, and why
         self.cause: BaseException | None = None  # the first failure, where it happened in this process
         self.called: set[int] = set()
         self.stated: set[int] = set()
@@ -181,10 +188,17 @@ class Round:
                 f"the first to fail was client {c}: {why}"
             ) from self.cause
 
-    def commit(self) -> None:
-        """End the round: what devices and server staged becomes their state."""
+    def staged(self) -> dict[int, Body]:
+        """End the round's calls: what changed of the states of the clients that are in, by client; nothing is kept yet.
+
+        Raises WorkerLost if an engine has lost some of it.
+        """
         self.close_stream()
-        for c, body in self.engine.commit([c for c in sorted(self.called) if c not in self.out]).items():
+        return self.engine.commit([c for c in sorted(self.called) if c not in self.out])
+
+    def commit(self, staged: Mapping[int, Body] | None = None) -> None:
+        """End the round: what devices (`staged`, taken from them by default) and server staged becomes their state."""
+        for c, body in (self.staged() if staged is None else staged).items():
             self.store.put(f"client/{c}", body)
         for c, body in self.memory.staged.items():
             self.store.put(f"server/{c}", body)
@@ -214,13 +228,17 @@ class Stream(Iterator[Reply]):
         self._common = self._code(common, "all")
         self._common_keys = common.keys()
         self._common_schemas = _schemas(common)
+        fleet.called.update(c for c in clients if c not in fleet.out)
+        for c in clients:
+            if c in fleet.without and c not in fleet.out:
+                fleet.ledger.entries.append(Entry(number, c, self.name, {}, 0, evaluation=fleet.evaluating))
+                fleet.fail(c, fleet.without[c])
         self._waiting = [c for c in clients if c not in fleet.out]
         self._expected = {c: None for c in self._waiting}
         self._total = len(self._waiting)
         self._sent: dict[int, tuple[Entry, dict[str, Any], float]] = {}
         self._arrived: dict[int, Reply | None] = {}
         self.done = False
-        fleet.called.update(self._waiting)
         self._fill()
 
     def __next__(self) -> Reply:

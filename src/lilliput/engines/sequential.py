@@ -23,6 +23,7 @@ class Sequential:
     """
 
     slots = 1
+    interrupts = False  # a handler that hangs would hang this process
 
     def __init__(self, wire: bool = False, device: torch.device | str = "cpu", threads: int = 1):
         self.wire = wire

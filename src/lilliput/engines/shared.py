@@ -43,7 +43,7 @@ class Segment:
         if self._map is not None:
             os.close(self.fd)
             # The map itself goes when the last view of it does.
-            self._map = None
+            self._map, self.fd = None, -1
 
 
 class View:
@@ -79,5 +79,8 @@ def send_fd(channel: socket.socket, fd: int) -> None:
 
 
 def receive_fd(channel: socket.socket) -> int:
-    """The descriptor that `send_fd` handed over."""
-    return socket.recv_fds(channel, 1, 1)[1][0]
+    """The descriptor that `send_fd` handed over; raises EOFError if the other end is gone."""
+    found = socket.recv_fds(channel, 1, 1)[1]
+    if not found:
+        raise EOFError("the process that was to send a descriptor has ended")
+    return found[0]

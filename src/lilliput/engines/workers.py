@@ -3,28 +3,32 @@
 Messages, states and replies go through shared memory in the wire's format; what all clients of a call are sent is
 written once.  Within a round a client stays with its worker, which holds its staged state.  Sums happen in this
 process, in the order of client ids, so that the number of workers changes no bit.
+
+A worker that ends takes with it what it had staged: all of them start anew, and WorkerLost asks for the round again.
 """
 
 from __future__ import annotations
 
 import multiprocessing as mp
 import os
-import signal
 import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
 
+from lilliput.engines.attempts import WorkerLost
+from lilliput.engines.serving import interrupts_deferred, serve
 from lilliput.engines.shared import Segment, View, receive_fd, send_fd
-from lilliput.engines.tuning import tuned
-from lilliput.fleet import Device, Job, Request, Response
+from lilliput.fleet import Job, Request, Response
 from lilliput.tree import Body
+
+SECONDS_TO_END = 2.0  # that idle workers have together, when the engine closes
 
 
 @dataclass(eq=False)
@@ -40,6 +44,24 @@ class Worker:
     busy: Request | None = None
     since: float = 0.0
 
+    def descriptors(self) -> list[int]:
+        """The parent's open files that a fork inherits."""
+        ours = [self.control.fileno(), self.channel.fileno(), self.process.sentinel]
+        return ours if self.outbox.fd < 0 else [*ours, self.outbox.fd]
+
+    def hear(self) -> tuple[Response | None, Body | None]:
+        """What the worker answered; raises EOFError or OSError if it ended."""
+        response, length, grown, number = self.control.recv()
+        if grown:
+            self.inbox.map(receive_fd(self.channel), number)
+        return response, self.inbox.read(length, copy=True) if length is not None else None
+
+    def release(self) -> None:
+        """Close what is left of a worker that has ended."""
+        self.process.join()
+        self.process.close()
+        self.outbox.close()
+
 
 class Workers:
     """Worker processes, forked where that is safe and spawned for CUDA.
@@ -48,6 +70,8 @@ class Workers:
     device:  cpu, cuda, cuda:0,1 (several GPUs) or mps.
     threads: intra-op threads of each worker; bits are the same for any number of workers with one.
     """
+
+    interrupts = True
 
     def __init__(self, workers: int | None = None, device: str = "cpu", threads: int = 1, slots_per_gpu: int = 1):
         if workers is not None and workers < 1:
@@ -70,21 +94,25 @@ class Workers:
 
     def open(self, job: Job) -> None:
         self._job = job
-        self._workers = [self._start(device) for device in self._devices]
+        for device in self._devices:
+            self._workers.append(self._start(device))
 
     def _start(self, device: str) -> Worker:
         context: Any = mp.get_context(self._method)
         control, theirs = context.Pipe()
         channel, their_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        inherited = [w.control for w in self._workers] + [w.channel for w in self._workers] + [control, channel]
-        close = [x.fileno() for x in inherited] if self._method == "fork" else []
+        inherited = [fd for w in self._workers for fd in w.descriptors()] + [control.fileno(), channel.fileno()]
+        close = inherited if self._method == "fork" else []
         process = context.Process(
-            target=_serve, args=(self._job, device, self.threads, theirs, their_channel, close), daemon=True
+            target=serve,
+            args=(self._job, device, self.threads, os.getpid(), theirs, their_channel, close),
+            daemon=True,
         )
-        process.start()
-        theirs.close()
-        their_channel.close()
-        return Worker(process, control, channel)
+        with interrupts_deferred():
+            process.start()
+            theirs.close()
+            their_channel.close()
+            return Worker(process, control, channel)
 
     def send(self, request: Request) -> None:
         self._queue.append(request)
@@ -94,10 +122,6 @@ class Workers:
         """Give waiting requests to idle workers: a client's own in this round, else any."""
         for request in list(self._queue):
             home = self._home.get(request.client)
-            if home is not None and home not in self._workers:
-                self._queue.remove(request)
-                self._ready.append(Response(request.client, error="its worker process died earlier in the round"))
-                continue
             idle = [w for w in ([home] if home else self._workers) if w.busy is None]
             if idle:
                 self._queue.remove(request)
@@ -123,7 +147,7 @@ class Workers:
                 send_fd(worker.channel, self._common.fd)
                 worker.common = self._common.number
         except OSError:
-            self._bury(worker)
+            raise self._lost() from None  # it ended before it had this request
 
     def receive(self, timeout: float | None) -> Response:
         while not self._ready:
@@ -138,64 +162,69 @@ class Workers:
                 if worker.control in done:
                     self._collect(worker)
                 elif timeout is not None and time.monotonic() - worker.since >= timeout:
-                    self._bury(worker, f"did not answer within {timeout:g} seconds")
+                    raise self._lost(f"did not answer within {timeout:g} seconds", worker.busy, late=True)
             self._dispatch()
         return self._ready.popleft()
 
     def _collect(self, worker: Worker) -> None:
         try:
-            response, length, grown, number = worker.control.recv()
-            if grown:
-                worker.inbox.map(receive_fd(worker.channel), number)
-        except (EOFError, OSError, IndexError):
-            self._bury(worker)
-            return
-        if length is not None:
-            response.body = worker.inbox.read(length, copy=True)
-        worker.busy = None
+            response, body = worker.hear()
+        except (EOFError, OSError):
+            raise self._lost(busy=worker.busy) from None
+        assert response is not None
+        response.body, worker.busy = body, None
         self._ready.append(response)
 
-    def _bury(self, worker: Worker, why: str = "its worker process died") -> None:
-        """A worker that died or hangs fails the client it was on; a new one takes its place."""
-        place = self._workers.index(worker)
-        worker.process.kill()
-        worker.process.join()
-        worker.control.close()
-        worker.channel.close()
-        if worker.busy is not None:
-            self._ready.append(Response(worker.busy.client, error=why))
-        self._workers.pop(place)
-        self._workers.insert(place, self._start(self._devices[place]))
+    def _lost(
+        self, why: str = "its worker process died", busy: Request | None = None, late: bool = False
+    ) -> WorkerLost:
+        """Drop all that is staged, by starting every worker anew; the error to raise for it."""
+        self.close()
+        self.open(self._job)
+        return WorkerLost(why, None if busy is None else busy.client, late)
 
     def commit(self, clients: Sequence[int]) -> dict[int, Body]:
-        states: dict[int, Body] = {}
-        for worker in list(self._workers):
-            mine = [c for c in clients if self._home.get(c) is worker]
-            try:
-                worker.control.send(("commit", mine))
-                length, grown, number = worker.control.recv()
-                if grown:
-                    worker.inbox.map(receive_fd(worker.channel), number)
-                states |= {int(c): body for c, body in worker.inbox.read(length, copy=True).items()}
-            except (EOFError, OSError):
-                self._bury(worker)
+        try:
+            states = dict(self._states(clients))
+        except (EOFError, OSError):
+            raise self._lost() from None
+        self._forget()
+        return states
+
+    def _states(self, clients: Sequence[int]) -> Iterator[tuple[int, Body]]:
+        """The states that changed, one body each: together they may be more than one body can hold."""
+        for worker in self._workers:
+            worker.control.send(("commit", [c for c in clients if self._home.get(c) is worker]))
+            for c in worker.control.recv():
+                worker.control.send(("state", c))
+                _, state = worker.hear()
+                yield c, state or {}
+
+    def _forget(self) -> None:
         self._home.clear()
         self._queue.clear()
         self._ready.clear()
-        return states
 
     def close(self) -> None:
+        """End all workers at once: the idle ones by themselves, the others, whose answer nobody waits for, by force."""
         for worker in self._workers:
             worker.control.close()
             worker.channel.close()
-        for worker in self._workers:
-            worker.process.join(2.0)
-            if worker.process.is_alive():
+            if worker.busy is not None:
                 worker.process.kill()
-                worker.process.join()
-            worker.outbox.close()
+        ends = {worker.process.sentinel: worker for worker in self._workers}
+        until = time.monotonic() + SECONDS_TO_END
+        while ends and (left := until - time.monotonic()) > 0:
+            for sentinel in wait(list(ends), left):
+                del ends[sentinel]  # type: ignore[arg-type]
+        for worker in ends.values():
+            worker.process.kill()
+        for worker in self._workers:
+            worker.release()
         self._workers.clear()
         self._common.close()
+        self._common_of = None
+        self._forget()
 
 
 def cores() -> int:
@@ -212,56 +241,3 @@ def devices(names: str, slots: int, on_cpu: int) -> list[str]:
         raise ValueError(f"device {names!r} is not one of cpu, mps, cuda, cuda:0 or cuda:0,1")
     numbers = listed.split(",") if listed else [str(i) for i in range(max(1, torch.cuda.device_count()))]
     return [f"cuda:{n}" for n in numbers for _ in range(slots)]
-
-
-def _serve(job: Job, device: str, threads: int, control: Connection, channel: socket.socket, close: list[int]) -> None:
-    """The worker process: answer calls until the other end is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle; its end is then ours
-    for fd in close:  # inherited ends of other workers' pipes would keep those alive
-        os.close(fd)
-    with tuned(job.task, threads):
-        loop = _Loop(job, device, control, channel)
-        try:
-            while True:
-                loop.answer(control.recv())
-        except (EOFError, OSError):
-            pass
-    os._exit(0)  # a forked child must not run the parent's exit handlers
-
-
-class _Loop:
-    def __init__(self, job: Job, device: str, control: Connection, channel: socket.socket):
-        self.device = Device(job, device, clone=True)
-        self.control, self.channel = control, channel
-        self.messages, self.commons, self.replies = View(), View(), Segment()
-        self.common: tuple[int, Body] = (0, {})
-
-    def answer(self, order: tuple) -> None:
-        if order[0] == "commit":
-            states = {str(c): body for c, body in self.device.commit(order[1]).items()}
-            self._reply(states)
-            return
-        _, tag, client, handler, length, stateful, grown, common_length, new_common, written = order
-        if grown:
-            self.messages.map(receive_fd(self.channel), 0)
-        if new_common:
-            self.commons.map(receive_fd(self.channel), 0)
-        if self.common[0] != written:
-            self.common = (written, self.commons.read(common_length, copy=False))
-        # A state outlives its message, whose memory the next one takes.
-        body: Any = self.messages.read(length, copy=stateful)
-        response = self.device.handle(Request(tag, client, handler, self.common[1], body["own"], body["state"]))
-        response.cause = None  # exceptions of a user's own need not survive a pipe
-        self._reply(response.body, response)
-
-    def _reply(self, body: Body | None, response: Response | None = None) -> None:
-        number = self.replies.number
-        length = self.replies.write(body) if body is not None else None
-        grown = self.replies.number != number
-        sent = (length, grown, self.replies.number)
-        if response is not None:
-            self.control.send((replace(response, body=None), *sent))
-        else:
-            self.control.send(sent)
-        if grown:
-            send_fd(self.channel, self.replies.fd)

@@ -1,0 +1,48 @@
+"""A round is a pure function of (state, number, attempt): what an engine lost with a process is computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from lilliput.engines.base import Round
+
+Out = TypeVar("Out")
+DEATHS_OF_A_CLIENT = 2  # before it is out: once is chance, twice is the client
+DEATHS_OF_NOBODY = 5  # in one round, of processes that ran no client, before the run gives up
+
+
+class WorkerLost(RuntimeError):
+    """A process ended that may have held staged state of several clients, so the round must run again.
+
+    client: the one that it was running, if any; late: whether that client overran its time, which takes it out at once.
+    """
+
+    def __init__(self, why: str, client: int | None = None, late: bool = False):
+        super().__init__(why)
+        self.client, self.late = client, late
+
+
+def attempt(begin: Callable[[int, Mapping[int, str]], Round], work: Callable[[Round], Out]) -> tuple[Round, Out]:
+    """Do the work of a round until no process is lost in it; the round that counts, and what its work gave.
+
+    `begin` makes the round's n-th attempt, from 0, without the clients it is given, each with the reason.  `work` must
+    leave nothing behind when it raises WorkerLost.  Raises RuntimeError if processes keep dying without a client to
+    blame.
+    """
+    out: dict[int, str] = {}
+    deaths: dict[int | None, int] = {}
+    while True:
+        fleet = begin(sum(deaths.values()), out)
+        try:
+            return fleet, work(fleet)
+        except WorkerLost as lost:
+            c = lost.client
+            deaths[c] = deaths.get(c, 0) + 1
+            if c is not None and (lost.late or deaths[c] == DEATHS_OF_A_CLIENT):
+                out[c] = str(lost) if lost.late else f"{lost}, {deaths[c]} times in this round"
+            if deaths.get(None, 0) == DEATHS_OF_NOBODY:
+                raise RuntimeError(
+                    f"round {fleet.round}: worker processes ended {DEATHS_OF_NOBODY} times while they ran no client; "
+                    "see whether the machine is out of memory, or use engine=sequential"
+                ) from lost

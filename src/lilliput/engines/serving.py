@@ -1,0 +1,114 @@
+"""The worker's end of the worker engine: a process that answers its parent's orders and ends with it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+from lilliput.engines.shared import Segment, View, receive_fd, send_fd
+from lilliput.engines.tuning import tuned
+from lilliput.fleet import Device, Job, Request, Response
+from lilliput.tree import Body
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def serve(
+    job: Job, device: str, threads: int, parent: int, control: Connection, channel: socket.socket, close: Sequence[int]
+) -> None:
+    """The worker process: answer orders until the parent, of process id `parent`, is gone.
+
+    close: descriptors of the parent's that a fork has inherited; other workers' pipes would stay open by them.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle; its end is then ours
+    end_with(parent)
+    for fd in close:
+        os.close(fd)
+    with tuned(job.task, threads):
+        loop = _Loop(job, device, control, channel)
+        try:
+            while True:
+                loop.answer(control.recv())
+        except (EOFError, OSError):
+            pass
+    os._exit(0)  # a forked child must not run the parent's exit handlers
+
+
+def end_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends, also in the middle of a handler.
+
+    Elsewhere than on Linux a worker ends when it next reads from the pipe, whose other end is gone.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before that was in force
+        os._exit(0)
+
+
+@contextmanager
+def interrupts_deferred() -> Iterator[None]:
+    """Hold an interrupt back until the block ends: raised within os.fork, Python would drop it without a word."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    seen: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if seen:
+            signal.raise_signal(signal.SIGINT)
+
+
+class _Loop:
+    def __init__(self, job: Job, device: str, control: Connection, channel: socket.socket):
+        self.device = Device(job, device, clone=True)
+        self.control, self.channel = control, channel
+        self.messages, self.commons, self.replies = View(), View(), Segment()
+        self.common: tuple[int, Body] = (0, {})
+        self.staged: dict[int, Body] = {}  # of a round that is being committed
+
+    def answer(self, order: tuple) -> None:
+        """Carry out one order: "call", "commit" (the answer says whose states changed) or "state" (one client's)."""
+        if order[0] == "commit":
+            self.staged = self.device.commit(order[1])
+            self.control.send(list(self.staged))
+        elif order[0] == "state":
+            self._reply(self.staged.pop(order[1]))
+        else:
+            self._call(*order[1:])
+
+    def _call(
+        self, tag: Any, client: int, handler: str, length: int, stateful: bool, grown: bool, common_length: int,
+        new_common: bool, written: int,
+    ) -> None:  # fmt: skip
+        if grown:
+            self.messages.map(receive_fd(self.channel), 0)
+        if new_common:
+            self.commons.map(receive_fd(self.channel), 0)
+        if self.common[0] != written:
+            self.common = (written, self.commons.read(common_length, copy=False))
+        # A state outlives its message, whose memory the next one takes.
+        body: Any = self.messages.read(length, copy=stateful)
+        response = self.device.handle(Request(tag, client, handler, self.common[1], body["own"], body["state"]))
+        response.cause = None  # exceptions of a user's own need not survive a pipe
+        self._reply(response.body, response)
+
+    def _reply(self, body: Body | None, response: Response | None = None) -> None:
+        number = self.replies.number
+        length = self.replies.write(body) if body is not None else None
+        grown = self.replies.number != number
+        self.control.send((None if response is None else replace(response, body=None), length, grown, number + grown))
+        if grown:
+            send_fd(self.channel, self.replies.fd)
