@@ -103,7 +103,7 @@ def test_the_state_of_a_refused_client_is_that_of_before(tmp_path: Path) -> None
     run("shape", Sequential(), folder=tmp_path)
     saved = checkpoint.load(tmp_path / "checkpoint")
     store = Store(tmp_path / "checkpoint")
-    store.restore(saved.states)
+    store.restore(saved.states, saved.files)
     assert [store.get(f"client/{c}")["rounds"] for c in range(6)] == [3, 3, 1, 3, 3, 3]
 
 
