@@ -17,7 +17,7 @@ from lilliput.engines import Engine, Round, attempt
 from lilliput.fleet import Model
 from lilliput.ledger import process_memory
 from lilliput.logs import Log
-from lilliput.stop import Row, stale
+from lilliput.stop import Row, Watch
 from lilliput.store import Store, write
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Run:
             self.state = e._start()
         self._logs = [] if reading or not self.folder else self._read_logs(self.folder)
         self.rows = self._logs[0].rows if self._logs else []
+        self._watch = Watch(e.stop, self.rows)
         self.engine.open(self.job)
 
     def _find(self, resume: bool) -> checkpoint.Saved | None:
@@ -90,10 +91,10 @@ class Run:
         for log in self._logs:
             log.begin()
         try:
-            self.stopped = (e.stop.reason(self.rows) if self.rows else None) or ""
+            self.stopped = (self._watch.reason() if self.rows else None) or ""
             while self.done < e.rounds and not self.stopped:
                 self._round()
-                self.stopped = e.stop.reason(self.rows) or ""
+                self.stopped = self._watch.reason() or ""
                 self._checkpoint(due=bool(self.stopped) or self.done == e.rounds)
             if not self.models:
                 self.models = self.last_models()
@@ -150,7 +151,7 @@ class Run:
         self.engine = _grown(self.engine, seconds)
         self._write({"round": number, **metrics, **self._measured(fleet, seconds)}, fleet)
         self._sound = True
-        if metrics and self.folder and stale(self.rows, e.stop.bound()) == 0:
+        if metrics and self.folder and self._watch.stale == 0:
             write(self.folder, "best.safetensors", {"round": number, "models": evaluation.saved(self.models)})
 
     def _measured(self, fleet: Round, seconds: float) -> Row:
@@ -180,6 +181,7 @@ class Run:
 
     def _write(self, row: Row, fleet: Round) -> None:
         self.rows.append(row)
+        self._watch.see(row)
         if self.folder:
             for log, line in zip(self._logs, (json.dumps(row), fleet.ledger.line()), strict=True):
                 log.write(line)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 Row = dict[str, Any]
+# What says how good a model is, the first that was evaluated, and which end of it is good.
+METRICS = (("accuracy", ">="), ("clients/accuracy", ">="), ("loss", "<="), ("clients/loss", "<="))
 
 
 @dataclass(frozen=True)
@@ -45,17 +48,50 @@ class Stop:
         raise ValueError(f"stop.target {self.target!r} is not like 'accuracy>=0.9' or 'loss<=1.2'")
 
     def reason(self, rows: Sequence[Row]) -> str | None:
+        """Why the run should end after these rows, or None; a run that goes on asks a `Watch`."""
+        return Watch(self, rows).reason()
+
+
+class Watch:
+    """What the rules look at, each row seen once: a round costs the same however many there were before."""
+
+    def __init__(self, stop: Stop, rows: Iterable[Row] = ()):
+        self.stop, self.bound = stop, stop.bound()
+        self.sent, self.seconds = 0, 0.0
+        self._last: Row = {}
+        self._best: dict[str, tuple[float, int]] = {}  # of each metric: the best value, and evaluations since
+        self._metrics = (self.bound[:2],) if self.bound else METRICS
+        for row in rows:
+            self.see(row)
+
+    def see(self, row: Row) -> None:
+        """Take the next row into account."""
+        self._last = row
+        self.sent += row["up_bytes"] + row["down_bytes"]
+        self.seconds += row["seconds"]
+        for name, sign in self._metrics:
+            if name in row:
+                value, (best, since) = row[name], self._best.get(name, (math.nan, 0))
+                # The first of equal values stays the best; one that is no number never is.
+                found = math.isnan(best) or (value != best and better(sign, value, best))
+                self._best[name] = (value, 0) if found else (best, since + 1)
+
+    @property
+    def stale(self) -> int:
+        """Evaluations since the best value of the headline metric."""
+        return next((self._best[name][1] for name, _ in self._metrics if name in self._best), 0)
+
+    def reason(self) -> str | None:
         """Why the run should end now, or None."""
-        bound = self.bound()
-        if bound and bound[0] in rows[-1] and better(bound[1], rows[-1][bound[0]], bound[2]):
-            return f"reached {self.target}"
-        sent = sum(r["up_bytes"] + r["down_bytes"] for r in rows)
-        if self.comm_threshold_mb is not None and sent >= self.comm_threshold_mb * 1e6:
-            return f"sent {sent / 1e6:.1f} MB"
-        if self.seconds is not None and sum(r["seconds"] for r in rows) >= self.seconds:
-            return f"ran for {self.seconds:g} seconds"
-        if self.patience is not None and stale(rows, bound) >= self.patience:
-            return f"no better value in {self.patience} evaluations"
+        stop, bound = self.stop, self.bound
+        if bound and bound[0] in self._last and better(bound[1], self._last[bound[0]], bound[2]):
+            return f"reached {stop.target}"
+        if stop.comm_threshold_mb is not None and self.sent >= stop.comm_threshold_mb * 1e6:
+            return f"sent {self.sent / 1e6:.1f} MB"
+        if stop.seconds is not None and self.seconds >= stop.seconds:
+            return f"ran for {stop.seconds:g} seconds"
+        if stop.patience is not None and self.stale >= stop.patience:
+            return f"no better value in {stop.patience} evaluations"
         return None
 
 
@@ -68,17 +104,7 @@ def headline(rows: Sequence[Row], bound: tuple[str, str, float] | None = None) -
     """The metric that says how good the model is, and its direction: the target's, else accuracy, else loss."""
     if bound:
         return bound[0], bound[1]
-    for name, sign in (("accuracy", ">="), ("clients/accuracy", ">="), ("loss", "<="), ("clients/loss", "<=")):
+    for name, sign in METRICS:
         if any(name in r for r in rows):
             return name, sign
     return None
-
-
-def stale(rows: Sequence[Row], bound: tuple[str, str, float] | None) -> int:
-    """Evaluations since the best value of the headline metric."""
-    metric = headline(rows, bound)
-    values = [r[metric[0]] for r in rows if metric and metric[0] in r]
-    if not values or metric is None:
-        return 0
-    best = (max if metric[1] == ">=" else min)(range(len(values)), key=values.__getitem__)
-    return len(values) - 1 - best

@@ -122,6 +122,8 @@ REFUSED = [
     ("run folder=elsewhere/deep algorithm=splitfed_v2 cut.at=nowhere", "nowhere"),
     ("run folder=elsewhere/deep algorithm=fedsub fedsub.rank=5000", "5000"),
     ("run folder=elsewhere/deep device_profile.memory_bytes=10", "fewer than the quorum"),
+    ("run folder=elsewhere optimizer=adam momentum=0.9", "momentum is SGD's"),
+    ("run -m folder=elsewhere optimizer=sgd,adam momentum=0.9", "momentum is SGD's"),
     ("run folder=foreign.pt", "foreign.pt"),
     ("run -m name=fresh lr=0.1,-1", "lr is -1"),
     ("run -m name=fresh lr=0.1 algoritm=fedavg,fedprox", "algorit"),
@@ -237,6 +239,16 @@ def test_any_drawn_change_is_taken_or_leaves_every_byte(
     status = main([*run.split(), *words])
     if status or run.startswith("evaluate"):
         assert snapshot(place) == before, words
+
+
+def test_an_optimizer_that_cannot_be_made_is_refused_before_data_or_folders(
+    lilliput: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touched: list[str] = []
+    monkeypatch.setattr("lilliput.config.build.load", lambda s: touched.append("data"))
+    monkeypatch.setattr("lilliput.cli.folder.make", lambda s: touched.append("folder"))
+    said = lilliput("run", *FAST, "optimizer=adam", "momentum=0.9")
+    assert said.status == 2 and "momentum is SGD's" in said.err and not touched
 
 
 @pytest.mark.parametrize("existed", [False, True], ids=["new", "empty"])
