@@ -158,12 +158,10 @@ class Trainer:
             indices, grads = [i for i, _ in there], [g for _, g in there]
         if not indices:
             return
-        params = [self.params[i] for i in indices]
-        changing = bool(self.corrections) or self.config.clip is not None
-        ready = [
-            torch.zeros_like(p) if g is None else g
-            for g, p in zip(own(grads, params, changing), params, strict=True)
-        ]  # fmt: skip
+        params = self.params if indices is self.everything else [self.params[i] for i in indices]
+        ready: Any = own(grads, params, bool(self.corrections) or self.config.clip is not None)
+        if self.corrections:
+            ready = [torch.zeros_like(p) if g is None else g for g, p in zip(ready, params, strict=True)]
         for correct in self.corrections:
             correct([self.names[i] for i in indices], params, ready)
         if self.config.clip is not None:
@@ -195,8 +193,7 @@ def step_on(
     if not parts:
         return torch.zeros((), device=opt.device), {}
     path = _in_hooks if opt.config.per_layer else _at_once if opt.scaler is None else _scaled
-    shapes = (x.shape for part, _ in parts for x in columns(part))
-    label = (getattr(loss, "__qualname__", type(loss).__name__), *shapes)
+    label = (getattr(loss, "__qualname__", type(loss).__name__), *(x.shape for part, _ in parts for x in columns(part)))
     with torch.enable_grad(), exact_convolutions(model, opt.device, opt.config.precision):
         return metered(label, opt.held, partial(path, model, opt, loss, parts, context))
 
@@ -211,10 +208,12 @@ class _Means:
     def share(self, n: int, value: Tensor, metrics: dict[str, Tensor]) -> Tensor:
         """A micro-batch's part of the whole batch's mean loss."""
         share = n / self._total
+        if share == 1.0:
+            self._found = {**{name: x.detach() for name, x in metrics.items()}, "": value.detach()}
+            return value
         for name, x in {**metrics, "": value}.items():
-            x = x.detach()
-            self._found[name] = x if share == 1.0 else self._found.get(name, 0.0) + share * x
-        return value if share == 1.0 else value * share
+            self._found[name] = self._found.get(name, 0.0) + share * x.detach()
+        return value * share
 
     def result(self) -> tuple[Tensor, dict[str, Tensor]]:
         return self._found.pop(""), self._found

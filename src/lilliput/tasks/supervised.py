@@ -24,12 +24,11 @@ IGNORED = -100  # a label that does not count
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy: logits [..., classes] against int64 labels [...]; labels of -100 do not count.
 
-    0 if no label counts.
+    Without any that counts it is nan, as torch's; a training step leaves such a batch out (see `counted`).
     """
-    if labels.is_floating_point():  # probabilities of the classes, all of which count
-        return F.cross_entropy(logits, labels)
-    total = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.flatten(), reduction="sum")
-    return total / (labels != IGNORED).sum().clamp_min(1)
+    if logits.dim() > 2:
+        logits, labels = logits.flatten(0, -2), labels.flatten()
+    return F.cross_entropy(logits, labels)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
