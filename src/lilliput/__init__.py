@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lilliput.subspace import (
         SubspaceConv2d,
         SubspaceLinear,
+        dense,
         outer_update,
         replace_with_subspace,
         subspace_optimizer,
@@ -30,15 +31,16 @@ _HOME = {
     "Client": "fleet", "Fleet": "fleet", "Model": "fleet", "Profile": "fleet", "Reply": "fleet", "on_client": "fleet",
     "Slice": "submodel", "split": "splitter", "auxiliary": "splitter", "Body": "tree", "Tree": "tree",
     "pretrain": "pretraining",
-    "SubspaceConv2d": "subspace", "SubspaceLinear": "subspace", "outer_update": "subspace",
+    "SubspaceConv2d": "subspace", "SubspaceLinear": "subspace", "dense": "subspace", "outer_update": "subspace",
     "replace_with_subspace": "subspace", "subspace_optimizer": "subspace",
 }  # fmt: skip
 _MODULES = {"algorithms", "codecs", "data", "engines", "lean", "models", "optim", "splitter", "tasks"}
 
 __all__ = [
     "Body", "Client", "Experiment", "Fleet", "History", "Model", "Profile", "Reply", "Slice", "Stop", "SubspaceConv2d",
-    "SubspaceLinear", "Tree", "algorithms", "auxiliary", "codecs", "data", "engines", "lean", "models", "on_client",
-    "optim", "outer_update", "pretrain", "replace_with_subspace", "split", "splitter", "subspace_optimizer", "tasks",
+    "SubspaceLinear", "Tree", "algorithms", "auxiliary", "codecs", "data", "dense", "engines", "lean", "models",
+    "on_client", "optim", "outer_update", "pretrain", "replace_with_subspace", "split", "splitter",
+    "subspace_optimizer", "tasks",
 ]  # fmt: skip
 
 

@@ -71,8 +71,38 @@ def test_new_bases_drop_the_momentum_of_b_alone() -> None:
     old = layer.basis.dense()
     lilliput.outer_update(model, refresh=True, optimizer=optimizer)
     assert not torch.equal(layer.basis.dense(), old)
-    assert not optimizer.state[layer.b]["momentum_buffer"].any()
+    assert layer.b not in optimizer.state
     assert optimizer.state[model[4].weight]["momentum_buffer"].any()
+
+
+@pytest.mark.parametrize("options", [{"momentum": 0.9}, {"optimizer": torch.optim.AdamW}])
+def test_after_new_bases_b_takes_a_fresh_optimizers_step(options: dict[str, Any]) -> None:
+    model = network()
+    layer = lilliput.replace_with_subspace(model, ["0"], rank=2, dual="none").layers["0"]
+    optimizer, _ = lilliput.subspace_optimizer(model, lr=0.1, tau=TAU, **options)
+    for _ in range(5):
+        layer.b.grad = torch.randn(layer.b.shape)
+        optimizer.step()
+    lilliput.outer_update(model, refresh=True, optimizer=optimizer)
+    layer.b.grad = torch.randn(layer.b.shape)
+    fresh = nn.Parameter(torch.zeros_like(layer.b))
+    fresh.grad = layer.b.grad.clone()
+    optimizer.step()
+    made = options.get("optimizer", torch.optim.SGD)
+    made([fresh], lr=0.1, **{k: v for k, v in options.items() if k != "optimizer"}).step()
+    torch.testing.assert_close(layer.b, fresh)
+
+
+@pytest.mark.parametrize("name", ["0.b", "4.weight"])
+def test_what_is_not_finite_is_refused_and_nothing_changes(name: str) -> None:
+    model = network()
+    lilliput.replace_with_subspace(model, ["0", "2"], rank=2)
+    model.get_parameter("2.b").data.normal_()
+    model.get_parameter(name).data.view(-1)[3] = float("nan")
+    before = {n: x.clone() for n, x in model.state_dict().items()}
+    with pytest.raises(ValueError, match=f"{name} is not finite"):
+        lilliput.outer_update(model, refresh=True)
+    assert all(x.equal(before[n]) or n == name for n, x in model.state_dict().items())
 
 
 def test_svd_takes_the_leading_directions_of_the_gradient() -> None:
@@ -80,6 +110,7 @@ def test_svd_takes_the_leading_directions_of_the_gradient() -> None:
     layer = lilliput.replace_with_subspace(model, ["0"], rank=2, projection="svd").layers["0"]
     with pytest.raises(ValueError, match="projection=svd needs the dense gradient of 0"):
         lilliput.outer_update(model, refresh=True)
+    assert int(layer.epoch) == 0
     gradient = torch.randn(8, 2) @ torch.randn(2, 6)
     lilliput.outer_update(model, refresh=True, gradients={"0": gradient})
     p = layer.basis.dense()

@@ -98,6 +98,38 @@ def test_the_layers_of_gpt2_and_other_families() -> None:
     assert not torch.equal(model(ids).logits, before)
 
 
+def test_dense_gives_a_plain_model_with_what_b_has_learnt() -> None:
+    model, x = Net(), torch.randn(2, 1, 6, 6)
+    names = list(model.state_dict())
+    subspace = lilliput.replace_with_subspace(model, rank=2, projection="ss")
+    for layer in subspace.layers.values():
+        nn.init.normal_(layer.b)
+    held = {n: t.clone() for n, t in model.state_dict().items()}
+    plain = lilliput.dense(model)
+    assert list(plain.state_dict()) == names
+    torch.testing.assert_close(plain(x), model(x))
+    assert type(plain.conv) is nn.Conv2d and type(plain.layers[0].q_proj) is nn.Linear
+    assert all(p.requires_grad for p in plain.parameters())
+    again = Net()
+    again.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(again(x), model(x))
+    plain.conv.weight.data.add_(1), plain.conv.bias.data.add_(1)
+    assert all(torch.equal(t, held[n]) for n, t in model.state_dict().items())
+    assert list(lilliput.dense(Net()).state_dict()) == names
+
+
+def test_dense_gives_gpt2_its_own_layers_back() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=11, n_positions=8)
+    model, ids = transformers.GPT2LMHeadModel(config).eval(), torch.arange(6)[None]
+    names, kind = list(model.state_dict()), type(model.transformer.h[0].attn.c_attn)
+    for layer in lilliput.replace_with_subspace(model, ["c_attn", "c_fc"], rank=4).layers.values():
+        nn.init.normal_(layer.b)
+    plain = lilliput.dense(model)
+    assert list(plain.state_dict()) == names and type(plain.transformer.h[0].attn.c_attn) is kind
+    torch.testing.assert_close(plain(ids).logits, model(ids).logits)
+
+
 def tied() -> nn.Module:
     model = Net()
     model.layers[0].q_proj.weight = model.layers[1].q_proj.weight  # type: ignore[union-attr, assignment]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ class SubspaceLayer(nn.Module):
     dual: Tensor | None
     seed: Tensor
     epoch: Tensor
+    _replaced: nn.Module
     origin: tuple[str, str | None] = ("", None)  # of the basis: label, projection
 
     def __init__(self, layer: nn.Module, basis: Basis, form: Form):
@@ -37,6 +39,9 @@ class SubspaceLayer(nn.Module):
         self.register_buffer("dual", None)
         for name in ("seed", "epoch"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
+        emptied = copy.copy(layer)
+        emptied._parameters = dict.fromkeys(layer._parameters)
+        object.__setattr__(self, "_replaced", emptied)  # no submodule: it has no state of its own
         self.use(basis)
 
     @property
@@ -66,6 +71,12 @@ class SubspaceLayer(nn.Module):
     def dense(self) -> Tensor:
         """The weight in use, x + b P, in the shape of the layer replaced."""
         return self.form.moved(self.weight, self.b, self.basis)
+
+    def plain(self) -> nn.Module:
+        """An ordinary layer, of the class replaced, with the weight in use and this layer's own bias."""
+        layer: Any = copy.copy(self._replaced)
+        layer._parameters = {**self._replaced._parameters, "weight": nn.Parameter(self.dense()), "bias": self.bias}
+        return layer.train(self.training)
 
     @torch.no_grad()
     def fold(self, b: Tensor | None = None) -> None:

@@ -76,12 +76,15 @@ def outer_update(
 
     refresh:   change P, and take the duals to the new one.
     gradients: by layer, this process's dense gradient of the weight [like the weight], which `svd` finds its P from.
-    optimizer: its state of each b is zeroed when P changes, as it was of another basis.
-    Without torch.distributed there is one client, whose duals stay zero.  Raises ValueError for svd without gradients,
-    and where processes have other bases, or another x, than each other.
+    optimizer: its state of each b is dropped when P changes, as it was of another basis.
+    Without torch.distributed there is one client, whose duals stay zero.  Raises ValueError, and changes nothing, for
+    svd without gradients, for what is not finite in any process, and where processes have other bases, or another x,
+    than each other.
     """
     layers = subspace_layers(model)
     _check_agreed(layers, group)
+    _check_finite(model, group)
+    bases = {name: _next(name, layer, gradients, group) for name, layer in layers.items()} if refresh else {}
     own = {name: layer.b.detach().clone() for name, layer in layers.items()}
     _average([p for p in model.parameters() if p.requires_grad], group)
     _average([b for b in _statistics(model)], group)
@@ -93,18 +96,16 @@ def outer_update(
         layer.fold()
         if refresh:
             layer.epoch.add_(1)
-            layer.use(_next(name, layer, gradients, group))
+            layer.use(bases[name])
             if layer.dual is not None and not full:
                 layer.dual.copy_(rotated(layer.dual, old, layer.basis))
-            if optimizer is not None:
-                for x in optimizer.state.get(layer.b, {}).values():
-                    if isinstance(x, Tensor):
-                        x.zero_()
+            if optimizer is not None and layer.origin[1] != "idx":  # the identity stays what it is
+                optimizer.state.pop(layer.b, None)
 
 
 def _next(name: str, layer: SubspaceLayer, gradients: Mapping[str, Tensor] | None, group: Any) -> Basis:
     label, projection = layer.origin
-    rank, seed, epoch = layer.b.shape[-1], int(layer.seed), int(layer.epoch)
+    rank, seed, epoch = layer.b.shape[-1], int(layer.seed), int(layer.epoch) + 1
     if projection is None:
         raise ValueError(f"{name} has a basis of your own; give it the next one with layer.use(basis)")
     if projection != "svd":
@@ -116,6 +117,8 @@ def _next(name: str, layer: SubspaceLayer, gradients: Mapping[str, Tensor] | Non
     g = layer.form.matrix(gradients[name]).reshape(-1, layer.form.width).float()
     mean = sketch(g, rank, "sketch", seed, label, epoch)
     _average([mean], group)
+    if not mean.isfinite().all():
+        raise ValueError(f"the gradient of {name} is not finite; give that of another batch")
     return leading(mean, rank)
 
 
@@ -141,6 +144,18 @@ def _check_agreed(layers: Mapping[str, SubspaceLayer], group: Any) -> None:
             )
         if high != low:
             raise ValueError(f"the frozen weight of {name} differs between processes; start all of them from one model")
+
+
+def _check_finite(model: nn.Module, group: Any) -> None:
+    """Raise ValueError, in every process, where a number to be averaged is not finite in one of them."""
+    named: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    named |= {f"running statistic {i}": x for i, x in enumerate(_statistics(model))}
+    wrong = torch.stack([~x.isfinite().all() for x in named.values()]).long()
+    if _distributed():
+        torch.distributed.all_reduce(wrong, torch.distributed.ReduceOp.MAX, group=group)
+    if wrong.any():
+        name = list(named)[int(wrong.argmax())]
+        raise ValueError(f"{name} is not finite; go on from a state before, with a smaller learning rate")
 
 
 def _checksum(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple
@@ -76,6 +77,23 @@ def replace_with_subspace(
         {name: layer.dual for name, layer in layers.items() if layer.dual is not None},
         {name: layer.basis for name, layer in layers.items()},
     )
+
+
+def dense(model: nn.Module) -> nn.Module:
+    """A copy of the model with ordinary layers, of weight W = x + b P, in the place of those in subspaces.
+
+    Its state dict has the names and shapes of the model before `replace_with_subspace`, and holds what b has learnt
+    since the last outer update.  The model itself stays as it is.
+    """
+    model = copy.deepcopy(model)
+    if isinstance(model, SubspaceLayer):
+        return model.plain()
+    plain: dict[int, nn.Module] = {}  # a layer may be in several places
+    for name, layer in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(layer, SubspaceLayer):
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, plain.setdefault(id(layer), layer.plain()))
+    return model
 
 
 def matched(
