@@ -97,31 +97,31 @@ class Adam:
         weight_decay: float = 0.0,
     ):
         self.params, self.lr, self.betas, self.eps, self.weight_decay = params, lr, betas, eps, weight_decay
-        self._state: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # moments and steps, from the first step on
+        # There from the start, so that the ledger sees it in every step; zeros are what a fresh optimizer has.
+        self._m = [torch.zeros_like(p, requires_grad=False) for p in params]
+        self._v = [torch.zeros_like(p, requires_grad=False) for p in params]
+        self._steps = [torch.zeros((), dtype=torch.float32, device=p.device) for p in params]
 
     def apply(self, indices: Sequence[int], grads: list[Tensor]) -> None:
-        m, v, steps = (list(kind) for kind in zip(*(self._of(i) for i in indices), strict=True))
+        steps = [self._steps[i] for i in indices]
         torch._foreach_add_(steps, 1)
+        m, v = [self._m[i] for i in indices], [self._v[i] for i in indices]
         self.kernel(
             [self.params[i] for i in indices], grads, m, v, [], steps, lr=self.lr, beta1=self.betas[0],
             beta2=self.betas[1], weight_decay=self.weight_decay, eps=self.eps, amsgrad=False, maximize=False,
         )  # fmt: skip
 
-    def _of(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
-        if i not in self._state:
-            p = self.params[i]
-            m, v = (torch.zeros_like(p, requires_grad=False) for _ in range(2))
-            self._state[i] = m, v, torch.zeros((), dtype=torch.float32, device=p.device)
-        return self._state[i]
-
     def state(self) -> Body:
-        return {kind: {str(i): x[n] for i, x in self._state.items()} for n, kind in enumerate(("m", "v", "step"))}
+        return {kind: {str(i): x for i, x in enumerate(xs)} for kind, xs in self._kinds().items()}
 
     def load(self, state: Body) -> None:
-        self._state = {}
-        for i in map(int, state["step"]):
-            for kind, x in zip(("m", "v", "step"), self._of(i), strict=True):
-                x.copy_(state[kind][str(i)])
+        """Take back a state; a parameter without an entry starts afresh."""
+        for kind, xs in self._kinds().items():
+            for i, x in enumerate(xs):
+                x.copy_(state[kind][str(i)]) if str(i) in state[kind] else x.zero_()
+
+    def _kinds(self) -> dict[str, list[Tensor]]:
+        return {"m": self._m, "v": self._v, "step": self._steps}
 
     def weight(self, i: int, steps: int) -> None:
         return None
