@@ -23,6 +23,8 @@ def optimizer(params: list[Tensor], s: dict[str, Any], lr: float) -> torch.optim
     options: dict[str, Any] = {"lr": lr, "weight_decay": s["weight_decay"]}
     if s["optimizer"] == "sgd":
         options |= {key: s[key] for key in ("momentum", "dampening", "nesterov")}
+    else:
+        options["eps"] = s["eps"]
     make = OPTIMIZERS.get(s["optimizer"]) or getattr(torch.optim, s["optimizer"])
     return make(params, **options)
 
