@@ -95,11 +95,6 @@ def sensible(case: Case) -> Case:
         s["norm"] = "none"
     if s["checkpointing"]:
         s["twice"] = False
-    if s["method"] in ("scaffold", "fednova"):
-        s["dampening"] = 0.0
-        s["labels"] = "all" if s["labels"] == "no client" else s["labels"]
-    if s["optimizer"] == "AdamW":
-        s["weight_decay"] = 0.05
     lr = 0.05 if s["optimizer"] == "sgd" else 0.01
     return s | {"lr": lr, "mu": 0.1, "rounds": 3, "local_epochs": 2, "eps": EPS}
 
@@ -159,7 +154,7 @@ def difference(case: Case) -> tuple[float, float]:
     worst = max(float((found[n].double() - x.double()).abs().max()) for n, x in expected.items())
     # Adaptive optimizers divide by the size of a gradient, which amplifies rounding even so.
     rounding = 1e-9 if s["dtype"] == "float64" else 2e-5 if s["precision"] == "float32" else 2e-3
-    return worst, rounding if s["optimizer"] == "sgd" else 50 * rounding
+    return worst, rounding if s["optimizer"] == "sgd" else 5 * rounding
 
 
 def verdict(case: Case) -> str:
