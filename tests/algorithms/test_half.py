@@ -80,15 +80,14 @@ def test_server_copies_of_any_number_share_a_module(monkeypatch: pytest.MonkeyPa
 def test_a_lent_module_runs_on_the_holders_tensors_and_is_loaded_for_nobody() -> None:
     module = torch.nn.BatchNorm1d(2)
     resident = Resident(module)
-    params, held = resident.copied({"weight": torch.full((2,), 3.0)}, {"running_mean": torch.ones(2)})
-    resident.lend("a", params, held)
+    params, rest = resident.copied({"weight": torch.full((2,), 3.0)}, {"running_mean": torch.ones(2)})
+    resident.lend("a", params, rest)
     module.train()(torch.randn(4, 2))
-    assert module.weight.data_ptr() == params["weight"].data_ptr() and not torch.equal(
-        held["running_mean"], torch.ones(2)
-    )
-    before = held["running_mean"].clone()
-    resident.lend("b", *resident.copied(params, held))
+    held = rest.buffers["running_mean"]
+    assert module.weight.data_ptr() == params["weight"].data_ptr() and not torch.equal(held, torch.ones(2))
+    before = held.clone()
+    resident.lend("b", *resident.copied(params, rest.buffers))
     module(torch.randn(4, 2))
-    assert torch.equal(held["running_mean"], before)
+    assert torch.equal(held, before)
     with pytest.raises(RuntimeError, match="another's own"):
         resident.load({}, None)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lilliput import random, tree
 from lilliput.tasks import Split, Supervised
+from lilliput.tasks.moving import Movable
 from lilliput.tasks.supervised import count, labels
 
 _ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -47,7 +48,7 @@ def look(task: Split, data: Mapping[int, Any]) -> Sight:
 
 def through(part: Supervised, batch: Any, wrong: str) -> Any:
     """A part's output on a batch; raises ValueError that begins with `wrong`."""
-    with evaluating(part.model), random.seeded("look"), torch.enable_grad():
+    with evaluating(part.model), Movable(part.model).unmoved(), random.seeded("look"), torch.enable_grad():
         try:
             return part.forward(part.model, batch)
         except _ERRORS as error:

@@ -25,7 +25,7 @@ def begin(config: SplitTraining, client: Client, state: Body, msg: Body) -> Body
     first: Body = {kind: msg[kind] for kind in ("params", "buffers", "tied") if kind in msg}
     whole = {"params": msg["params"] | msg.get("tied", {}), "buffers": msg.get("buffers", {})}
     if config.buffers == "local":
-        whole["buffers"] = state.get("buffers") or devices(client.task, client.task.init())["buffers"]
+        whole["buffers"] = state.get("buffers") or devices(client.task, client.task.init()).get("buffers", {})
     opt, halves = state.get("opt", {}), client.task.halves
     held = {name: {**portion(part, whole), "opt": opt.get(name, {})} for name, part in client.task.on_device.items()}
     halves[client.id] = {name: _half(config, client, name, own) for name, own in held.items()}

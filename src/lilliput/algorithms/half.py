@@ -1,8 +1,8 @@
 """A part of the model in training: what both ends of split learning are made of.
 
-No autograd graph survives between calls: a forward that is needed again is run again, under the same random labels and
-without touching BatchNorm's statistics.  What crosses a cut is a payload: a tensor, or a flat dict of tensors whose
-dimension 0 is the example.
+No autograd graph survives between calls: a forward that is needed again is run again, under the same random labels,
+from what the first one found in buffers and counters, and without moving them.  What crosses a cut is a payload: a
+tensor, or a flat dict of tensors whose dimension 0 is the example.
 """
 
 from __future__ import annotations
@@ -18,19 +18,22 @@ from lilliput import random, tree
 from lilliput.ledger import metered
 from lilliput.step import Trainer
 from lilliput.tasks import Supervised, frozen_norms
-from lilliput.tasks.resident import buffers as buffers_of
+from lilliput.tasks.moving import Rest, same
 from lilliput.tasks.supervised import columns
 from lilliput.training import Training
 from lilliput.tree import Body
 
 Out = TypeVar("Out")
 Payload = Any  # Tensor | Tree
+_UNWRITTEN = (list, dict, set, complex)
 
 
 class Half:
     """A part of the model in training: weights of its own, their optimizer, and a module to run them.
 
     held:   `params`, `buffers` (without any, batches are normalised by themselves alone) and `opt`; they are copied.
+            `rest`, of a part in the middle of its round: buffers that are not carried, counters, and what these were
+            before each forward that will be repeated.
     trains: False for a part that only passes gradients on.
 
     All halves of a part and role share the module, which is lent the weights of the one whose turn it is.
@@ -44,33 +47,40 @@ class Half:
         self._resident = part.lendable(held["params"], role, self.device)
         self.model = self._resident.module.train()
         self._given = held.get("buffers") or {}
-        self._weights, self._buffers = self._resident.copied(held["params"], self._given or buffers_of(part.model))
+        rest = held.get("rest") or {"buffers": {}, "marks": {}, "before": {}}
+        self._before = {key: Rest(**found) for key, found in rest["before"].items()}
+        buffers = self._given | rest["buffers"]
+        self._weights, self._rest = self._resident.copied(held["params"], buffers, rest["marks"])
         self._take()
-        lent = {id(x) for x in self._buffers.values()}
-        fixed = [p for name, p in self.model.named_parameters() if name not in self._weights]
-        self._fixed = [*fixed, *(x for x in self.model.buffers() if id(x) not in lent)]
+        self._fixed = [p for name, p in self.model.named_parameters() if name not in self._weights]
         self.trainer = Trainer(self.model, config, lr, only=held["params"] if trains else (), peak=peak)
         self.params = self.trainer.params
         if held.get("opt"):
             self.trainer.load(held["opt"])
 
     def _take(self) -> None:
-        self._resident.lend(self, self._weights, self._buffers)
+        self._resident.lend(self, self._weights, self._rest)
 
     def output(self, batch: Any, key: Sequence[object], again: bool = False) -> Payload:
-        """The part's output on a batch.  `key` names its randomness; `again` says that this repeats a forward."""
+        """The part's output on a batch.  `key` names its randomness; `again` repeats the forward that `sent` ran."""
         with self._rules(key, again):
             return self.part.forward(self.model, batch)
 
     def loss(self, batch: Any, key: Sequence[object], again: bool = False) -> Tensor:
-        """The part's mean loss on (payload, labels)."""
+        """The part's mean loss on (payload, labels); `again` leaves the part as it is."""
         with self._rules(key, again):
             return self.part.loss(self.model, batch)[0]
 
     def sent(self, batch: Any, key: Sequence[object]) -> Payload:
         """What goes to the other end of a batch: the part's output, without a graph."""
+        self._take()
+        before = self._resident.movable.taken(norms=False)
         with torch.no_grad():
-            return self.metered([batch], lambda: plain(self.output(batch, key)))
+            out = self.metered([batch], lambda: plain(self.output(batch, key)))
+        moved = self._resident.movable.moved(before)
+        if any(moved):
+            self._before[str(key)] = moved
+        return out
 
     def pull(self, batch: Any, key: Sequence[object], gradient: Payload, *inputs: Tensor) -> list[Tensor]:
         """Gradients of the part's parameters, and of `inputs`, from the one at its output; the forward is run again."""
@@ -87,7 +97,7 @@ class Half:
 
     def _tensors(self) -> Iterator[Tensor]:
         yield from self._weights.values()
-        yield from self._buffers.values()
+        yield from self._rest.buffers.values()
         yield from self._fixed
         yield from tree.tensors(self.trainer.update.state())
 
@@ -98,9 +108,20 @@ class Half:
             self.trainer.apply(self.trainer.everything, list(grads))
 
     def live(self) -> Body:
-        """`params`, `buffers` and `opt`: the very tensors in use, which later steps change."""
-        buffers = {name: self._buffers[name] for name in self._given}
-        return {"params": self._weights, "buffers": buffers, "opt": self.trainer.live()}
+        """`params`, `buffers`, `opt` and `rest`, if any: the very tensors in use, which later steps change."""
+        self._take()
+        now = self._resident.gather()
+        held: Body = {"params": self._weights, "buffers": {name: now.buffers[name] for name in self._given}}
+        return {**held, "opt": self.trainer.live(), **self._left(now)}
+
+    def _left(self, now: Rest) -> Body:
+        """What the round goes on from besides: what is not carried and differs from the first, if it can travel."""
+        first = self._resident.first
+        kinds = zip(now, first, strict=True)
+        changed = [{n: x for n, x in own.items() if n not in self._given and not same(x, old.get(n, self))}
+                   for own, old in kinds]  # fmt: skip
+        before = {key: _written(found) for key, found in self._before.items()}
+        return {"rest": {**_written(Rest(*changed)), "before": before}} if any(changed) or before else {}
 
     def is_of(self, held: Body) -> bool:
         """Whether a state holds the very tensors that are in use here."""
@@ -119,11 +140,18 @@ class Half:
                 stack.enter_context(torch.random.fork_rng([self.device]))
                 stack.enter_context(torch.cuda.device(self.device))
                 torch.cuda.manual_seed(random.key(*key))
-            if again or not self._given:
+            if not self._given:
                 stack.enter_context(frozen_norms(self.model))
+            if again:
+                stack.enter_context(self._resident.movable.unmoved(self._before.pop(str(key), None)))
             if self.trainer.config.precision == "bf16":
                 stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
             yield
+
+
+def _written(rest: Rest) -> Body:
+    """A rest as a body, without lists, dicts and sets."""
+    return {"buffers": rest.buffers, "marks": {n: x for n, x in rest.marks.items() if not isinstance(x, _UNWRITTEN)}}
 
 
 def plain(value: Any) -> Any:

@@ -84,10 +84,12 @@ class Spaces:
 
     def resident(self, trained: Tree, params: Tree, bases: Bases, device: torch.device) -> nn.Module:
         """The resident module in these bases, as `fit` will find it; what it does not train are the model's tensors."""
-        module = self.task.resident(trained, None, "train", device)
+        resident = self.task.lendable(trained, "train", device)
+        module = resident.load(trained, None)
         for layer in self.forms:
             own: Any = module.get_submodule(layer)
             own.use(bases[layer])
+        resident.given(*self.forms)
         for name, x in params.items():
             if name not in trained:
                 module.get_parameter(name).data = aligned(x.to(device))

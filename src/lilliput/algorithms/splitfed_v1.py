@@ -22,6 +22,7 @@ from lilliput.algorithms.server_end import attempt, passed, pulled, serve, step
 from lilliput.algorithms.splitting import SplitTraining, devices, down, joined, servers
 from lilliput.fleet import Client, Fleet, Reply, on_client
 from lilliput.submodel import reduce
+from lilliput.tasks.split import portion
 from lilliput.tasks.supervised import labels
 from lilliput.tree import Body, sub
 
@@ -43,6 +44,8 @@ class SplitFedV1(SplitTraining):
 
     def round(self, state: Body, fleet: Fleet) -> Body:
         cohort, first = fleet.sample(self.cohort), servers(fleet.task, state)
+        if self.buffers == "local":  # a copy's own are kept like the client's
+            first["buffers"] = portion(fleet.task.server_part, fleet.task.init()).get("buffers", {})
         copies = {c: self.server(fleet, {**first, **fleet.memory.get(c, {})}) for c in cohort}
         trained = self.exchange(fleet, state, cohort, copies)
         replies = self._whole(fleet, joined(fleet.call(self.finish, to=trained)), copies)
@@ -95,11 +98,13 @@ class SplitFedV1(SplitTraining):
         for reply in replies:
             copy, body = copies[reply.client], dict(reply.body)
             after = copy.after()
-            fleet.memory[reply.client] = {"opt": self.kept(after["opt"])}
+            local = self.buffers == "local"
+            kept = {"buffers": after["buffers"]} if local and after["buffers"] else {}
+            fleet.memory[reply.client] = {"opt": self.kept(after["opt"]), **kept}
             delta = {**body["delta"], **sub(after["params"], copy.held["params"])}
             for mine, theirs in fleet.task.tied.items():
                 delta[theirs] = delta[theirs] + delta.pop(mine)
-            if after["buffers"]:
+            if after["buffers"] and not local:
                 body["buffer_delta"] = {**body.get("buffer_delta", {}), **sub(after["buffers"], copy.held["buffers"])}
             yield Reply(reply.client, {**body, "delta": delta}, reply.examples, reply.metrics)
 

@@ -1,24 +1,26 @@
-"""Running a forward again: without moving BatchNorm's statistics, and instead of keeping activations."""
+"""Running a forward without moving BatchNorm's statistics, and again instead of keeping activations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
+
+from lilliput.tasks.moving import Movable, Rest
 
 
 @contextmanager
 def frozen_norms(module: nn.Module) -> Iterator[None]:
-    """Let BatchNorm normalise by the batch at hand and leave its running statistics alone.
+    """Let BatchNorm (and InstanceNorm) normalise by the batch at hand and leave its running statistics alone.
 
-    For a forward that repeats an earlier one, and for models that have no statistics to use.
+    For models that have no statistics to use.
     """
-    norms = [(m, m.training, m.momentum, m.num_batches_tracked) for m in module.modules() if isinstance(m, _BatchNorm)]
+    norms = [(m, m.training, m.momentum, m.num_batches_tracked) for m in module.modules() if isinstance(m, _NormBase)]
     for m, *_ in norms:
-        # Momentum 0 keeps the statistics to the bit, and the graph the same as that of the forward that is repeated.
+        # Momentum 0 keeps the statistics to the bit.
         m.training, m.momentum, m.num_batches_tracked = True, 0.0, None
     try:
         yield
@@ -28,7 +30,10 @@ def frozen_norms(module: nn.Module) -> Iterator[None]:
 
 
 class checkpointed:
-    """Recompute each block's activations in the backward pass: the blocks are the elements of Sequentials and lists."""
+    """Recompute each block's activations in the backward pass: the blocks are the elements of Sequentials and lists.
+
+    A block that was run several times is recomputed as each time found it, and the second forward moves nothing.
+    """
 
     def __init__(self, model: nn.Module):
         from torch.utils.checkpoint import checkpoint
@@ -37,22 +42,42 @@ class checkpointed:
         containers = [m for m in model.modules() if isinstance(m, nn.Sequential | nn.ModuleList)]
         inner = {id(x) for c in containers for x in c for x in x.modules() if x is not None}
         # Outermost containers only: a block inside a block would be recomputed twice.
-        self._blocks = [b for c in containers if id(c) not in inner for b in c if any(True for _ in b.parameters())]
+        blocks = [b for c in containers if id(c) not in inner for b in c if any(True for _ in b.parameters())]
+        self._blocks = {id(b): (b, Movable(b)) for b in blocks}.values()
+        self._before: list[tuple[nn.Module, Any]] = []
         if not self._blocks:
             raise ValueError(f"{type(model).__name__} has no Sequential or ModuleList of blocks to checkpoint")
 
     def __enter__(self) -> None:
-        for block in self._blocks:
-            block.forward = self._wrap(block, block.forward)
+        self._before = [(block, vars(block).get("forward")) for block, _ in self._blocks]
+        for block, movable in self._blocks:
+            block.forward = self._wrap(movable, block.forward)
 
     def __exit__(self, *error: object) -> None:
-        for block in self._blocks:
-            del block.forward
+        for block, forward in self._before:
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward
 
-    def _wrap(self, block: nn.Module, forward: Callable) -> Callable:
+    def _wrap(self, movable: Movable, forward: Callable) -> Callable:
         def run(*args: Any, **kwargs: Any) -> Any:
-            # The second forward must not move BatchNorm's statistics again.
-            contexts = lambda: (nullcontext(), frozen_norms(block))  # noqa: E731
+            found: list[Rest] = []
+            contexts = lambda: (_noting(movable, found), _from(movable, found))  # noqa: E731
             return self._checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
         return run
+
+
+@contextmanager
+def _noting(movable: Movable, found: list[Rest]) -> Iterator[None]:
+    """Note of what a forward moves how it was before; normalisations in training only write their statistics."""
+    before = movable.taken(norms=False)
+    yield
+    found.append(movable.moved(before))
+
+
+@contextmanager
+def _from(movable: Movable, found: list[Rest]) -> Iterator[None]:
+    with movable.unmoved(found[0]):
+        yield

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput import tree
+from lilliput.tasks.moving import Movable, Rest, copied, with_leaves
 from lilliput.tree import Tree, shapes
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -26,50 +27,76 @@ _ATTRIBUTES: dict[type, tuple[tuple[str, int, str], ...]] = {
 
 
 class Resident:
-    """A module, and where its parameters and buffers are."""
+    """A module, where its parameters and buffers are, and what it had besides parameters at first.
+
+    What no client carries from call to call (a buffer that is in no state dict, a counter that is a plain attribute)
+    starts for each as it was at first.
+    """
 
     def __init__(self, module: nn.Module):
         self.module = module
         self.params = dict(module.named_parameters())
-        kept = buffers(module)
-        self._buffers = {
-            f"{prefix}.{name}" if prefix else name: (owner, name)
-            for prefix, owner in module.named_modules()
-            for name in owner._buffers
-            if (f"{prefix}.{name}" if prefix else name) in kept
-        }
+        self.movable = Movable(module)
+        self.first = self.movable.taken()
         self._holder: object = None
+        self._rest = Rest({}, {})  # the holder's
 
     def load(self, params: Tree, held: Tree | None) -> nn.Module:
-        """The module with these weights copied into it."""
+        """The module with these weights and buffers copied into it, and everything else as at first."""
         if self._holder is not None:
             raise RuntimeError("the weights of this module are another's own; take one of another role")
         tree.copy_({n: self.params[n] for n in params}, params)
-        if held:
-            tree.copy_({n: self.buffer(n) for n in held}, held)
+        self.movable.put(Rest(self._overwritten(held or {}), copied(self.first).marks))
         return self.module
 
-    def buffer(self, name: str) -> Tensor:
-        owner, own = self._buffers[name]
-        return owner._buffers[own]  # type: ignore[return-value]
+    def _overwritten(self, held: Tree) -> Tree:
+        """The module's own buffers with these values, and with the first ones where there are none."""
+        first, own = self.first.buffers, {}
+        now = self.movable.held().buffers
+        for name, x in first.items():
+            fits = name in now and (now[name].shape, now[name].dtype) == (x.shape, x.dtype)
+            own[name] = now[name] if fits else torch.empty_like(x)
+        wanted = {name: held.get(name, x) for name, x in first.items()}
+        other = [name for name in own if own[name] is not wanted[name]]
+        tree.copy_({name: own[name] for name in other}, {name: wanted[name] for name in other})
+        return own
 
-    def lend(self, holder: object, params: Tree, held: Tree) -> None:
-        """Let the module run on these very tensors, which are `holder`'s, until it is lent to another."""
+    def given(self, *names: str) -> None:
+        """What these modules have now was put there for the clients to find: it is what they start from."""
+        now, prefixes = self.movable.held(), tuple(f"{name}." for name in names)
+        for first, kind in zip(self.first, now, strict=True):
+            for name in [name for name in first if name.startswith(prefixes)]:
+                del first[name]
+            first.update({name: x for name, x in kind.items() if name.startswith(prefixes)})
+
+    def lend(self, holder: object, params: Tree, rest: Rest) -> None:
+        """Let the module run on these very objects, which are `holder`'s, until it is lent to another."""
         if self._holder is not holder:
+            self.gather()
             for name, x in params.items():
                 self.params[name].data = x
-            for name, x in held.items():
-                owner, own = self._buffers[name]
-                owner._buffers[own] = x
-            self._holder = holder
+            self.movable.put(rest)
+            self._holder, self._rest = holder, rest
 
-    def copied(self, params: Tree, held: Tree) -> tuple[Tree, Tree]:
-        """Copies of weights to lend to this module: on its device, in its order of memory."""
+    def gather(self) -> Rest:
+        """The holder's buffers and plain attributes, with what a forward has put in their place."""
+        if self._holder is not None:
+            for own, now in zip(self._rest, self.movable.held(), strict=True):
+                own.clear()
+                own.update(now)
+        return self._rest
+
+    def copied(self, params: Tree, held: Tree, marks: dict[str, Any] | None = None) -> tuple[Tree, Rest]:
+        """Copies of weights to lend to this module, on its device and in its order of memory, and what is beside them.
+
+        held, marks: buffers and plain attributes; those that are not among them are as at first.
+        """
+        rest = copied(self.first)
+        rest.marks.update(copied(Rest({}, marks or {})).marks)
         with torch.no_grad():
-            return (
-                {n: torch.empty_like(self.params[n], requires_grad=False).copy_(x) for n, x in params.items()},
-                {n: torch.empty_like(self.buffer(n)).copy_(x) for n, x in held.items()},
-            )
+            weights = {n: torch.empty_like(self.params[n], requires_grad=False).copy_(x) for n, x in params.items()}
+        tree.copy_({name: rest.buffers[name] for name in held}, held)
+        return weights, rest
 
 
 class Residents:
@@ -108,7 +135,8 @@ class Residents:
     def _build(self, params: Tree, device: torch.device) -> nn.Module:
         untrained = [(n, p) for n, p in self._model.named_parameters() if not p.requires_grad and n not in params]
         frozen = {id(p): self._shared(n, p, device) for n, p in untrained}
-        module = copy.deepcopy(self._model, frozen)  # type: ignore[arg-type]
+        memo: dict[int, Any] = {**frozen, **with_leaves(self._model)}
+        module = copy.deepcopy(self._model, memo)
         named = dict(module.named_parameters())
         unknown = params.keys() - named.keys()
         if unknown:

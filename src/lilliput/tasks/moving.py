@@ -1,0 +1,151 @@
+"""What a forward may change of a module: its buffers, those that are in no state dict too, and its plain attributes.
+
+BatchNorm moves its statistics, spectral_norm its vectors, a schedule inside a model its counter.  A forward that is run
+again must start from what the first one found and leave no trace, and a module that serves several clients must hand
+on nothing of one client's to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+_EVERY = frozenset(vars(nn.Module()))  # attributes of every module: parameters, hooks, its mode
+_PLAIN = (Tensor, list, dict, set, bool, int, float, complex, str, type(None))
+
+
+class Rest(NamedTuple):
+    """What a module has besides parameters: buffers, and plain attributes (`marks`), each by its full name."""
+
+    buffers: dict[str, Tensor]
+    marks: dict[str, Any]
+
+
+class Movable:
+    """A module's buffers and plain attributes, to copy, to compare and to put in place.
+
+    Plain attributes are tensors, numbers, strings, and lists, dicts and sets.  Of a tensor in a graph only the values
+    are kept: what made it will make it again.
+    """
+
+    def __init__(self, module: nn.Module):
+        self._owners = {f"{name}." if name else "": owner for name, owner in _owners(module)}
+        shared = {id(owner._buffers): prefix for prefix, owner in reversed(self._owners.items())}
+        self._with_buffers = {prefix: self._owners[prefix] for prefix in reversed(shared.values())}
+
+    def places(self) -> Iterator[tuple[str, nn.Module, str]]:
+        """Each buffer's full name, the module that has it, and its name there."""
+        for prefix, owner in self._with_buffers.items():
+            yield from ((prefix + own, owner, own) for own, x in owner._buffers.items() if x is not None)
+
+    def held(self) -> Rest:
+        """What the module has now: the very objects."""
+        buffers: Any = {name: owner._buffers[own] for name, owner, own in self.places()}
+        marks = {prefix + own: x for prefix, owner in self._owners.items() for own, x in _plain(owner).items()}
+        return Rest(buffers, {name: _without_graph(x) for name, x in marks.items()})
+
+    def taken(self, norms: bool = True) -> Rest:
+        """Copies of it; `norms`: with the statistics of normalisations, which a forward in training only writes."""
+        left_out = () if norms else _NormBase
+        names = {name for name, owner, _ in self.places() if not isinstance(owner, left_out)}
+        buffers, marks = self.held()
+        return copied(Rest({name: x for name, x in buffers.items() if name in names}, marks))
+
+    def moved(self, before: Rest) -> Rest:
+        """What of `before` the module has otherwise now."""
+        now = self.held()
+        kinds = zip(before, now, strict=True)
+        return Rest(*({name: x for name, x in old.items() if not same(x, new.get(name))} for old, new in kinds))
+
+    def put(self, rest: Rest) -> None:
+        """Let the module have exactly this: these very objects, and no others."""
+        for prefix, owner in self._with_buffers.items():
+            for own in owner._buffers:
+                owner._buffers[own] = rest.buffers.get(prefix + own)
+        for prefix, owner in self._owners.items():
+            for own in _plain(owner):
+                if prefix + own not in rest.marks:
+                    delattr(owner, own)
+        for name, x in rest.marks.items():
+            prefix, dot, own = name.rpartition(".")
+            vars(self._owners[prefix + dot])[own] = x
+
+    @contextmanager
+    def unmoved(self, start: Rest | None = None) -> Iterator[None]:
+        """Let a forward run from what the module has, or had in `start`, and leave the module as it is.
+
+        It runs on copies that are put away afterwards, so that what a graph has saved stays as it was.
+        """
+        before, run = self.held(), self.taken()
+        if start is not None:
+            again = copied(start)
+            run = Rest(run.buffers | again.buffers, run.marks | again.marks)
+        self.put(run)
+        try:
+            yield
+        finally:
+            self.put(before)
+
+
+def copied(rest: Rest) -> Rest:
+    """The same in tensors and containers of its own; what is one tensor under two names stays one."""
+    copies: dict[int, Tensor] = {}
+
+    def copy(x: Tensor) -> Tensor:
+        return copies.setdefault(id(x), x.detach().clone())
+
+    return Rest(_mapped(rest.buffers, copy), _mapped(rest.marks, copy))
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two plain values are equal; tensors without values are if their shapes are."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Tensor):
+        alike = (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+        return alike and (a.is_meta or type(a) is not Tensor or torch.equal(a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(x, b[name]) for name, x in a.items())
+    if isinstance(a, list):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b or (a != a and b != b))
+
+
+def with_leaves(module: nn.Module) -> dict[int, Tensor]:
+    """A memo for `copy.deepcopy`, which refuses tensors in a graph: copies of those that are plain attributes."""
+    found = [x for _, owner in _owners(module) for x in vars(owner).values() if isinstance(x, Tensor)]
+    return {id(x): x.detach().clone() for x in found if x.grad_fn is not None}
+
+
+def _owners(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules by name, and after each those whose code it runs as its own, which it keeps in a tuple."""
+    for name, owner in module.named_modules():
+        yield name, owner
+        for key, value in vars(owner).items():
+            for i, x in enumerate(value) if isinstance(value, tuple) else ():
+                if isinstance(x, nn.Module):
+                    yield f"{name}.{key}:{i}" if name else f"{key}:{i}", x
+
+
+def _plain(owner: nn.Module) -> dict[str, Any]:
+    return {name: x for name, x in vars(owner).items() if type(x) in _PLAIN and name not in _EVERY}
+
+
+def _without_graph(x: Any) -> Any:
+    return x.detach() if isinstance(x, Tensor) and x.grad_fn is not None else x
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Plain containers anew, with each tensor in them changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if type(value) is dict:
+        return {name: _mapped(x, change) for name, x in value.items()}
+    if type(value) is list:
+        return [_mapped(x, change) for x in value]
+    return set(value) if type(value) is set else value
