@@ -378,3 +378,17 @@ def test_the_published_mebibytes_of_resnet18(tmp_path: Path) -> None:
         "fsl_sage aligning": 20 * part + 10 * up + 10 * auxiliary,
     }  # fmt: skip
     assert [round(n / 2**20, 2) for n in mebibytes.values()] == [853.83, 833.51, 292.85, 132.26, 212.56]
+
+
+@pytest.mark.parametrize("name", [*SPLIT, "tail"])
+def test_parts_may_begin_in_place(name: str) -> None:
+    """What they change is a copy: it is not the activation that goes up, and no leaf that a gradient is taken at."""
+    ends = []
+    for inplace in (False, True):
+        torch.manual_seed(4)
+        server = nn.Sequential(nn.ReLU(inplace=inplace), nn.Linear(8, 3))
+        head = nn.Sequential(nn.ReLU(inplace=inplace), nn.Linear(8, 3))
+        tail = nn.Sequential(nn.ReLU(inplace=inplace), nn.Linear(3, 3)) if name == "tail" else None
+        on = Split(nn.Sequential(nn.Linear(6, 8), nn.Tanh()), server, head, tail=tail)
+        ends.append(run(SPLIT.get(name, SplitFedV1)(lr=0.1), rounds=2, on=on).state)
+    assert_same_state(*ends)

@@ -46,6 +46,7 @@ class Half:
         self.part, self.held, self.device = part, held, torch.device(device)
         self._resident = part.lendable(held["params"], role, self.device)
         self.model = self._resident.module.train()
+        self._inplace = any(getattr(module, "inplace", False) for module in self.model.modules())
         self._given = held.get("buffers") or {}
         rest = held.get("rest") or {"buffers": {}, "marks": {}, "before": {}}
         self._before = {key: Rest(**found) for key, found in rest["before"].items()}
@@ -64,12 +65,20 @@ class Half:
     def output(self, batch: Any, key: Sequence[object], again: bool = False) -> Payload:
         """The part's output on a batch.  `key` names its randomness; `again` repeats the forward that `sent` ran."""
         with self._rules(key, again):
-            return self.part.forward(self.model, batch)
+            return self.part.forward(self.model, self._own(batch))
+
+    def _own(self, batch: Any) -> Any:
+        """The batch, or a copy for a part that may change it: it is another's, and torch changes no leaf in place."""
+        if not self._inplace:
+            return batch
+        if isinstance(batch, dict):
+            return tree.mapped(batch, torch.clone)
+        return tuple(tree.mapped(x, torch.clone) for x in batch)
 
     def loss(self, batch: Any, key: Sequence[object], again: bool = False) -> Tensor:
         """The part's mean loss on (payload, labels); `again` leaves the part as it is."""
         with self._rules(key, again):
-            return self.part.loss(self.model, batch)[0]
+            return self.part.loss(self.model, self._own(batch))[0]
 
     def sent(self, batch: Any, key: Sequence[object]) -> Payload:
         """What goes to the other end of a batch: the part's output, without a graph."""
