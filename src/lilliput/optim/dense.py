@@ -50,7 +50,7 @@ def _fused(
 def _single(p: Tensor, grad: Tensor, state: Mapping[str, Any], rule: Rule, options: Options) -> None:
     step, names = state["step"], rule.moments(tuple(p.shape), options)
     lr = rule.rate(p, step, float(options["lr"]), options)
-    dtype = working_dtype(p.dtype)
+    dtype, grad = working_dtype(p.dtype), grad.contiguous()  # moments lie so, and fused kernels read all alike
     if not (rule.elementwise and p.is_contiguous()):
         with opened(state, names, step) as moments:
             _move(p, grad.to(dtype), moments, step, lr, rule, options)
