@@ -89,12 +89,6 @@ def sensible(case: Case) -> Case:
         s["dtype"] = "float32"
     if s["norm"] == "batch" and s["accumulate"] == 3:  # a batch of one cannot be normalised by itself
         s["accumulate"] = 2
-    if s["norm"] == "hidden" or (
-        s["norm"] in ("counter", "spectral") and (s["buffers"] == "none" or s["checkpointing"])
-    ):
-        s["norm"] = "none"
-    if s["checkpointing"]:
-        s["twice"] = False
     lr = 0.05 if s["optimizer"] == "sgd" else 0.01
     return s | {"lr": lr, "mu": 0.1, "rounds": 3, "local_epochs": 2, "eps": EPS}
 
