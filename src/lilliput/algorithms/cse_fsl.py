@@ -31,7 +31,8 @@ from lilliput.tree import Body, Tree, add, mapped, sub
 class CseFsl(SplitTraining):
     """Split learning whose devices train on an auxiliary head's loss.
 
-    server_update_interval: q; the batches 0, q, 2q, ... of each round are uploaded.
+    server_update_interval: q; the batches 0, q, 2q, ... of each round are uploaded, of those that have a label that
+                            counts.
     auxiliary:              one head for all, averaged like the device's part, or a personal one that never travels.
     auxiliary_lr, auxiliary_optimizer: of the head; without a schedule, as published.
     order:                  in which the server takes its steps: client after client, as published, or interleaved by
@@ -133,15 +134,19 @@ class CseFsl(SplitTraining):
         """The batches that are left of the round, with or without training the head: (reply, client state)."""
         half = device_half(self, client, state)
         reply: Body = {"cut": {}, "labels": {}}
-        for n in range(total(self, client)):
-            (batch,) = take(client, self, range(n, n + 1))
-            again = n == 0 and state.get("opened", False)
-            run = partial(_step, half, head, batch, key_of(client, n), again, learns)
-            cut, loss = half.metered([batch], run, head)
-            if n % self.server_update_interval == 0 and not again:
-                reply["cut"][str(n)] = noisy(self, client, n, plain(cut))
-                reply["labels"][str(n)] = plain(labels(batch))
-            state = {**state, **seen(state, [batch], loss), "next": n + 1}
+        steps = 0
+        for n in range(state["next"], total(self, client)):
+            (part,) = take(client, self, range(n, n + 1))
+            loss: Any = 0.0
+            if part.counted:
+                again = n == state.get("opened")
+                run = partial(_step, half, head, part.batch, key_of(client, n), again, learns)
+                cut, loss = half.metered([part.batch], run, head)
+                if steps % self.server_update_interval == 0 and not again:
+                    reply["cut"][str(n)] = noisy(self, client, n, plain(cut))
+                    reply["labels"][str(n)] = plain(labels(part.batch))
+                steps += 1
+            state = {**state, **seen(state, [part], loss), "next": n + 1}
         changed, state = end(self, client, left(state, client=half))
         return {**reply, **changed}, state
 

@@ -55,9 +55,13 @@ def left(state: Body, **halves: Half) -> Body:
 
 
 def sent(config: SplitTraining, client: Client, state: Body, numbers: range) -> tuple[Body, Body]:
-    """Activations and, where the server takes the loss, labels of these batches; and the state after their forward."""
+    """Activations and, where the server takes the loss, labels of these batches; and the state after their forward.
+
+    A batch without a label that counts stays at home, see `step.step`.
+    """
     half = device_half(config, client, state)
-    batches = dict(zip(numbers, take(client, config, numbers), strict=True))
+    parts = dict(zip(numbers, take(client, config, numbers), strict=True))
+    batches = {n: part.batch for n, part in parts.items() if part.counted}
     reply = {"cut": {str(n): noisy(config, client, n, half.sent(x, key_of(client, n))) for n, x in batches.items()}}
     if client.task.tail_part is None:
         reply["labels"] = {str(n): plain(labels(batch)) for n, batch in batches.items()}
@@ -78,12 +82,19 @@ def noisy(config: SplitTraining, client: Client, number: int, cut: Payload) -> P
     return tree.mapped(cut, add)
 
 
-def seen(state: Body, batches: Iterable[Any], loss: Tensor | float) -> Body:
+class Part(NamedTuple):
+    """A batch on the client's device, and how many of its labels count."""
+
+    batch: Any
+    counted: int
+
+
+def seen(state: Body, parts: Iterable[Part], loss: Tensor | float) -> Body:
     """The round's tally with these batches, whose mean loss this is, added."""
-    batches = list(batches)
-    weight = sum(counted(labels(batch)) for batch in batches)
+    parts = list(parts)
+    weight = sum(part.counted for part in parts)
     return {
-        "examples": state["examples"] + sum(count(batch) for batch in batches),
+        "examples": state["examples"] + sum(count(part.batch) for part in parts),
         "weight": state["weight"] + weight, "loss": state["loss"] + weight * loss,
     }  # fmt: skip
 
@@ -99,7 +110,7 @@ def end(config: SplitTraining, client: Client, state: Body) -> tuple[Body, Body]
     reply = model_reply({**first, "params": first["params"] | tied}, tree.clone(whole["params"]), stats)
     if tied:
         reply["tied_delta"] = {n: reply["delta"].pop(n) for n in tied}
-    staged = ("parts", "start", "next", "examples", "weight", "loss", "opened", "opt")
+    staged = ("parts", "start", "next", "until", "examples", "weight", "loss", "opened", "opt")
     kept = {name: x for name, x in state.items() if name not in staged}
     if config.optimizer_state == "keep":
         kept["opt"] = {name: held["opt"] for name, held in parts.items()}
@@ -122,11 +133,11 @@ class _Stream(NamedTuple):
     key: tuple
     data: Any
     numbers: range
-    batches: list
+    parts: list[Part]
     rest: Iterator
 
 
-def take(client: Client, config: Training, numbers: range) -> list[Any]:
+def take(client: Client, config: Training, numbers: range) -> list[Part]:
     """The batches of these numbers, in `fit`'s order over all local epochs of the round, on the client's device.
 
     The epoch under way stays with the task between calls, as drawing it anew costs a pass over the data.  It decides
@@ -140,8 +151,14 @@ def take(client: Client, config: Training, numbers: range) -> list[Any]:
     if held.numbers != numbers:
         for _ in range(held.numbers.stop, numbers.start):
             next(held.rest)
-        batches = [to_device(next(held.rest), client.device, client.task.client_part.model) for _ in numbers]
-        held = _Stream(key, client.data, numbers, batches, held.rest)
+        parts = [_part(next(held.rest), client) for _ in numbers]
+        held = _Stream(key, client.data, numbers, parts, held.rest)
     if numbers.stop < total(config, client):
         streams[client.id] = held
-    return held.batches
+    return held.parts
+
+
+def _part(batch: Any, client: Client) -> Part:
+    # Labels are counted where the batch is: to ask a GPU would be to wait for it.
+    n = counted(labels(batch))
+    return Part(to_device(batch, client.device, client.task.client_part.model), n)

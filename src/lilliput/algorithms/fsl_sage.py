@@ -23,7 +23,7 @@ from torch import Tensor
 from lilliput import random, tree
 from lilliput.algorithms.checks import check_memory, fits
 from lilliput.algorithms.cse_fsl import CseFsl
-from lilliput.algorithms.device_end import begin, sent, total
+from lilliput.algorithms.device_end import begin, seen, sent, take, total
 from lilliput.algorithms.fedavg import advance, model_sums
 from lilliput.algorithms.half import Half, Payload, gradients, received
 from lilliput.algorithms.memory import remembered
@@ -94,10 +94,15 @@ class FslSage(CseFsl):
 
     @on_client
     def open(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
-        """The first batch's cut, before anything is trained."""
+        """The cut of the first batch that has a label that counts, before anything is trained."""
         state = begin(self, client, state, msg)
-        reply, state = sent(self, client, state, range(min(1, total(self, client))))
-        return reply, {**state, "opened": True}
+        for n in range(total(self, client)):
+            (part,) = take(client, self, range(n, n + 1))
+            if part.counted:
+                reply, state = sent(self, client, state, range(n, n + 1))
+                return reply, {**state, "opened": n}
+            state = {**state, **seen(state, [part], 0.0), "next": n + 1}
+        return {"cut": {}, "labels": {}}, state
 
     @on_client(like={"delta": "params", "buffer_delta": "buffers"})
     def close(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
@@ -170,7 +175,9 @@ class Aligner:
     def _fit_rows(
         self, head: Half, cut: Payload, y: Tensor, target: Payload, rows: Tensor, key: tuple[object, ...]
     ) -> None:
-        """A step towards the targets of these rows of the memory."""
+        """A step towards the targets of these rows of the memory; none if none of their labels counts."""
+        if not counted(y[rows]):
+            return
         inputs, wanted = (tree.mapped(x, lambda x: x[rows]) for x in (cut, target))
         estimate = self._slope(head, inputs, y[rows], key, again=True, graph=True)
         pairs = zip(tree.tensors(estimate), tree.tensors(wanted), strict=True)

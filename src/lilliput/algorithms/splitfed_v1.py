@@ -13,9 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-from lilliput.algorithms.device_end import begin, device_half, end, key_of, left, seen, sent, take, total
+from lilliput.algorithms.device_end import Part, begin, device_half, end, key_of, left, seen, sent, take, total
 from lilliput.algorithms.fedavg import advance, model_sums
 from lilliput.algorithms.half import Half
 from lilliput.algorithms.server_end import attempt, passed, pulled, serve, step
@@ -116,31 +115,34 @@ class SplitFedV1(SplitTraining):
         last = total(self, client)
         numbers = range(state["next"], min(state["next"] + self.chunk, last))
         reply, state = sent(self, client, state, numbers)
-        return {**reply, "more": numbers.stop < last}, state
+        return {**reply, "more": numbers.stop < last}, {**state, "until": numbers.stop}
 
     @on_client
     def turn(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
         """U-shape: a step of the tail on each batch that has passed the server, and the gradient where it came in."""
         tail, reply = device_half(self, client, state, "tail"), {}
-        for n, batch in _numbered(self, client, state, msg["middle"]).items():
-            key = (*key_of(client, n), "tail")
-            reply[str(n)], loss = step(tail, msg["middle"][str(n)], labels(batch), key, at=None)
-            state = {**state, **seen(state, [batch], loss)}
+        for n, part in _numbered(self, client, state).items():
+            loss = 0.0
+            if part.counted:
+                key = (*key_of(client, n), "tail")
+                reply[str(n)], loss = step(tail, msg["middle"][str(n)], labels(part.batch), key, at=None)
+            state = {**state, **seen(state, [part], loss)}
         return {"middle_gradient": reply}, left(state, tail=tail)
 
     @on_client
     def backward(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
         """A step for each gradient that came back, on the forward of its batch run again."""
         half = device_half(self, client, state)
-        batches = _numbered(self, client, state, msg["gradient"])
+        parts = _numbered(self, client, state)
+        batches = {n: part.batch for n, part in parts.items() if part.counted}
 
         def run() -> None:
             for grads in [half.pull(x, key_of(client, n), msg["gradient"][str(n)]) for n, x in batches.items()]:
                 half.apply(grads)
 
         half.metered(batches.values(), run)
-        done = seen(state, batches.values(), msg["loss"]) if "loss" in msg else {}
-        return {}, left({**state, **done, "next": state["next"] + len(batches)}, client=half)
+        done = seen(state, parts.values(), msg["loss"]) if "loss" in msg else {}
+        return {}, left({**state, **done, "next": state["until"]}, client=half)
 
     @on_client(like={"delta": "params", "buffer_delta": "buffers", "tied_delta": "tied"})
     def finish(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
@@ -148,7 +150,7 @@ class SplitFedV1(SplitTraining):
         return end(self, client, state)
 
 
-def _numbered(config: SplitTraining, client: Client, state: Body, like: Body) -> dict[int, Any]:
-    """The batches of the exchange under way, as many as there are in `like`."""
-    numbers = range(state["next"], state["next"] + len(like))
+def _numbered(config: SplitTraining, client: Client, state: Body) -> dict[int, Part]:
+    """The batches of the exchange under way."""
+    numbers = range(state["next"], state["until"])
     return dict(zip(numbers, take(client, config, numbers), strict=True))
