@@ -18,18 +18,21 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     return nullcontext() if precision == "float32" else torch.autocast(device.type, _DTYPES[precision])
 
 
-@contextmanager
-def exact_convolutions(model: nn.Module, device: torch.device, precision: str) -> Iterator[None]:
+def exact_convolutions(model: nn.Module, device: torch.device, precision: str) -> AbstractContextManager:
     """Compute in float32 the convolutions whose bf16 gradients torch leaves uninitialised on a CPU.
 
     Those are the ones whose input is smaller than their stride, such as the last stages of a ResNet on 8 x 8 images
     (seen with torch 2.13, for every kernel size and memory format).  For a whole step, as recomputed blocks run in the
     backward pass.
     """
-    strided = []
-    if precision == "bf16" and device.type == "cpu":
-        strided = [m for m in model.modules() if isinstance(m, _ConvNd) and not isinstance(m, _ConvTransposeNd)]
-        strided = [m for m in strided if max(m.stride) > 1]
+    if precision != "bf16" or device.type != "cpu":
+        return nullcontext()
+    strided = [m for m in model.modules() if isinstance(m, _ConvNd) and not isinstance(m, _ConvTransposeNd)]
+    return _all_exact([m for m in strided if max(m.stride) > 1])
+
+
+@contextmanager
+def _all_exact(strided: list[nn.Module]) -> Iterator[None]:
     before = [m.__dict__.get("forward") for m in strided]
     for m in strided:
         m.forward = _exact(m, m.forward)
