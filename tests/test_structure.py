@@ -12,7 +12,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "lilliput"
 LAYERS = {
-    0: "tree random registry sources layers",
+    0: "tree random registry sources layers labels",
     1: "wire header",
     2: "codecs store fleet ledger data",
     3: "models optim optimizers updates lean subspace",

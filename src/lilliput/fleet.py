@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from lilliput import random
+from lilliput.labels import counted_in
 from lilliput.ledger import Cost, Meter
 from lilliput.tree import Body, Tree, mapped, tensors
 from lilliput.wire import nbytes
@@ -66,11 +67,15 @@ class Client:
 
 @dataclass(frozen=True)
 class Reply:
-    """What one client answered.  `examples` is what the engine knows of the client's data, not what it claims."""
+    """What one client answered.
+
+    weight: how many labels of the client's data count (see `lilliput.labels`), which is what its loss and its update
+            weigh in a mean.  The engine knows it of the data; it is not what the client claims.
+    """
 
     client: int
     body: Body
-    examples: int
+    weight: int
     metrics: dict[str, float]
 
 
@@ -155,6 +160,13 @@ class Job:
     client_test: Mapping[int, Any] = field(default_factory=dict)
     handlers: Mapping[str, Callable] = field(default_factory=dict)  # device halves that belong to no method: evaluation
     timeout: float | None = None  # seconds that a client may take
+    _weights: dict[int, int] = field(default_factory=dict, compare=False)
+
+    def weight(self, client: int) -> int:
+        """How many labels of a client's data count; found out when it first matters."""
+        if client not in self._weights:
+            self._weights[client] = counted_in(self.data[client])
+        return self._weights[client]
 
     def handler(self, name: str) -> Any:
         """The device's half of that name; raises LookupError for what is not marked `@on_client`."""

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.fleet import Client
+from lilliput.labels import count
 from lilliput.step import Correction, Loss, Trainer, micro_batches, step_on
 from lilliput.tasks.recompute import checkpointed, frozen_norms
 from lilliput.tasks.resident import buffers as buffers_of
-from lilliput.tasks.supervised import count, to_device
+from lilliput.tasks.supervised import to_device
 from lilliput.training import Training
 from lilliput.tree import Body, Tree
 

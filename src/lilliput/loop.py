@@ -155,22 +155,23 @@ class Run:
             write(self.folder, "best.safetensors", {"round": number, "models": evaluation.saved(self.models)})
 
     def _measured(self, fleet: Round, seconds: float) -> Row:
-        trained = sum(m.get("examples", n) for n, m in fleet.metrics)
+        trained = [(r.client, r.metrics.get("examples", fleet.examples[r.client])) for r in fleet.answers]
+        examples = sum(n for _, n in trained)
         row: Row = {}
         for name in ("loss", "contrast"):
-            seen = [(n, m[name]) for n, m in fleet.metrics if name in m]
-            if seen:
-                row[f"train_{name}"] = sum(n * x for n, x in seen) / sum(n for n, _ in seen)
-        skipped = sum(m.get("skipped", 0) for _, m in fleet.metrics)
+            seen = [(r.weight, r.metrics[name]) for r in fleet.answers if name in r.metrics]
+            if mass := sum(n for n, _ in seen):
+                row[f"train_{name}"] = sum(n * x for n, x in seen) / mass
+        skipped = sum(r.metrics.get("skipped", 0) for r in fleet.answers)
         row |= {"skipped": int(skipped)} if skipped else {}
         row |= {
             "seconds": seconds,
-            "examples": int(trained),
-            "examples_per_second": trained / seconds if seconds else math.inf,
+            "examples": int(examples),
+            "examples_per_second": examples / seconds if seconds else math.inf,
         }
-        tokens = getattr(self.e.task, "tokens_per_example", None)
-        if tokens:
-            row["tokens_per_second"] = tokens * row["examples_per_second"]
+        if getattr(self.e.task, "tokens_per_example", None):
+            tokens = sum(n * fleet.job.weight(c) / fleet.examples[c] for c, n in trained)
+            row["tokens_per_second"] = tokens / seconds if seconds else math.inf
         row |= {**fleet.ledger.totals(), "clients": len(fleet.called) - len(fleet.out)}
         row["process_memory_bytes"] = process_memory(torch.device("cuda" if torch.cuda.is_initialized() else "cpu"))
         if hasattr(self.e.algorithm, "lr_at"):

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from lilliput import optim, tree, updates
+from lilliput.labels import columns, counted, labels
 from lilliput.ledger import metered
 from lilliput.tasks.autocast import autocast, exact_convolutions
-from lilliput.tasks.supervised import columns, counted, labels
 from lilliput.training import Training
 from lilliput.tree import Body, Tree
 

@@ -61,7 +61,7 @@ class TwoCalls:
             buffers[reply.client] = add(scale(old, 0.5), gradient) if old else gradient
             fleet.memory[reply.client] = {"buffer": buffers[reply.client]}
         replies = fleet.call(self.weigh, each={c: {"buffer": b} for c, b in buffers.items()})
-        mean = reduce(replies, delta=Mean("examples").over(state["params"]))["delta"]
+        mean = reduce(replies, delta=Mean("labels").over(state["params"]))["delta"]
         return {"params": add(state["params"], mean)}
 
     @on_client(like={"gradient": "params"})

@@ -165,8 +165,8 @@ def run(first: nn.Module, data: dict[int, list[Any]], cohorts: list[list[int]], 
             own[c] = after
             delta = {n: p.detach() - x[n] for n, p in net.named_parameters() if n in x}
             a = weight_of_a_constant_gradient(steps, s) if s["method"] in ("fednova", "scaffold") else 1.0
-            found.append((c, sum(len(y) for _, y in data[c]), delta, after, a))
-        total = sum(n for _, n, *_ in found)
+            found.append((c, sum(int((y != IGNORED).sum()) for _, y in data[c]), delta, after, a))
+        total = sum(n for _, n, *_ in found) or 1  # if no label counts, nothing moves
         if s["buffers"] == "average":
             for name, b in buffers.items():
                 mean = sum(n * (after[name].double() - b.double()) for _, n, _, after, _ in found) / total

@@ -43,11 +43,12 @@ def test_whole_numbers_are_truncated():
     assert mean(x, [{"n": torch.tensor(2)}, {"n": torch.tensor(3)}])["n"] == 2
 
 
-def test_a_reply_without_examples_moves_nothing():
+def test_a_reply_without_labels_that_count_moves_nothing():
     x, deltas = {"w": torch.zeros(2)}, [{"w": torch.full((2,), v)} for v in (5.0, 1.0)]
     assert torch.equal(mean(x, deltas, [0, 4])["w"], torch.ones(2))
+    assert torch.equal(mean(x, deltas, [0, 0])["w"], torch.zeros(2))
     with pytest.raises(ValueError, match="no client replied"):
-        mean(x, deltas, [0, 0])
+        mean(x, [])
 
 
 def test_what_has_no_mean_is_refused_by_name():

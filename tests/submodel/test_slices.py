@@ -60,7 +60,7 @@ def test_the_mean_of_a_coordinate_runs_over_its_holders() -> None:
     """Clients 0 and 1 hold units {0, 1} and {1, 2}, 1 and 3 examples, deltas 4 and 8: 4, (4 + 24) / 4, 8, none."""
     slices = {0: held(0, 1), 1: held(1, 2)}
     replies = [Reply(c, {"delta": {"a.bias": torch.full((2,), d)}}, n, {}) for c, n, d in ((0, 1, 4.0), (1, 3, 8.0))]
-    mean = reduce(replies, slices, delta=Mean("examples").over({"a.bias": torch.zeros(4)}))["delta"]
+    mean = reduce(replies, slices, delta=Mean("labels").over({"a.bias": torch.zeros(4)}))["delta"]
     assert mean["a.bias"].tolist() == [4.0, 7.0, 8.0, 0.0]
     total = reduce(replies, slices, delta=Sum().over({"a.bias": torch.zeros(4)}))["delta"]
     assert total["a.bias"].tolist() == [4.0, 12.0, 8.0, 0.0]
@@ -78,7 +78,7 @@ def test_whole_and_cut_models_mix() -> None:
 
 def test_the_mean_of_one_is_itself_to_the_bit() -> None:
     x = {"w": torch.randn(1000)}
-    mean = reduce([Reply(0, {"delta": x}, 7, {})], delta=Mean("examples").over(x))["delta"]
+    mean = reduce([Reply(0, {"delta": x}, 7, {})], delta=Mean("labels").over(x))["delta"]
     assert torch.equal(mean["w"], x["w"])
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lilliput import random, tree
+from lilliput.labels import count, labels
 from lilliput.tasks import Split, Supervised
 from lilliput.tasks.moving import Movable
-from lilliput.tasks.supervised import count, labels
 
 _ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 

@@ -20,9 +20,9 @@ from lilliput.algorithms.half import Half, Payload, gradients, plain
 from lilliput.algorithms.server_end import serve
 from lilliput.algorithms.splitting import SplitTraining, check_order
 from lilliput.fleet import Client, Fleet, Reply, on_client
+from lilliput.labels import labels
 from lilliput.submodel import reduce
 from lilliput.tasks.split import portion
-from lilliput.tasks.supervised import labels
 from lilliput.training import Training
 from lilliput.tree import Body, Tree, add, mapped, sub
 

@@ -13,9 +13,10 @@ from lilliput.algorithms.fedavg import model_reply
 from lilliput.algorithms.half import Half, Payload, plain
 from lilliput.algorithms.splitting import SplitTraining, devices
 from lilliput.fleet import Client
+from lilliput.labels import count, counted, labels
 from lilliput.local import Stats, round_batches
 from lilliput.tasks.split import portion
-from lilliput.tasks.supervised import count, counted, labels, to_device
+from lilliput.tasks.supervised import to_device
 from lilliput.training import Training
 from lilliput.tree import Body
 

@@ -111,12 +111,12 @@ def measured(stats: Stats) -> Body:
 
 
 def model_sums(combine: Combine, state: Body) -> dict[str, Any]:
-    """Accumulators for `delta`, by the method's combine, and for the rest, always the mean by examples."""
+    """Accumulators for `delta`, by the method's combine, and for the rest, always the weighted mean."""
     sums: dict[str, Any] = {"delta": combine.over(state["params"])}
     if "projections" in state:
         sums["projections"] = _Subspaces()
     if state.get("buffers"):
-        sums["buffer_delta"] = Mean("examples").over(state["buffers"])
+        sums["buffer_delta"] = Mean("labels").over(state["buffers"])
     return sums
 
 
@@ -127,7 +127,7 @@ class _Subspaces:
         self._mean = MeanSubspace()
 
     def add(self, reply: Reply, value: Tree, held: Slice) -> None:
-        self._mean.add(value, reply.examples)
+        self._mean.add(value, reply.weight)
 
     def result(self) -> Tree:
         return self._mean.result()

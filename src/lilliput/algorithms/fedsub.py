@@ -189,7 +189,7 @@ class FedSub(Training):
         if (fleet.round - 1) % self.refresh == 0:
             like = {layer: torch.zeros(spaces.sketch_shape(layer)) for layer in spaces.forms}
             replies = fitting(fleet, "sketch", like, fleet.call(self.sketch, each=each))
-            mean: Tree = reduce(replies, sketch=Mean("examples").over(like))["sketch"]
+            mean: Tree = reduce(replies, sketch=Mean("labels").over(like))["sketch"]
             state = {**state, "rows": {n: leading(x, spaces.ranks[n]).dense() for n, x in mean.items()}}
             each = {c: {} for c in each}  # they have the model now
         now, rows = self.epoch(fleet.round), {"rows": state["rows"]}

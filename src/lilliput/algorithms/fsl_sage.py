@@ -29,9 +29,9 @@ from lilliput.algorithms.half import Half, Payload, gradients, received
 from lilliput.algorithms.memory import remembered
 from lilliput.algorithms.server_end import slopes
 from lilliput.fleet import Client, Fleet, Reply, on_client
+from lilliput.labels import counted
 from lilliput.submodel import reduce
 from lilliput.tasks.split import portion
-from lilliput.tasks.supervised import counted
 from lilliput.tree import Body
 
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from lilliput import random, tree
+from lilliput.labels import columns
 from lilliput.ledger import metered
 from lilliput.step import Trainer
 from lilliput.tasks import Supervised, frozen_norms
 from lilliput.tasks.moving import Rest, same
-from lilliput.tasks.supervised import columns
 from lilliput.training import Training
 from lilliput.tree import Body
 

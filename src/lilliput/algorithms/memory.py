@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lilliput import tree
+from lilliput.labels import IGNORED
 from lilliput.tree import Body
-
-IGNORED = -100  # what a label that does not count is, as for `cross_entropy`
 
 
 def remembered(held: Body, cuts: Sequence[Any], labels: Sequence[Tensor], limit: int) -> Body:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lilliput.algorithms.half import Half, Payload, gradients, plain, received
 from lilliput.fleet import Fleet, Reply
-from lilliput.tasks.supervised import counted
+from lilliput.labels import counted
 from lilliput.tree import Body
 
 Out = TypeVar("Out")

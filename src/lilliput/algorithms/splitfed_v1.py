@@ -20,9 +20,9 @@ from lilliput.algorithms.half import Half
 from lilliput.algorithms.server_end import attempt, passed, pulled, serve, step
 from lilliput.algorithms.splitting import SplitTraining, devices, down, joined, servers
 from lilliput.fleet import Client, Fleet, Reply, on_client
+from lilliput.labels import labels
 from lilliput.submodel import reduce
 from lilliput.tasks.split import portion
-from lilliput.tasks.supervised import labels
 from lilliput.tree import Body, sub
 
 
@@ -105,7 +105,7 @@ class SplitFedV1(SplitTraining):
                 delta[theirs] = delta[theirs] + delta.pop(mine)
             if after["buffers"] and not local:
                 body["buffer_delta"] = {**body.get("buffer_delta", {}), **sub(after["buffers"], copy.held["buffers"])}
-            yield Reply(reply.client, {**body, "delta": delta}, reply.examples, reply.metrics)
+            yield Reply(reply.client, {**body, "delta": delta}, reply.weight, reply.metrics)
 
     @on_client
     def forward(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:

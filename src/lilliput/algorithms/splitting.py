@@ -134,4 +134,4 @@ def joined(replies: Iterable[Reply]) -> Iterator[Reply]:
     for reply in replies:
         body = dict(reply.body)
         delta = {**body["delta"], **body.pop("tied_delta", {})}
-        yield Reply(reply.client, {**body, "delta": delta}, reply.examples, reply.metrics)
+        yield Reply(reply.client, {**body, "delta": delta}, reply.weight, reply.metrics)

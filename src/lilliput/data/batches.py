@@ -13,12 +13,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lilliput.labels import count, counted, counted_in, labels
+
 Batch = Any
 Transform = Callable[[Tensor, "torch.Generator | None"], Tensor]
 
 
 class Batches(Protocol):
-    """A client's or a test set's data."""
+    """A client's or a test set's data.
+
+    It may say by `counted()` how many of its labels count (see `lilliput.labels`); else every example counts as one.
+    """
 
     examples: int
 
@@ -34,14 +39,17 @@ class ListBatches:
 
     def __init__(self, batches: Sequence[Batch]):
         self._batches = list(batches)
-        self.examples = sum(_length(batch) for batch in self._batches)
+        self.examples = sum(count(batch) for batch in self._batches)
 
     def __len__(self) -> int:
         return len(self._batches)
 
+    def counted(self) -> int:
+        return sum(counted(labels(batch)) for batch in self._batches)
+
     def cut(self) -> tuple[Any, ...]:
         """How the data is cut: the length of each batch."""
-        return tuple(map(_length, self._batches))
+        return tuple(map(count, self._batches))
 
     def epoch(self, generator: torch.Generator | None) -> Iterator[Batch]:
         return iter(self._batches)
@@ -72,6 +80,9 @@ class ArrayBatches:
         """How the data is cut and changed: examples of a batch, whether a rest is left out, the transform."""
         return self._size, self._drop_last, self._transform
 
+    def counted(self) -> int:
+        return counted(labels(self._columns))
+
     def __len__(self) -> int:
         whole, rest = divmod(self.examples, self._size)
         return whole + (rest > 0 and not (self._drop_last and whole))
@@ -96,6 +107,9 @@ class Pooled:
 
     def __len__(self) -> int:
         return sum(len(part) for part in self._parts)
+
+    def counted(self) -> int:
+        return sum(counted_in(part) for part in self._parts)
 
     def cut(self) -> tuple[Any, ...]:
         """How each owner's data is cut."""
@@ -124,7 +138,3 @@ def pooled(parts: Sequence[Batches]) -> Batches:
 def as_batches(data: Batches | Sequence[Batch]) -> Batches:
     """Batches as they are; a sequence of explicit batches as batches in that order."""
     return data if hasattr(data, "epoch") else ListBatches(data)  # type: ignore[return-value, arg-type]
-
-
-def _length(batch: Batch) -> int:
-    return len(next(iter(batch.values()))) if isinstance(batch, dict) else len(batch[0])

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lilliput import random
 from lilliput.data.corpus import Corpus
+from lilliput.labels import IGNORED
 
-IGNORED = -100  # a label that does not count
 CHUNK = 16  # documents that are tokenised at a time when packing
 
 Batch = dict[str, Tensor]

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from lilliput.data.batches import Batch
-
-IGNORED = -100  # the label that does not count
+from lilliput.labels import IGNORED
 
 
 class TokenBatches:
@@ -42,6 +41,10 @@ class TokenBatches:
         else:
             columns = [torch.cat([part._columns[i][part._index] for part in parts]) for i in range(len(columns))]
         return TokenBatches(columns, self._size, index=index, bucket=self._bucket)
+
+    def counted(self) -> int:
+        first, length = self._columns[1][self._index].unbind(1)
+        return int((length - first.clamp(min=1)).clamp(min=0).sum())
 
     def cut(self) -> tuple[Any, ...]:
         """How the data is cut: examples of a batch, and batches that are sorted by length at a time."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -108,7 +109,7 @@ class Round:
         self.stated: set[int] = set()
         self.schemas: dict[int, dict[str, Any]] = {}  # of the trees that each client was last sent, by key
         self.sampled: list[int] = []
-        self.metrics: list[tuple[int, dict[str, float]]] = []
+        self.answers: list[Reply] = []  # those with metrics, without their bodies
         self._cohort = cohort
         self._calls = 0
         self._open: Stream | None = None
@@ -310,7 +311,7 @@ class Stream(Iterator[Reply]):
                 body, why = {}, f"the reply cannot be decoded: {error}"
             metrics = {name: float(x) for name, x in (body.get("metrics") or {}).items()}
             entry.metrics = metrics
-            reply = Reply(c, body, fleet.examples[c], metrics)
+            reply = Reply(c, body, fleet.job.weight(c), metrics)
         down = sum(entry.down.values()) + entry.down_overhead
         up = sum(entry.up.values()) + entry.up_overhead
         entry.communication_seconds = profile.seconds(down, 0, up)
@@ -320,7 +321,7 @@ class Stream(Iterator[Reply]):
             fleet.fail(c, why, response.cause)
             reply = None
         elif reply is not None and reply.metrics and not fleet.evaluating:
-            fleet.metrics.append((reply.examples, reply.metrics))
+            fleet.answers.append(replace(reply, body={}))
         self._arrived[c] = reply
         fleet.progress(self._total - len(self._waiting) - len(self._sent), self._total)
 

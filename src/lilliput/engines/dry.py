@@ -85,7 +85,7 @@ def ledgers(experiment: Any, engine: Dry, rounds: int | None = None) -> Iterator
             fleet = Round(engine, job, store, number, cohort=cohort, quorum=e.quorum, reply_limit=e.reply_limit)
             state = e.algorithm.round(state, fleet)
             fleet.commit()
-            yield fleet.ledger, sum(int(m.get("examples", n)) for n, m in fleet.metrics)
+            yield fleet.ledger, sum(int(r.metrics.get("examples", 0)) for r in fleet.answers)
 
 
 def haunted(job: Job, ghosts: Ghosts) -> Job:
@@ -243,12 +243,18 @@ class Shapes(ListBatches):
             signature(batch if isinstance(batch, dict) else dict(enumerate(batch))) for batch in batches
         )
 
+    def counted(self) -> int:
+        return self.examples  # ghosts have no values to tell
+
 
 class Drawn:
     """Batches whose shapes depend on the draw: the real ones, drawn and forgotten."""
 
     def __init__(self, data: Batches, ghosts: Ghosts):
         self.examples, self._data, self._ghosts = data.examples, data, ghosts
+
+    def counted(self) -> int:
+        return self.examples
 
     def __len__(self) -> int:
         return len(self._data)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from lilliput import lean, optim, step
 from lilliput.footprint.scratch import renew
+from lilliput.labels import columns, labels
 from lilliput.subspace import Columns, SubspaceLayer
 from lilliput.tasks.recompute import checkpointed
-from lilliput.tasks.supervised import columns, cross_entropy, labels
+from lilliput.tasks.supervised import cross_entropy
 from lilliput.training import Training
 
 Loss = Callable[[nn.Module, Any], Tensor]

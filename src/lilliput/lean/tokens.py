@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lilliput.labels import IGNORED
 from lilliput.lean.remake import autocast_dtype, no_autocast, transformed
 
-IGNORED = -100
 CHUNK = 2**23  # logits at a time, 32 MiB of float32: from there on larger products are hardly faster
 STRIPE = 2**12  # classes whose gradient is added at a time under autocast
 Parts = tuple[Tensor, Tensor, Tensor | None]  # hidden [tokens, n], weight [classes, n], bias [classes]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lilliput.data.corpus import count
-from lilliput.data.sequences import IGNORED, Batch
+from lilliput.data.sequences import Batch
+from lilliput.labels import IGNORED
 
 if TYPE_CHECKING:
     from lilliput.pretraining.run import Run

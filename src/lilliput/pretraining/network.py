@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lilliput import checkpoint, lean, random
-from lilliput.data.sequences import IGNORED
+from lilliput.labels import IGNORED
 from lilliput.pretraining.config import Pretrain
 from lilliput.registry import is_path, resolve
 

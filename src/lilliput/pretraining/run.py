@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from lilliput import checkpoint, random
 from lilliput.data.ahead import Ahead
 from lilliput.data.corpus import Corpus
-from lilliput.data.sequences import IGNORED, Batch, Sequences
+from lilliput.data.sequences import Batch, Sequences
+from lilliput.labels import IGNORED
 from lilliput.ledger import process_memory
 from lilliput.logs import Log
 from lilliput.pretraining import network, optimizers, parallel, saved

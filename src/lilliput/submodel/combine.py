@@ -17,7 +17,7 @@ from lilliput.fleet import Reply
 from lilliput.submodel.slices import WHOLE, Slice
 from lilliput.tree import Tree
 
-Weight = Literal["examples", "uniform"]
+Weight = Literal["labels", "uniform"]
 
 
 class Accumulator(Protocol):
@@ -39,7 +39,9 @@ class _TreeSum:
     """sum_i w_i d_i and, where slices are held, the weight that reached each coordinate.
 
     Weights are taken relative to the first reply's, so that one client's mean is its delta to the last bit.  Sums are
-    in float32 at least: in bfloat16, 256 + 1 is 256.  Raises ValueError for an entry of x that has no mean.
+    in float32 at least: in bfloat16, 256 + 1 is 256.  If no reply weighs anything, x stays as it is.
+
+    Raises ValueError for an entry of x that has no mean.
     """
 
     def __init__(self, x: Tree, weigh: Callable[[Reply], float], divide: bool):
@@ -51,10 +53,12 @@ class _TreeSum:
         self._divide = divide
         self._unit = 0.0
         self._mass = 0.0
+        self._replied = False
         self._total: Tree = {}
         self._coverage: Tree | None = None
 
     def add(self, reply: Reply, value: Tree, held: Slice) -> None:
+        self._replied = True
         if not self._weigh(reply):  # it moves nothing
             return
         self._unit = self._unit or self._weigh(reply)
@@ -78,8 +82,10 @@ class _TreeSum:
         self._mass += weight
 
     def result(self) -> Tree:
-        if not self._mass:
+        if not self._replied:
             raise ValueError("no client replied, so there is nothing to combine")
+        if not self._mass:
+            return tree.zeros_like(self._x)
         if self._divide and self._coverage is not None:
             for name, total in self._total.items():
                 total.div_(self._coverage[name].masked_fill_(self._coverage[name] == 0, 1.0))
@@ -110,22 +116,24 @@ class _NumberSum:
     def __init__(self, weigh: Callable[[Reply], float], divide: bool):
         self._weigh, self._divide = weigh, divide
         self._total = self._mass = 0.0
+        self._replied = False
 
     def add(self, reply: Reply, value: float, held: Slice) -> None:
+        self._replied = True
         self._total += self._weigh(reply) * value
         self._mass += self._weigh(reply)
 
     def result(self) -> float:
-        if not self._mass:
+        if not self._replied:
             raise ValueError("no client replied, so there is nothing to combine")
-        return self._total / self._mass if self._divide else self._total
+        return self._total / (self._mass or 1.0) if self._divide else self._total
 
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean over those who hold a coordinate, weighted by their examples or equally."""
+    """The mean over those who hold a coordinate, weighted by their labels that count or equally."""
 
-    weight: Weight = "examples"
+    weight: Weight = "labels"
 
     def over(self, x: Tree | None) -> Any:
         """An accumulator of trees shaped like x or slices of it; of plain numbers for None."""
@@ -149,16 +157,16 @@ def _one(reply: Reply) -> float:
     return 1.0
 
 
-def _examples(reply: Reply) -> float:
-    return float(reply.examples)
+def _labels(reply: Reply) -> float:
+    return float(reply.weight)
 
 
-_WEIGHTS: dict[str, Callable[[Reply], float]] = {"examples": _examples, "uniform": _one}
+_WEIGHTS: dict[str, Callable[[Reply], float]] = {"labels": _labels, "uniform": _one}
 
 
 def weighted_mean() -> Mean:
-    """The mean weighted by examples (FedAvg)."""
-    return Mean("examples")
+    """The mean weighted by the labels of each client that count: by examples, where each has one (FedAvg)."""
+    return Mean("labels")
 
 
 def uniform_mean() -> Mean:

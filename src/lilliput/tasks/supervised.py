@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lilliput import lean, tree
+from lilliput.labels import IGNORED, counted, labels
 from lilliput.tasks.recompute import frozen_norms
 from lilliput.tasks.resident import Resident, Residents, buffers
 from lilliput.tree import Body, Tree
 
 Outputs = dict[str, Any]
-IGNORED = -100  # a label that does not count
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -33,8 +33,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """The share of labels that have the largest logit; labels of -100 do not count."""
-    counted = labels != IGNORED
-    return (logits.argmax(-1) == labels)[counted].float().mean()
+    return (logits.argmax(-1) == labels)[labels != IGNORED].float().mean()
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Supervised:
               is had without its logits ever being whole.
     metrics:  name -> (logits, labels) -> scalar mean over the batch, or what is `Derived` from such a mean.
     features: the submodule whose output counts as the features; the input of the last Linear by default.
-    tokens_per_example: how many tokens an example of text has, for reports of tokens per second.
+    tokens_per_example: how many tokens an example of text has; where it is given, rows tell tokens per second.
     """
 
     def __init__(
@@ -175,30 +174,6 @@ class Supervised:
 
 def _plain(params: Mapping[str, Tensor]) -> Tree:
     return {name: p.detach().clone(memory_format=torch.contiguous_format) for name, p in params.items()}
-
-
-def labels(batch: Any) -> Tensor:
-    """The labels of a batch."""
-    return batch["labels"] if isinstance(batch, dict) else batch[1]
-
-
-def columns(batch: Any) -> Iterator[Tensor]:
-    """The tensors of a batch; what crosses a cut may itself be a dict of them."""
-    for x in batch.values() if isinstance(batch, dict) else batch:
-        yield from tree.tensors(x)
-
-
-def count(batch: Any) -> int:
-    """Examples in a batch."""
-    return next(columns(batch)).shape[0]
-
-
-def counted(y: Tensor) -> int:
-    """How many labels count: what a batch's mean loss and metrics weigh beside another's.
-
-    Whole numbers count one by one, wherever they stand, unless they are -100; of real numbers every example counts.
-    """
-    return len(y) if y.is_floating_point() else int((y != IGNORED).sum())
 
 
 def to_device(batch: Any, device: torch.device | str, model: nn.Module) -> Any:
