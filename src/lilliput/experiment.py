@@ -176,6 +176,9 @@ class Experiment:
 
     def _start(self) -> Body:
         state = self.algorithm.init(self.task)
+        for name, x in state.get("params", {}).items():
+            if x.is_meta:
+                raise ValueError(f"{name!r} is on the meta device and has no values; load them, or use engine=dry")
         if self.init is not None:
             for kind in ("params", "buffers"):
                 if kind in state:

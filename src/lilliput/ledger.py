@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -102,7 +102,8 @@ def _flat(values: Any) -> list[Tensor]:
     found = []
     for value in values:
         if isinstance(value, Tensor):
-            found.append(value)
+            if value.layout == torch.strided:  # the parts of a sparse tensor are tensors of their own
+                found.append(value)
         elif isinstance(value, list | tuple):
             found.extend(_flat(value))
     return found
@@ -169,8 +170,15 @@ Place = tuple[int, int]
 
 def _distinct(found: Iterable[Tensor], but: Mapping[Place, Tensor] = MappingProxyType({})) -> dict[Place, Tensor]:
     """Tensors by where they lie (storage and byte), without those of `but`."""
-    placed = {(x.untyped_storage()._cdata, int(x.storage_offset()) * x.itemsize): x for x in found if x.numel()}
+    dense = (x for x in _parts(found) if x.numel())
+    placed = {(x.untyped_storage()._cdata, int(x.storage_offset()) * x.itemsize): x for x in dense}
     return {place: x for place, x in placed.items() if place not in but}
+
+
+def _parts(found: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The tensors, with those that a sparse one consists of in its place."""
+    for x in found:
+        yield from (x._indices(), x._values()) if x.layout == torch.sparse_coo else (x,)
 
 
 def _bytes(held: Mapping[Place, Tensor]) -> int:

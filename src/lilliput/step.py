@@ -63,17 +63,18 @@ def micro_batches(batch: Any, pieces: int) -> list[Part]:
     return [(part, n) for part in parts if (n := counted(labels(part)))]
 
 
-def own(grads: Sequence[Tensor | None], params: Sequence[Tensor], changing: bool) -> Grads:
+def own(grads: Sequence[Tensor | None], params: Sequence[Tensor], changing: bool, names: Sequence[str]) -> Grads:
     """Gradients in their parameters' order of memory, which fused kernels rely on.
 
     changing: they will be changed in place, so that no two may share memory, as those of the terms of a sum do.
+    Raises ValueError, with its parameter's name, for a gradient that is sparse.
     """
     seen: set[int] = set()
     found: Grads = []
-    for g, p in zip(grads, params, strict=True):
+    for g, p, name in zip(grads, params, names, strict=True):
         if g is not None:
-            if g.is_sparse:
-                raise ValueError("a gradient is sparse; make the embedding with sparse=False")
+            if g.layout != torch.strided:
+                raise ValueError(f"the gradient of {name!r} is sparse; make the embedding with sparse=False")
             place = g.untyped_storage()._cdata if changing else 0
             if g.stride() != p.stride() or place in seen:
                 g = torch.empty_like(p, requires_grad=False).copy_(g)
@@ -158,12 +159,14 @@ class Trainer:
             indices, grads = [i for i, _ in there], [g for _, g in there]
         if not indices:
             return
-        params = self.params if indices is self.everything else [self.params[i] for i in indices]
-        ready: Any = own(grads, params, bool(self.corrections) or self.config.clip is not None)
+        whole = indices is self.everything
+        params = self.params if whole else [self.params[i] for i in indices]
+        names = self.names if whole else [self.names[i] for i in indices]
+        ready: Any = own(grads, params, bool(self.corrections) or self.config.clip is not None, names)
         if self.corrections:
             ready = [torch.zeros_like(p) if g is None else g for g, p in zip(ready, params, strict=True)]
         for correct in self.corrections:
-            correct([self.names[i] for i in indices], params, ready)
+            correct(names, params, ready)
         if self.config.clip is not None:
             norms = [x.to(torch.float32) if x.dtype.itemsize < 4 else x for x in torch._foreach_norm(ready)]
             norm = torch.linalg.vector_norm(torch.stack([x.to(norms[0]) for x in norms]))
@@ -236,7 +239,7 @@ def _gradients(model: nn.Module, opt: Trainer, loss: Loss, parts: Sequence[Part]
         scaled = value if opt.scaler is None else opt.scaler.scale(value)
         grads: Grads = list(torch.autograd.grad(scaled, opt.params, allow_unused=True))
         if len(parts) > 1:
-            grads = own(grads, opt.params, changing=True)
+            grads = own(grads, opt.params, changing=True, names=opt.names)
         total = _added(total, grads) if total else grads
     return total
 
@@ -285,7 +288,7 @@ class _AsOptimizer:
         self.param_groups = [{"params": opt.params}]
         self.applied = False
         self._opt = opt
-        for p, g in zip(opt.params, own(grads, opt.params, changing=True), strict=True):
+        for p, g in zip(opt.params, own(grads, opt.params, changing=True, names=opt.names), strict=True):
             p.grad = g
 
     def step(self) -> None:

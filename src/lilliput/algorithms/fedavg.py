@@ -15,6 +15,7 @@ from lilliput.local import Stats, fit
 from lilliput.optim import MeanSubspace
 from lilliput.step import Correction, Loss
 from lilliput.submodel import Combine, Mean, Slice, SliceRule, full, reduce, weighted_mean
+from lilliput.tasks.carried import check_averaged
 from lilliput.training import Training
 from lilliput.tree import Body, Tree, add, add_, sub
 
@@ -57,8 +58,15 @@ class FedAvg(Training):
 
 
 def start(config: Training, task: Any) -> Body:
-    """The server's first state: `params`, and `buffers` and `projections` where they are averaged."""
-    state: Body = task.init() if config.buffers == "average" else {"params": task.init()["params"]}
+    """The server's first state: `params`, and `buffers` and `projections` where they are averaged.
+
+    Raises ValueError for what cannot be trained, and for buffers that have no mean where they are averaged.
+    """
+    state: Body = task.init()
+    if config.buffers == "average":
+        check_averaged(state["buffers"])
+    else:
+        state = {"params": state["params"]}
     return {**state, "projections": {}} if config.optimizer_state == "average" else state
 
 

@@ -14,6 +14,7 @@ from lilliput import checkpoint, lean, random
 from lilliput.labels import IGNORED
 from lilliput.pretraining.config import Pretrain
 from lilliput.registry import is_path, resolve
+from lilliput.tasks.carried import check_model
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
@@ -40,7 +41,7 @@ class LanguageLoss(nn.Module):
 def build(c: Pretrain) -> nn.Module:
     """The model of the settings, its weights by the seed, or those of `model` if that is a folder with weights.
 
-    Raises ValueError for a model that there is not, or an option that it has not.
+    Raises ValueError for a model that there is not, for an option that it has not, and for what cannot be trained.
     """
     with random.seeded(c.seed, "model"):
         model = _made(c) if c.lora is None else adapted(_made(c), c.lora)
@@ -48,7 +49,10 @@ def build(c: Pretrain) -> nn.Module:
         from lilliput.models.weights import load_weights
 
         load_weights(model, *checkpoint.initial(Path(c.init)))
-    model = model.to(DTYPES[c.dtype])
+    check_model(model)
+    dtype = DTYPES[c.dtype]
+    # `model.to` would also make complex numbers real, and lose half of each.
+    model._apply(lambda x: x.to(dtype) if x.is_floating_point() else x)
     return lean.patch(model) if c.lean else model
 
 

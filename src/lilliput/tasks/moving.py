@@ -108,12 +108,20 @@ def same(a: Any, b: Any) -> bool:
         return False
     if isinstance(a, Tensor):
         alike = (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
-        return alike and (a.is_meta or type(a) is not Tensor or torch.equal(a, b))
+        return alike and (a.is_meta or type(a) is not Tensor or _equal(a, b))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(x, b[name]) for name, x in a.items())
     if isinstance(a, list):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     return bool(a == b or (a != a and b != b))
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    if a.layout == torch.sparse_coo:
+        return torch.equal(a._indices(), b._indices()) and torch.equal(a._values(), b._values())
+    if a.dtype == torch.complex32:  # torch does not compare it
+        a, b = torch.view_as_real(a), torch.view_as_real(b)
+    return torch.equal(a, b)
 
 
 def with_leaves(module: nn.Module) -> dict[int, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lilliput import lean, tree
 from lilliput.labels import IGNORED, counted, labels
+from lilliput.tasks.carried import check_model
 from lilliput.tasks.recompute import frozen_norms
 from lilliput.tasks.resident import Resident, Residents, buffers
 from lilliput.tree import Body, Tree
@@ -87,7 +88,11 @@ class Supervised:
         self.__dict__.update(state, _residents=Residents(state["model"]))
 
     def init(self) -> Body:
-        """The weights training starts from: trainable `params` and `buffers` (BatchNorm statistics)."""
+        """The weights training starts from: trainable `params` and `buffers` (BatchNorm statistics).
+
+        Raises ValueError for what no method can train or send (see `carried`).
+        """
+        check_model(self.model)
         params = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         return {"params": _plain(params), "buffers": _plain(buffers(self.model))}
 
