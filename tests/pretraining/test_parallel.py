@@ -69,3 +69,12 @@ def test_a_batch_must_divide_among_processes() -> None:
 
     with pytest.raises(ValueError, match="batch_size=8 does not divide among 3 processes of accumulate=1"):
         Pretrain(batch_size=8, steps=100).share(3)
+
+
+def test_what_the_first_process_refuses_ends_all_of_them(tmp_path: Path) -> None:
+    script = SCRIPT.with_name("refusing_processes.py")
+    ended = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    for rank in range(2):
+        assert "CheckpointError" in (refusal := (tmp_path / f"ended{rank}").read_text())
+        assert "line 2 is damaged" in refusal

@@ -77,7 +77,10 @@ def test_a_round_that_was_run_again_counts_once(tmp_path):
     [
         (b"", "holds no round; wait for the first"),
         (b'{"round": 1', "holds no round"),
-        (b'{"round": 1}\nnonsense\n{"round": 2}\n', "line 2 is damaged .not JSON.; delete that line"),
+        (
+            b'{"round": 1}\nnonsense\n{"round": 2}\n',
+            "line 2 is damaged .not JSON.; restore the file and delete nothing",
+        ),
         (b'{"round": 1}\n[1]\n', "line 2 is damaged"),
         (b'{"accuracy": 1}\n', "line 1 is damaged"),
         (b"\xff\xfe\x00", "not UTF-8"),

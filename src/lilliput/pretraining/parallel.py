@@ -8,16 +8,18 @@ the backward pass sum for themselves (`optim.per_layer`).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from lilliput.optim.processes import same
+
+Out = TypeVar("Out")
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,20 @@ class World:
             return [value]
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, value)
+        return found
+
+    def by_the_first(self, work: Callable[[], Out]) -> Out | None:
+        """What work gives in the first process, None in the others.  What it refuses there is raised in all of them:
+        those that go on would wait for ever."""
+        found, refusal = None, None
+        if self.first:
+            try:
+                found = work()
+            except (RuntimeError, ValueError, OSError) as error:
+                refusal = error
+        refusal = self.gathered(refusal)[0]
+        if refusal is not None:
+            raise refusal
         return found
 
 

@@ -37,9 +37,10 @@ def start(c: Pretrain, folder: Path | None, resume: bool, reporters: Sequence[An
         run.parted = parted
         if before is not None:
             run.restore(before)
-        if folder is not None and world.first:
-            run.log = Log.of(folder / "metrics.jsonl", run.progress.step, every=False)
-            run.rows = run.log.rows
+        if folder is not None:
+            file, done = folder / "metrics.jsonl", run.progress.step
+            run.log = world.by_the_first(lambda: Log.of(file, done, every=False))
+            run.rows = run.log.rows if run.log is not None else []
         rows = run.to_the_end()
         if folder is not None:
             _export(model, tokenizer, folder, world)

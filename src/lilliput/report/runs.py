@@ -138,7 +138,11 @@ def _rows(path: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
             if at == len(lines):
                 notes.append(f"{path}: the last line is half-written and was ignored")
                 continue
-            remedy = f"delete that line, or start the run again with lilliput resume {path.parent}"
+            # Without its line a round is missing, and a run whose checkpoint has done it cannot go on.
+            remedy = (
+                f"restore the file and delete nothing; only where the checkpoint has not done that round, `lilliput "
+                f"resume {path.parent}` runs it again"
+            )
             raise ValueError(f"{path}: line {at} is damaged ({error}); {remedy}") from None
         rows[row["round"]] = row  # a round run again after a crash replaces the first attempt
     if not rows:
