@@ -241,6 +241,7 @@ def test_schedules() -> None:
 def test_a_warm_up_rises_to_where_the_schedule_begins() -> None:
     assert [factor("constant", r, 8, warmup=3) for r in (1, 2, 3, 4, 8)] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert [factor("linear", r, 8, warmup=0.5) for r in (1, 4, 5, 7)] == pytest.approx([0.2, 0.8, 1.0, 0.5])
+    assert factor("constant", 29, 100, warmup=0.29) == 29 / 30  # 0.29 * 100 is below 29 in floating point
     assert factor("cosine", 4, 6, warmup=1) == pytest.approx(0.5 * (1 + math.cos(math.pi * 2 / 5)))
     assert factor("exponential:0.5", 4, 9, warmup=2) == 0.5
     assert [factor("multistep:4:0.1", r, 9, warmup=1) for r in (1, 2, 5)] == pytest.approx([0.5, 1.0, 0.1])

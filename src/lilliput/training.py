@@ -86,8 +86,8 @@ def _among(config: Any, **allowed: tuple[str, ...]) -> None:
 
 
 def warmup_rounds(warmup: float, rounds: int) -> int:
-    """Rounds of a warm-up that is a number of them, or, below 1, a share of all."""
-    return int(warmup if warmup >= 1 else warmup * rounds)
+    """Rounds (or steps) of a warm-up that is a number of them, or, below 1, a share of all to the nearest number."""
+    return int(warmup) if warmup >= 1 else round(warmup * rounds)
 
 
 def factor(schedule: str, round: int, rounds: int, warmup: float = 0.0) -> float:

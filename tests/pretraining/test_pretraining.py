@@ -14,6 +14,8 @@ from small import SMALL, text, without_clock
 import lilliput
 from lilliput.checkpoint import CheckpointError
 from lilliput.pretraining import Pretrain, Result, saved
+from lilliput.training import warmup_rounds
+from lilliput.tree import tensors
 
 pytest.importorskip("transformers")
 GALORE = {"optimizer": "galore_adamw", "optimizer_options": {"rank": 4, "update_proj_gap": 3}}
@@ -123,6 +125,7 @@ def test_the_learning_rate_warms_up_and_falls_to_its_minimum(tmp_path: Path) -> 
     assert factor(restarts, 65) == pytest.approx(factor(Pretrain(steps=100, warmup=10), 65))
     assert factor(Pretrain(steps=100, warmup=0.5, schedule="linear", min_lr_ratio=0), 75) == pytest.approx(0.5)
     assert factor(Pretrain(steps=100, warmup=0, schedule="constant"), 99) == 1.0
+    assert Pretrain(steps=100, warmup=0.29).warmup_steps == warmup_rounds(0.29, 100) == 29
 
 
 def test_a_budget_of_tokens_is_so_many_steps() -> None:
@@ -278,3 +281,25 @@ def test_a_sentinel_of_t5_needs_no_place_in_the_vocabulary() -> None:
             return {"<pad>": 0, "</s>": 1, "<unk>": 2, "word": 31999, "<extra_id_0>": 32099, "<extra_id_99>": 32000}
 
     assert largest_id(T5()) == 31999
+
+
+@pytest.mark.parametrize("optimizer", ["galore_adamw", "online_subspace_adamw"])
+@pytest.mark.parametrize("lean", [True, False])
+def test_gpt2_trains_in_subspaces_of_its_transposed_layers(tmp_path: Path, optimizer: str, lean: bool) -> None:
+    import transformers
+
+    config = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=32, vocab_size=320)
+    config.architectures = ["GPT2LMHeadModel"]
+    config.save_pretrained(tmp_path / "gpt2")
+    train(
+        tmp_path, "run", model=str(tmp_path / "gpt2"), model_options={}, optimizer=optimizer, lean=lean,
+        optimizer_options={"rank": 4, "update_proj_gap": 3},
+    )  # fmt: skip
+    held = bits(tmp_path / "run")
+    layers = [x for name, x in held["model"].items() if ".h." in name and x.dim() == 2]
+    assert len(layers) == 8  # c_attn, c_proj, c_fc, c_proj of two blocks
+    # A moment in the subspace is 4 long on the side that is projected, and as long as the weight on the other.
+    shapes = [{tuple(x.shape) for x in tensors(state)} for state in held["optimizer"]["state"].values()]
+    for w in layers:
+        assert any({(4, max(w.shape)), (max(w.shape), 4)} & found for found in shapes)
+    assert sum(any(4 in shape for shape in found) for found in shapes) == len(layers)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from lilliput.data.corpus import count
-from lilliput.training import check_step
+from lilliput.training import check_step, warmup_rounds
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Pretrain:
     @property
     def warmup_steps(self) -> int:
         """Steps of the warm-up."""
-        return round(self.warmup * self.total_steps) if self.warmup < 1 else int(self.warmup)
+        return warmup_rounds(self.warmup, self.total_steps)
 
     def share(self, world: int) -> int:
         """Sequences of one pass of one process.  Raises ValueError if the batch does not divide."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lilliput import lean, tree
 from lilliput.labels import IGNORED, counted, labels
+from lilliput.layers import is_linear
 from lilliput.tasks.carried import check_model
 from lilliput.tasks.recompute import frozen_norms
 from lilliput.tasks.resident import Resident, Residents, buffers
@@ -127,7 +128,7 @@ class Supervised:
             module: nn.Module = model.get_submodule(self.features)
             hook = module.register_forward_hook(lambda m, args, out: seen.append(out))
         else:
-            linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+            linears = [m for m in model.modules() if is_linear(m)]
             if not linears:
                 raise ValueError(
                     f"{type(model).__name__} has no Linear layer; name the layer whose output is the features"
