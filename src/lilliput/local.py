@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lilliput.fleet import Client
 from lilliput.labels import count
-from lilliput.step import Correction, Loss, Trainer, micro_batches, step_on
+from lilliput.step import Correction, Loss, Trainer, micro_batches, ready, step_on
 from lilliput.tasks.recompute import checkpointed, frozen_norms
 from lilliput.tasks.resident import buffers as buffers_of
 from lilliput.tasks.supervised import to_device
@@ -73,6 +73,7 @@ def fit(
         model.train()
         if not buffers:
             stack.enter_context(frozen_norms(model))
+        stack.enter_context(ready(model, trainer))
         if config.checkpointing:
             stack.enter_context(checkpointed(model))
         for batch in round_batches(client, config):

@@ -8,7 +8,7 @@ parameter that got no gradient is left alone, optimizer state and all, as torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -186,19 +186,26 @@ def step(
     model: in training mode; opt: its `Trainer`; loss: (model, batch, context) -> (scalar, metrics).
     A batch without a label that counts takes no step; its loss is 0, without metrics.
     """
-    return step_on(model, opt, loss, micro_batches(batch, opt.config.accumulate), context)
+    with ready(model, opt):
+        return step_on(model, opt, loss, micro_batches(batch, opt.config.accumulate), context)
+
+
+@contextmanager
+def ready(model: nn.Module, opt: Trainer) -> Iterator[None]:
+    """What holds throughout training steps, for `step_on` to run in."""
+    with torch.enable_grad(), exact_convolutions(model, opt.device, opt.config.precision):
+        yield
 
 
 def step_on(
     model: nn.Module, opt: Trainer, loss: Loss, parts: Sequence[Part], context: Any = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The same on what `micro_batches` made of a batch."""
+    """The same on what `micro_batches` made of a batch, inside of `ready`."""
     if not parts:
         return torch.zeros((), device=opt.device), {}
     path = _in_hooks if opt.config.per_layer else _at_once if opt.scaler is None else _scaled
     label = (getattr(loss, "__qualname__", type(loss).__name__), *(x.shape for part, _ in parts for x in columns(part)))
-    with torch.enable_grad(), exact_convolutions(model, opt.device, opt.config.precision):
-        return metered(label, opt.held, partial(path, model, opt, loss, parts, context))
+    return metered(label, opt.held, partial(path, model, opt, loss, parts, context))
 
 
 class _Means:
@@ -210,10 +217,11 @@ class _Means:
 
     def share(self, n: int, value: Tensor, metrics: dict[str, Tensor]) -> Tensor:
         """A micro-batch's part of the whole batch's mean loss."""
-        share = n / self._total
-        if share == 1.0:
-            self._found = {**{name: x.detach() for name, x in metrics.items()}, "": value.detach()}
+        if n == self._total:
+            self._found = {name: x.detach() for name, x in metrics.items()} if metrics else {}
+            self._found[""] = value.detach()
             return value
+        share = n / self._total
         for name, x in {**metrics, "": value}.items():
             self._found[name] = self._found.get(name, 0.0) + share * x.detach()
         return value * share
