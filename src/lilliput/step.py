@@ -7,7 +7,7 @@ parameter that got no gradient is left alone, optimizer state and all, as torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -87,12 +87,13 @@ def own(grads: Sequence[Tensor | None], params: Sequence[Tensor], changing: bool
 class Trainer:
     """A model, the update of its parameters, and what happens to a gradient on the way.
 
+    undecayed: names of parameters that `weight_decay` is not for.
     steps, skipped: optimizer steps applied so far, and those left out because a gradient overflowed in fp16.
     """
 
     def __init__(
         self, model: nn.Module, config: Training, lr: float, corrections: Sequence[Correction] = (), only: Any = None,
-        peak: float | None = None,
+        peak: float | None = None, undecayed: Collection[str] = (),
     ):  # fmt: skip
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and (only is None or n in only)]
         self.model, self.config, self.corrections = model, config, list(corrections)
@@ -104,6 +105,7 @@ class Trainer:
         self.update = updates.make(
             config.optimizer, self.params, lr, momentum=config.momentum, weight_decay=config.weight_decay,
             nesterov=config.nesterov, options=config.optimizer_options, peak=peak, model=model,
+            undecayed=[i for i, n in enumerate(self.names) if n in undecayed],
         )  # fmt: skip
 
     @property

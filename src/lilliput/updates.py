@@ -176,6 +176,33 @@ class Wrapped:
         return sgd_weight(steps, group["momentum"], group["dampening"], group["nesterov"], i in self._loaded)
 
 
+class Apart:
+    """Two updates, each of some of the parameters; `second` are the positions of the other's."""
+
+    def __init__(self, make: Callable[[list[Tensor], bool], Update], params: list[Tensor], second: Sequence[int]):
+        both = [i for i in range(len(params)) if i not in second], list(second)
+        self._updates = [make([params[i] for i in own], own is both[1]) for own in both]
+        self._at = {i: (update, n) for update, own in zip(self._updates, both, strict=True) for n, i in enumerate(own)}
+        self.lr = self._updates[0].lr
+
+    def apply(self, indices: Sequence[int], grads: list[Tensor]) -> None:
+        for update in self._updates:
+            own = [(self._at[i][1], g) for i, g in zip(indices, grads, strict=True) if self._at[i][0] is update]
+            if own:
+                update.apply([n for n, _ in own], [g for _, g in own])
+
+    def state(self) -> Body:
+        return {str(n): update.state() for n, update in enumerate(self._updates)}
+
+    def load(self, state: Body) -> None:
+        for n, update in enumerate(self._updates):
+            update.load(state[str(n)])
+
+    def weight(self, i: int, steps: int) -> float | None:
+        update, n = self._at[i]
+        return update.weight(n, steps)
+
+
 def sgd_weight(steps: int, momentum: float, dampening: float, nesterov: bool, kept: bool) -> float:
     """`Update.weight` of SGD, whose buffer starts as its first gradient, or (kept) goes on from the round before."""
     if kept and 0 < momentum < 1:
@@ -236,14 +263,25 @@ def check(
 def make(
     optimizer: str | Callable[..., Any], params: list[Tensor], lr: float, *, momentum: float, weight_decay: float,
     nesterov: bool, options: dict[str, Any], peak: float | None = None, model: nn.Module | None = None,
+    undecayed: Sequence[int] = (),
 ) -> Update:  # fmt: skip
     """The update of this name, or of a user's own optimizer class.
 
     peak:  the learning rate that a schedule scales to `lr`; what an optimizer derives from its rate, such as that of
            online PCA, follows the schedule then.
     model: where the parameters are, which tells optimizers that project what is a layer and what an embedding.
+    undecayed: positions of parameters that `weight_decay` is not for.
     Raises ValueError as `check` does.
     """
+    if undecayed and (weight_decay or "weight_decay" in options):
+
+        def some(own: list[Tensor], free: bool) -> Update:
+            return make(
+                optimizer, own, lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, peak=peak,
+                options={**options, "weight_decay": 0.0} if free else options, model=model,
+            )  # fmt: skip
+
+        return Apart(some, params, undecayed)
     given = check(optimizer, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, options=options)
     if not params:  # torch's optimizers refuse to have nothing to do
         return Sgd(params, lr)

@@ -82,12 +82,14 @@ def test_frozen_tied_tensors_are_in_no_traffic() -> None:
     assert_same_state(*(run(method(lr=0.1), on, sentences()).state for method in (SplitFedV1, FedAvg)))
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.5])
 @pytest.mark.parametrize("method", [SplitFedV1, SplitFedV2])
-def test_synchronised_tensors_take_the_sum_of_both_changes(method: type, tmp_path: Path) -> None:
-    """One step of SGD: the sum of the two gradients is the tied tensor's, so the round is FedAvg's."""
+def test_synchronised_tensors_take_the_sum_of_both_changes(method: type, decay: float, tmp_path: Path) -> None:
+    """One step of SGD: the sum of the two gradients is the tied tensor's, so the round is FedAvg's; it decays once."""
     on, data = cut(tied="sync"), {0: sentences()[0]}
-    a = run(method(lr=0.1, local_steps=1), on, data, rounds=1, folder=tmp_path)
-    b = run(FedAvg(lr=0.1, local_steps=1), on, data, rounds=1)
+    settings = {"lr": 0.1, "local_steps": 1, "weight_decay": decay}
+    a = run(method(**settings), on, data, rounds=1, folder=tmp_path)
+    b = run(FedAvg(**settings), on, data, rounds=1)
     assert a.state["params"].keys() == b.state["params"].keys()
     for name, x in b.state["params"].items():
         torch.testing.assert_close(a.state["params"][name], x, atol=1e-7, rtol=0)

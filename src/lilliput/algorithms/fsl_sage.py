@@ -191,7 +191,6 @@ class Aligner:
         h = tree.mapped(cut, torch.Tensor.detach)
         inputs = slopes(h, self.fleet.task.differentiable)
         found = gradients(part.loss((h, y), key, again), list(inputs.values()), graph=graph)
-        named = {
-            n: x if self.method.compat == "official" else counted(y) * x for n, x in zip(inputs, found, strict=True)
-        }
+        slopes_ = {n: torch.zeros_like(x) if g is None else g for (n, x), g in zip(inputs.items(), found, strict=True)}
+        named = slopes_ if self.method.compat == "official" else {n: counted(y) * g for n, g in slopes_.items()}
         return named[""] if isinstance(cut, Tensor) else named

@@ -7,7 +7,7 @@ tensor, or a flat dict of tensors whose dimension 0 is the example.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
@@ -17,8 +17,9 @@ from torch import Tensor
 from lilliput import random, tree
 from lilliput.labels import columns
 from lilliput.ledger import metered
-from lilliput.step import Trainer
+from lilliput.step import Grads, Trainer
 from lilliput.tasks import Supervised, frozen_norms
+from lilliput.tasks.autocast import autocast, exact_convolutions
 from lilliput.tasks.moving import Rest, same
 from lilliput.training import Training
 from lilliput.tree import Body
@@ -35,6 +36,7 @@ class Half:
             `rest`, of a part in the middle of its round: buffers that are not carried, counters, and what these were
             before each forward that will be repeated.
     trains: False for a part that only passes gradients on.
+    undecayed: parameters that `weight_decay` is not for, because the other end has them too and decays them.
 
     All halves of a part and role share the module, which is lent the weights of the one whose turn it is.
     """
@@ -42,6 +44,7 @@ class Half:
     def __init__(
         self, part: Supervised, held: Body, config: Training, lr: float, role: str,
         device: torch.device | str = "cpu", trains: bool = True, peak: float | None = None,
+        undecayed: Collection[str] = (),
     ):  # fmt: skip
         self.part, self.held, self.device = part, held, torch.device(device)
         self._resident = part.lendable(held["params"], role, self.device)
@@ -54,7 +57,8 @@ class Half:
         self._weights, self._rest = self._resident.copied(held["params"], buffers, rest["marks"])
         self._take()
         self._fixed = [p for name, p in self.model.named_parameters() if name not in self._weights]
-        self.trainer = Trainer(self.model, config, lr, only=held["params"] if trains else (), peak=peak)
+        only = held["params"] if trains else ()
+        self.trainer = Trainer(self.model, config, lr, only=only, peak=peak, undecayed=undecayed)
         self.params = self.trainer.params
         if held.get("opt"):
             self.trainer.load(held["opt"])
@@ -91,7 +95,7 @@ class Half:
             self._before[str(key)] = moved
         return out
 
-    def pull(self, batch: Any, key: Sequence[object], gradient: Payload, *inputs: Tensor) -> list[Tensor]:
+    def pull(self, batch: Any, key: Sequence[object], gradient: Payload, *inputs: Tensor) -> Grads:
         """Gradients of the part's parameters, and of `inputs`, from the one at its output; the forward is run again."""
         again = self.output(batch, key, again=True)
         pairs = [(again, gradient)] if isinstance(gradient, Tensor) else [(again[n], g) for n, g in gradient.items()]
@@ -110,11 +114,11 @@ class Half:
         yield from self._fixed
         yield from tree.tensors(self.trainer.update.state())
 
-    def apply(self, grads: Sequence[Tensor]) -> None:
-        """One optimizer step by these gradients of the part's parameters."""
+    def apply(self, grads: Grads) -> None:
+        """One optimizer step by these gradients of the part's parameters; one without a gradient is left alone."""
         self._take()
         if self.params:
-            self.trainer.apply(self.trainer.everything, list(grads))
+            self.trainer.apply(self.trainer.everything, grads)
 
     def live(self) -> Body:
         """`params`, `buffers`, `opt` and `rest`, if any: the very tensors in use, which later steps change."""
@@ -153,8 +157,8 @@ class Half:
                 stack.enter_context(frozen_norms(self.model))
             if again:
                 stack.enter_context(self._resident.movable.unmoved(self._before.pop(str(key), None)))
-            if self.trainer.config.precision == "bf16":
-                stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
+            stack.enter_context(exact_convolutions(self.model, self.device, self.trainer.config.precision))
+            stack.enter_context(autocast(self.device, self.trainer.config.precision))
             yield
 
 
@@ -181,10 +185,11 @@ def received(payload: Payload, device: torch.device) -> Payload:
     return tree.mapped(payload, copied)
 
 
-def gradients(values: Any, inputs: Sequence[Tensor], at: Any = None, graph: bool = False) -> list[Tensor]:
-    """d values / d inputs, times `at` where values are no scalars; `graph` lets the result be differentiated again."""
-    if not inputs:
-        return []
-    if isinstance(values, list) and not values:
-        return [torch.zeros_like(x) for x in inputs]
-    return list(torch.autograd.grad(values, inputs, at, create_graph=graph, allow_unused=True, materialize_grads=True))
+def gradients(values: Any, inputs: Sequence[Tensor], at: Any = None, graph: bool = False) -> Grads:
+    """d values / d inputs, times `at` where values are no scalars; None for an input that no value depends on.
+
+    graph: let the result be differentiated again.
+    """
+    if not inputs or (isinstance(values, list) and not values):
+        return [None] * len(inputs)
+    return list(torch.autograd.grad(values, inputs, at, create_graph=graph, allow_unused=True))

@@ -12,6 +12,8 @@ from torch import Tensor
 from lilliput.algorithms.half import Half, Payload, gradients, plain, received
 from lilliput.fleet import Fleet, Reply
 from lilliput.labels import counted
+from lilliput.step import Grads
+from lilliput.tasks.supervised import counted
 from lilliput.tree import Body
 
 Out = TypeVar("Out")
@@ -45,15 +47,16 @@ def slopes(payload: Payload, at: Wanted) -> dict[str, Tensor]:
     return {n: x.requires_grad_() for n, x in named.items() if x.is_floating_point() and (at is None or n in at)}
 
 
-def sloped(payload: Payload, inputs: Mapping[str, Tensor], grads: Sequence[Tensor]) -> Payload:
-    """The gradients at a payload as they travel: shaped like it, without what needs none."""
-    named = dict(zip(inputs, grads, strict=True))
+def sloped(payload: Payload, inputs: Mapping[str, Tensor], grads: Grads) -> Payload:
+    """The gradients at a payload as they travel: shaped like it, without what needs none or got none."""
+    named = {n: g for n, g in zip(inputs, grads, strict=True) if g is not None}
     return plain(named[""] if isinstance(payload, Tensor) and named else named)
 
 
-def check_finite(found: Sequence[Tensor]) -> None:
+def check_finite(found: Grads) -> None:
     """Raise ValueError if a loss or a gradient is not finite."""
-    if not torch.stack([x.float() for x in torch._foreach_norm(list(found))]).isfinite().all():
+    there = [x for x in found if x is not None]
+    if there and not torch.stack([x.float() for x in torch._foreach_norm(there)]).isfinite().all():
         raise ValueError("the loss or its gradient is not finite")
 
 
@@ -110,7 +113,7 @@ def pulled(fleet: Fleet, server: Half, first: Reply, second: Reply) -> Body:
 
     All are taken at the weights that their forward had.
     """
-    found: dict[str, list[Tensor]] = {}
+    found: dict[str, Grads] = {}
     out: Body = {}
     for number, cut in first.body["cut"].items():
         h = received(cut, server.device)

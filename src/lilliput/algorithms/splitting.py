@@ -79,7 +79,9 @@ class SplitTraining(Training):
         """The server's part in training, from its params, buffers and optimizer state."""
         peak = self.server_lr or self.lr
         lr = peak * self.factor_at(fleet.round, fleet.rounds)
-        return Half(fleet.task.server_part, held, self, lr, role, self.server_device, peak=peak)
+        # What is tied to the device's decays there: the sum of both changes holds the decay once.
+        tied = fleet.task.tied
+        return Half(fleet.task.server_part, held, self, lr, role, self.server_device, peak=peak, undecayed=tied)
 
     def kept(self, opt: Body) -> Body:
         """The optimizer state that outlives a round."""
