@@ -13,7 +13,6 @@ from lilliput.algorithms.half import Half, Payload, gradients, plain, received
 from lilliput.fleet import Fleet, Reply
 from lilliput.labels import counted
 from lilliput.step import Grads
-from lilliput.tasks.supervised import counted
 from lilliput.tree import Body
 
 Out = TypeVar("Out")
