@@ -51,6 +51,7 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "online_subspace_lion": partial(_subspace, optim.GaLoreLion, proj_type="continuous"),
 }
 ALIASES = {"adam8bit": "adamw8bit"}
+BY_SIZE = ("Adafactor", "GaLoreAdafactor", "ASGD")  # whose steps go by the size of the weight
 OURS = [name for name in OPTIMIZERS if name not in ("sgd", "adam")]  # for per_layer, shards and memory's formulas
 
 
@@ -111,6 +112,19 @@ def settled(
     if weight_decay:
         raise ValueError(f"optimizer {name} has no weight_decay, which is {weight_decay}; set it to 0")
     return dict(options)
+
+
+def reads_weights(made: Any) -> bool:
+    """Whether the steps of an optimizer, once made, depend on the weights: by decay, size or, if unknown, perhaps."""
+    known = type(made).__module__.startswith(("lilliput.", "torch.optim"))
+    decays = any(group.get("weight_decay") for group in made.param_groups)
+    return decays or not known or type(made).__name__ in BY_SIZE
+
+
+def decouples(made: Any) -> bool:
+    """Whether the weight decay of an optimizer, once made, stays out of the gradient."""
+    own = isinstance(made, optim.SubspaceOptimizer) or type(made).__name__ in ("AdamW", "Adafactor", "Muon")
+    return all(group.get("decoupled_weight_decay", own) for group in made.param_groups)
 
 
 def _named(made: Any) -> str:

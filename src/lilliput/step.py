@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lilliput import optim, tree, updates
 from lilliput.labels import columns, counted, labels
 from lilliput.ledger import metered
+from lilliput.subspace import layers_of, shown
 from lilliput.tasks.autocast import autocast, exact_convolutions
 from lilliput.training import Training
 from lilliput.tree import Body, Tree
@@ -107,6 +108,8 @@ class Trainer:
             nesterov=config.nesterov, options=config.optimizer_options, peak=peak, model=model,
             undecayed=[i for i, n in enumerate(self.names) if n in undecayed],
         )  # fmt: skip
+        within = layers_of(model) if self.update.reads_weights else {}
+        self.within = {i: within[n] for i, n in enumerate(self.names) if n in within}
 
     @property
     def device(self) -> torch.device:
@@ -173,7 +176,8 @@ class Trainer:
             norms = [x.to(torch.float32) if x.dtype.itemsize < 4 else x for x in torch._foreach_norm(ready)]
             norm = torch.linalg.vector_norm(torch.stack([x.to(norms[0]) for x in norms]))
             torch._foreach_mul_(ready, (self.config.clip / (norm + 1e-6)).clamp(max=1.0))
-        self.update.apply(indices, ready)
+        with shown([self.within[i] for i in indices if i in self.within], self.update.decoupled):
+            self.update.apply(indices, ready)
 
     def held(self) -> list[Tensor]:
         """The tensors of the model and of its optimizer's state."""

@@ -18,9 +18,18 @@ from lilliput.tree import Body
 
 
 class Update(Protocol):
-    """Applies gradients to the parameters it was made for."""
+    """Applies gradients to the parameters it was made for.
+
+    reads_weights: whether steps depend on the weights; decoupled: whether weight decay stays out of the gradient.
+    """
 
     lr: float
+
+    @property
+    def reads_weights(self) -> bool: ...
+
+    @property
+    def decoupled(self) -> bool: ...
 
     def apply(self, indices: Sequence[int], grads: list[Tensor]) -> None:
         """Update the parameters of these positions by these gradients, in place."""
@@ -39,6 +48,9 @@ class Update(Protocol):
 
 class Sgd:
     """SGD with (Nesterov) momentum, dampening and coupled weight decay; arithmetic as in torch.optim.SGD."""
+
+    decoupled = False
+    reads_weights = property(lambda self: bool(self.weight_decay))
 
     def __init__(
         self, params: list[Tensor], lr: float, momentum: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False,
@@ -87,6 +99,8 @@ class Adam:
     """Adam with coupled weight decay, by torch's fused kernel."""
 
     kernel: Callable = staticmethod(torch._fused_adam_)
+    decoupled = False
+    reads_weights = property(lambda self: bool(self.weight_decay))
 
     def __init__(
         self,
@@ -131,6 +145,7 @@ class AdamW(Adam):
     """Adam with decoupled weight decay."""
 
     kernel = staticmethod(torch._fused_adamw_)
+    decoupled = True
 
 
 class Wrapped:
@@ -152,6 +167,14 @@ class Wrapped:
         finally:
             for i in indices:
                 self.params[i].grad = None
+
+    @property
+    def reads_weights(self) -> bool:
+        return optimizers.reads_weights(self._optimizer)
+
+    @property
+    def decoupled(self) -> bool:
+        return optimizers.decouples(self._optimizer)
 
     def subspace(self) -> optim.SubspaceOptimizer:
         """The optimizer, if it trains in a subspace; raises ValueError otherwise."""
@@ -183,7 +206,8 @@ class Apart:
         both = [i for i in range(len(params)) if i not in second], list(second)
         self._updates = [make([params[i] for i in own], own is both[1]) for own in both]
         self._at = {i: (update, n) for update, own in zip(self._updates, both, strict=True) for n, i in enumerate(own)}
-        self.lr = self._updates[0].lr
+        self.lr, self.decoupled = self._updates[0].lr, self._updates[0].decoupled
+        self.reads_weights = any(update.reads_weights for update in self._updates)
 
     def apply(self, indices: Sequence[int], grads: list[Tensor]) -> None:
         for update in self._updates:

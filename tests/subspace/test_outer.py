@@ -75,7 +75,7 @@ def test_new_bases_drop_the_momentum_of_b_alone() -> None:
     assert optimizer.state[model[4].weight]["momentum_buffer"].any()
 
 
-@pytest.mark.parametrize("options", [{"momentum": 0.9}, {"optimizer": torch.optim.AdamW}])
+@pytest.mark.parametrize("options", [{"momentum": 0.9}, {"optimizer": torch.optim.AdamW, "weight_decay": 0.0}])
 def test_after_new_bases_b_takes_a_fresh_optimizers_step(options: dict[str, Any]) -> None:
     model = network()
     layer = lilliput.replace_with_subspace(model, ["0"], rank=2, dual="none").layers["0"]
@@ -103,6 +103,25 @@ def test_what_is_not_finite_is_refused_and_nothing_changes(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} is not finite"):
         lilliput.outer_update(model, refresh=True)
     assert all(x.equal(before[n]) or n == name for n, x in model.state_dict().items())
+
+
+@pytest.mark.parametrize("made", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, optim.Lion])
+def test_in_full_dimension_a_loop_decays_as_without_subspaces(made: Any) -> None:
+    plain, model = network().double(), network().double()
+    lilliput.replace_with_subspace(model, ["0", "2"], rank=1.0, projection="idx")
+    settings: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.3}
+    ours, _ = lilliput.subspace_optimizer(model, tau=TAU, optimizer=made, **settings)
+    theirs = made(plain.parameters(), **settings)
+    for step in range(2 * TAU):
+        x, y = batches(0)[step % TAU]
+        for net, optimizer in ((model, ours), (plain, theirs)):
+            optimizer.zero_grad()
+            F.cross_entropy(net(x.double()), y).backward()
+            optimizer.step()
+        if step == TAU:
+            lilliput.outer_update(model)
+    for name, p in lilliput.dense(model).named_parameters():
+        torch.testing.assert_close(p, plain.get_parameter(name), atol=1e-9, rtol=0)
 
 
 def test_svd_takes_the_leading_directions_of_the_gradient() -> None:

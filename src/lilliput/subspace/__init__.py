@@ -7,9 +7,10 @@ from lilliput.subspace.layer import SubspaceLayer
 from lilliput.subspace.linear import SubspaceLinear
 from lilliput.subspace.outer import outer_update, subspace_layers, subspace_optimizer
 from lilliput.subspace.replace import Subspace, dense, matched, replace_with_subspace
+from lilliput.subspace.shown import layers_of, shown
 
 __all__ = [
     "PROJECTIONS", "Basis", "Columns", "Dense", "Form", "Subspace", "SubspaceConv2d", "SubspaceLayer", "SubspaceLinear",
-    "dense", "leading", "matched", "outer_update", "replace_with_subspace", "rotated", "seeded_basis",
-    "subspace_layers", "subspace_optimizer",
+    "dense", "layers_of", "leading", "matched", "outer_update", "replace_with_subspace", "rotated", "seeded_basis",
+    "shown", "subspace_layers", "subspace_optimizer",
 ]  # fmt: skip

@@ -72,6 +72,14 @@ class SubspaceLayer(nn.Module):
         """The weight in use, x + b P, in the shape of the layer replaced."""
         return self.form.moved(self.weight, self.b, self.basis)
 
+    @torch.no_grad()
+    def offset(self, coordinates: bool = False) -> Tensor:
+        """W P^T - b, or the coordinates of W in P less b [like b]: the same where P P^T = I."""
+        x = self.form.matrix(self.weight)
+        if coordinates or self.orthonormal:
+            return self.basis.coordinates(x)
+        return self.basis.compress(self.basis.added(x, self.b)).sub_(self.b)
+
     def plain(self) -> nn.Module:
         """An ordinary layer, of the class replaced, with the weight in use and this layer's own bias."""
         layer: Any = copy.copy(self._replaced)

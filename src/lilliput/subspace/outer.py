@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lilliput.optimizers import decouples, reads_weights
 from lilliput.subspace.basis import Basis, leading, rotated, seeded_basis, sketch
 from lilliput.subspace.layer import SubspaceLayer
+from lilliput.subspace.shown import shown
 
 
 def subspace_layers(model: nn.Module) -> dict[str, SubspaceLayer]:
@@ -39,13 +42,14 @@ def subspace_optimizer(
     tau:       steps between two outer updates, over which a dual moves b by exactly its negative, whatever the rate.
     optimizer: a class of (parameters, lr=..., **options): torch's, SGD by default, or one of `lilliput.optim`.
     warmup:    steps over which the rate rises to lr; steps: after how many it has fallen to 0 along a cosine, if given.
-    The dual moves b beside the optimizer: it is in no momentum and no second moment.
+    The dual moves b beside the optimizer: it is in no momentum and no second moment.  Weight decay is that of x + b P.
     """
     if tau < 1 or not lr > 0:
         what = f"tau is {tau}" if tau < 1 else f"lr is {lr}"
         raise ValueError(f"{what}; it must be at least 1" if tau < 1 else f"{what}; it must be positive")
     layers = subspace_layers(model)
     made = (optimizer or torch.optim.SGD)([p for p in model.parameters() if p.requires_grad], lr=lr, **options)
+    _show(made, layers)
     made.register_step_post_hook(lambda *_: displace(layers, tau))
 
     def factor(step: int) -> float:
@@ -54,6 +58,16 @@ def subspace_optimizer(
         return rising * 0.5 * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
 
     return made, torch.optim.lr_scheduler.LambdaLR(made, factor)
+
+
+def _show(optimizer: torch.optim.Optimizer, layers: Mapping[str, SubspaceLayer]) -> None:
+    """Let its steps see the weights that layers stand for, if they depend on them."""
+    if reads_weights(optimizer):
+        stack, decoupled = ExitStack(), decouples(optimizer)
+        optimizer.register_step_pre_hook(
+            lambda *_: stack.enter_context(shown([x for x in layers.values() if x.b.grad is not None], decoupled))
+        )
+        optimizer.register_step_post_hook(lambda *_: stack.close())
 
 
 @torch.no_grad()
