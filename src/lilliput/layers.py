@@ -14,3 +14,9 @@ def is_transposed(module: nn.Module) -> bool:
     """Whether a linear module's weight is (in, out), as in the Conv1D of transformers, which is not imported for it."""
     kinds = type(module).__mro__
     return any(kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.") for kind in kinds)
+
+
+def own_weight(module: nn.Module) -> nn.Parameter | None:
+    """A layer's weight, if it is a parameter of its own: under a parametrization `module.weight` is made by a forward,
+    which may change what the module remembers (spectral norm)."""
+    return module._parameters.get("weight")

@@ -158,6 +158,33 @@ def test_what_is_refused(settings: dict[str, Any], message: str) -> None:
     assert not any(isinstance(m, SubspaceLinear) for m in model.modules())  # all or nothing
 
 
+def test_a_layer_in_several_places_is_replaced_in_all_of_them_and_comes_back() -> None:
+    layer = nn.Linear(8, 8)
+    model, x = nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(8, 3)), torch.randn(4, 8)
+    names = list(model.state_dict())
+    own = lilliput.replace_with_subspace(model, rank=2).layers
+    assert list(own) == ["0"] and model[0] is model[2]
+    nn.init.normal_(own["0"].b)
+    plain = lilliput.dense(model)
+    assert list(plain.state_dict()) == names and plain[0] is plain[2] and type(plain[0]) is nn.Linear
+    torch.testing.assert_close(plain(x), model(x))
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.weight_norm])
+def test_a_weight_that_is_made_of_others_stays_ordinary_and_is_not_made_by_asking(norm: Any) -> None:
+    model = nn.Sequential(norm(nn.Linear(8, 8)), nn.Linear(8, 8), nn.Linear(8, 3))
+    before = {n: x.clone() for n, x in model.state_dict().items()}
+    with pytest.raises(ValueError, match="0 has a weight that is made of others"):
+        lilliput.replace_with_subspace(model, ["0"], rank=2)
+    assert list(lilliput.replace_with_subspace(model, rank=2).layers) == ["1"]
+    assert lilliput.optim.param_groups(model, rank=2)
+    assert all(model.state_dict()[n].equal(x) for n, x in before.items())
+
+
+def test_by_default_layers_whose_weight_is_anothers_stay_ordinary() -> None:
+    assert not {"layers.0.q_proj", "layers.1.q_proj"} & lilliput.replace_with_subspace(tied(), rank=2).layers.keys()
+
+
 def test_shared_weights_and_second_replacements_are_refused() -> None:
     with pytest.raises(ValueError, match=r"layers.0.q_proj shares its weight with layers.1.q_proj.weight"):
         lilliput.replace_with_subspace(tied(), ["q_proj"])

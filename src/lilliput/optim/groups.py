@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lilliput.layers import is_linear
+from lilliput.layers import is_linear, own_weight
 from lilliput.optim import options as options_
 from lilliput.optim.options import matrix_shape
 from lilliput.registry import nearest
@@ -113,12 +113,12 @@ def _chosen(model: nn.Module, rank: int, targets: str | Sequence[str]) -> Iterat
     parts = [targets] if isinstance(targets, str) else list(targets)
     head = None if isinstance(targets, str) and targets == "all" else _head_weight(model)
     for name, module in model.named_modules():
-        if not _projectable(module):
+        weight = own_weight(module)
+        if weight is None or not _projectable(module):
             continue
         linear = is_linear(module)
         every = linear if targets == "all-linear" else targets in ("all", "all-layers")
         wanted = every or any(part in name for part in parts)
-        weight = module.weight
         if wanted and weight is not head and min(matrix_shape(weight)) > rank:
             yield id(weight), name
 

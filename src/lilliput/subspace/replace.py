@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lilliput.layers import is_linear, is_transposed
+from lilliput.layers import is_linear, is_transposed, own_weight
 from lilliput.registry import nearest
 from lilliput.subspace.basis import PROJECTIONS, Basis, seeded_basis
 from lilliput.subspace.conv import SubspaceConv2d
@@ -49,7 +49,8 @@ def replace_with_subspace(
     """Replace linear and convolutional layers by ones that train b in W = x + b P.
 
     targets: names of layers: the last part of a name (`q_proj`), a whole name, or a pattern (`*.mlp.*`); None takes all
-             linear and convolutional layers that are trained but the last linear one, which is most often the head.
+             linear and convolutional layers that train a weight of their own but the last linear one, which is most
+             often the head.
     skip:    parts of names (`0` leaves out layer 0), whole names or patterns of what stays as it is.
     rank:    rows of P; a share of the layer's width if it is at most 1 and no int; or either by target.
     projection: cd, rd, ss or idx, made from `seed` and the layer's name; svd, which begins as cd, until
@@ -64,8 +65,7 @@ def replace_with_subspace(
     for name, target in found.items():
         layers[name] = _subspaced(name, model.get_submodule(name), _asked(rank, name, target), projection, along, seed)
     for name, layer in layers.items():
-        parent, _, own = name.rpartition(".")
-        setattr(model.get_submodule(parent), own, layer)
+        _put(model, model.get_submodule(name), layer)
         layer.origin = (name, projection if isinstance(projection, str) else None)
         layer.seed.fill_(seed)
         if dual != "none":
@@ -88,12 +88,18 @@ def dense(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model)
     if isinstance(model, SubspaceLayer):
         return model.plain()
-    plain: dict[int, nn.Module] = {}  # a layer may be in several places
-    for name, layer in list(model.named_modules(remove_duplicate=False)):
+    for layer in list(model.modules()):
         if isinstance(layer, SubspaceLayer):
-            parent, _, own = name.rpartition(".")
-            setattr(model.get_submodule(parent), own, plain.setdefault(id(layer), layer.plain()))
+            _put(model, layer, layer.plain())
     return model
+
+
+def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Replace a layer wherever it is: it may be in several places."""
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module is old:
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, new)
 
 
 def matched(
@@ -104,9 +110,12 @@ def matched(
     named = {name: module for name, module in model.named_modules() if name and _replaceable(module)}
     if targets is None:
         # Beside adapters the layers that they adapt are frozen, and not meant; a model may be frozen as a whole before.
-        trained = {name: module for name, module in named.items() if _trained(module)} or named
+        own = {name: weight for name, module in named.items() if (weight := own_weight(module)) is not None}
+        trained = [name for name, weight in own.items() if weight.requires_grad] or list(own)
         linears = [name for name, module in named.items() if not isinstance(module, nn.Conv2d)]
-        chosen: dict[str, str | None] = {name: None for name in trained if name not in linears[-1:]}
+        chosen: dict[str, str | None] = {
+            name: None for name in trained if name not in linears[-1:] and not _borrowed(named[name], model)
+        }
     else:
         everything = {name: module for name, module in model.named_modules() if name}
         chosen = {name: p for name in everything for p in patterns if _means(p, name)}
@@ -123,10 +132,6 @@ def matched(
     for name in chosen:
         _check(name, model.get_submodule(name), model)
     return chosen
-
-
-def _trained(layer: Any) -> bool:
-    return layer.weight.requires_grad
 
 
 def rank_of(name: str, rank: int | float, width: int) -> int:
@@ -178,12 +183,20 @@ def _check(name: str, layer: nn.Module, model: nn.Module) -> None:
             f"{name} is a {type(layer).__name__}; only linear layers and 2-d convolutions go into subspaces: choose "
             f"other targets, or skip={name}"
         )
-    weight = layer.weight
-    sharing = [n for n, p in model.named_parameters(remove_duplicate=False) if p is weight]
-    if len(sharing) > 1:
-        raise ValueError(
-            f"{name} shares its weight with {next(n for n in sharing if n != f'{name}.weight')}; skip={name}"
-        )
+    if why := _borrowed(layer, model):
+        raise ValueError(f"{name} {why}; skip={name}")
+
+
+def _borrowed(layer: nn.Module, model: nn.Module) -> str:
+    """Why a layer's weight is not its own to replace; nothing where it is."""
+    weight = own_weight(layer)
+    if weight is None:
+        return "has a weight that is made of others (a parametrization)"
+    for name, module in model.named_modules():
+        other = next((own for own, p in module._parameters.items() if p is weight and module is not layer), None)
+        if other:
+            return f"shares its weight with {name}.{other}"
+    return ""
 
 
 def _words(names: str | int | Sequence[str | int]) -> list[str]:
