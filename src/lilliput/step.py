@@ -85,6 +85,12 @@ def own(grads: Sequence[Tensor | None], params: Sequence[Tensor], changing: bool
     return found
 
 
+def norm(grads: list[Tensor]) -> Tensor:
+    """The norm of gradients that are together one vector."""
+    norms = [x.to(torch.float32) if x.dtype.itemsize < 4 else x for x in torch._foreach_norm(grads)]
+    return torch.linalg.vector_norm(torch.stack([x.to(norms[0]) for x in norms]))
+
+
 class Trainer:
     """A model, the update of its parameters, and what happens to a gradient on the way.
 
@@ -154,10 +160,11 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
 
     @torch.no_grad()
-    def apply(self, indices: Sequence[int], grads: Sequence[Tensor | None]) -> None:
+    def apply(self, indices: Sequence[int], grads: Sequence[Tensor | None], squares: float | None = None) -> None:
         """Correct, clip and apply the gradients of the parameters at these positions; it may change them in place.
 
         A parameter without a gradient (None) is left alone, unless a correction gives it one.
+        squares: the squared norm to clip by, where other gradients are clipped together with these.
         """
         if not self.corrections and any(g is None for g in grads):
             there = [(i, g) for i, g in zip(indices, grads, strict=True) if g is not None]
@@ -173,9 +180,8 @@ class Trainer:
         for correct in self.corrections:
             correct(names, params, ready)
         if self.config.clip is not None:
-            norms = [x.to(torch.float32) if x.dtype.itemsize < 4 else x for x in torch._foreach_norm(ready)]
-            norm = torch.linalg.vector_norm(torch.stack([x.to(norms[0]) for x in norms]))
-            torch._foreach_mul_(ready, (self.config.clip / (norm + 1e-6)).clamp(max=1.0))
+            length = norm(ready) if squares is None else ready[0].new_tensor(squares, dtype=torch.float64).sqrt()
+            torch._foreach_mul_(ready, (self.config.clip / (length + 1e-6)).clamp(max=1.0))
         with shown([self.within[i] for i in indices if i in self.within], self.update.decoupled):
             self.update.apply(indices, ready)
 

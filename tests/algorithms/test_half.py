@@ -19,14 +19,22 @@ SETTINGS: dict[str, Any] = {"lr": 0.1, "momentum": 0.5, "local_epochs": 2}
 
 
 def task(name: str) -> Any:
-    return three_parts() if name == "tail" else two_parts()
+    return three_parts() if "tail" in name else two_parts()
 
 
-@pytest.mark.parametrize("name", [*SPLIT, "tail"])
+def method_of(name: str) -> Any:
+    clipped = {"clip": 0.1} if "clipped" in name else {}
+    return SPLIT.get(name, SplitFedV1)(**SETTINGS, **clipped)
+
+
+NAMES = (*SPLIT, "tail", "clipped tail")
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_device_that_has_forgotten_everything_but_its_state_goes_on_alike(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    method = SPLIT.get(name, SplitFedV1)(**SETTINGS)
+    method = method_of(name)
     straight = run(method, task(name))
     handle = Device.handle
 
@@ -40,11 +48,11 @@ def test_a_device_that_has_forgotten_everything_but_its_state_goes_on_alike(
     assert_same_state(forgotten.state, straight.state)
 
 
-@pytest.mark.parametrize("name", [*SPLIT, "tail"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_run_interrupted_within_a_round_goes_on_from_the_round_before(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    method = SPLIT.get(name, SplitFedV1)(**SETTINGS)
+    method = method_of(name)
     straight = run(method, task(name), rounds=3)
     experiment = lilliput.Experiment(method, task(name), batches(), rounds=3, folder=tmp_path, checkpoint_every=1)
     handle, calls = Device.handle, []

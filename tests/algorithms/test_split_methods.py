@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from fixtures import assert_same_state, batches, network
 from torch import Tensor, nn
 
 import lilliput
-from lilliput import models, random, tree
+from lilliput import models, random, tree, wire
 from lilliput.algorithms import SPLIT, CseFsl, FedAvg, FslSage, SplitFedV1, SplitFedV2
 from lilliput.algorithms.fsl_sage import Aligner
 from lilliput.data.batches import ArrayBatches
@@ -104,8 +105,8 @@ def test_splitfed_with_one_client_is_sgd(
     seen: dict[str, Tensor] = {}
     plain = Trainer.apply
 
-    def apply(self: Trainer, indices: Any, grads: list[Tensor]) -> None:
-        plain(self, indices, grads)
+    def apply(self: Trainer, indices: Any, grads: list[Tensor], squares: float | None) -> None:
+        plain(self, indices, grads, squares)
         seen.update({n: p.detach().clone() for n, p in zip(self.names, self.params, strict=True)})
 
     monkeypatch.setattr(Trainer, "apply", apply)
@@ -141,9 +142,9 @@ def test_the_server_takes_its_steps_in_the_stated_order(
     taken: list[tuple[int, int]] = []
     step = server_end.step
 
-    def noted(server: Any, cut: Tensor, y: Tensor, key: Any, at: Any) -> Any:
+    def noted(server: Any, cut: Tensor, y: Tensor, key: Any, *options: Any) -> Any:
         taken.append((key[2], int(key[4])))
-        return step(server, cut, y, key, at)
+        return step(server, cut, y, key, *options)
 
     monkeypatch.setattr(server_end, "step", noted)
     run(method(**SETTINGS, order=order), batches(3), rounds=1)
@@ -357,6 +358,56 @@ def test_a_client_whose_labels_do_not_fit_is_out_and_the_rest_go_on() -> None:
         assert all(x.isfinite().all() for x in tree.tensors(history.state))
 
 
+@pytest.mark.parametrize("clip", [1e-3, 1e6])
+def test_clip_costs_two_numbers_a_batch(clip: float) -> None:
+    """One with each gradient that goes down and one in each answer, in the headers; no tensor more."""
+    rows = [run(SplitFedV1(**SETTINGS, clip=c), rounds=1).rows[0] for c in (None, clip)]
+    assert [rows[0][k] for k in ("up_bytes", "down_bytes")] == [rows[1][k] for k in ("up_bytes", "down_bytes")]
+    numbers = wire.nbytes({"squares": 1.0}).overhead + wire.nbytes({"loss": 1.0, "squares": 1.0}).overhead
+    numbers -= wire.nbytes({}).overhead + wire.nbytes({"loss": 1.0}).overhead
+    steps = 2 * sum(len(own) for own in batches().values())
+    assert rows[1]["overhead_bytes"] - rows[0]["overhead_bytes"] == steps * numbers
+
+
+@dataclass(frozen=True)
+class Boaster(SplitFedV1):
+    """Client 1 claims a squared norm that none can have."""
+
+    @on_client
+    def backward(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
+        reply, state = super().backward(client, state, msg)
+        return {"squares": -1.0} if client.id == 1 else reply, state
+
+
+def test_a_norm_that_none_can_have_takes_its_client_out() -> None:
+    liars = run(Boaster(**SETTINGS, clip=0.1), rounds=1)
+    honest = run(SplitFedV1(**SETTINGS, clip=0.1), {c: own for c, own in batches().items() if c != 1}, rounds=1)
+    assert liars.rows[0]["dropped"] == 1
+    assert_same_state(liars.state, honest.state)
+
+
+@dataclass(frozen=True)
+class Fainting(SplitFedV2):
+    """Client 0 is gone once the server has its gradient."""
+
+    @on_client
+    def backward(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
+        if client.id == 0:
+            raise RuntimeError("gone")
+        return super().backward(client, state, msg)
+
+
+def test_a_step_that_waits_for_a_client_that_is_gone_is_not_the_next_ones() -> None:
+    """Client 1 has no label that counts in its first batch, so that nothing of its own takes the place."""
+    data, on = batches(3), partial(task, norm=False)
+    data[1][0][1].fill_(-100)
+    settings = {**SETTINGS, "clip": 0.1, "local_epochs": 1}
+    fainted = run(Fainting(**settings), data, rounds=1, on=on())
+    without = run(SplitFedV2(**settings), {c: data[c] for c in (1, 2)}, rounds=1, on=on())
+    assert fainted.rows[0]["dropped"] == 1
+    assert_same_state(fainted.state, without.state)
+
+
 @dataclass(frozen=True)
 class Liar(SplitFedV1):
     """Client 1 hands back a part of another shape, in a call that did not bring it the model."""
@@ -385,6 +436,8 @@ def test_bad_settings_are_refused_with_the_rule() -> None:
         (CseFsl, {"auxiliary": "none"}, "shared or personal"),
         (SplitFedV1, {"accumulate": 2}, "smaller batch"),
         (SplitFedV1, {"server_lr": 0.0}, "positive"),
+        (SplitFedV1, {"clip": 1.0, "chunk": 2}, "use chunk=1, or no clip"),
+        (SplitFedV2, {"clip": 1.0, "order": "interleaved"}, "use order=sequential, or no clip"),
     ):
         with pytest.raises(ValueError, match=rule):
             method(**settings)

@@ -121,7 +121,11 @@ TOYS: dict[str, Any] = {"two_calls": TwoCalls, "rolling_slices": RollingSlices}
 SUBSPACE: dict[str, Any] = {
     "fedsub_svd": partial(FedSub, projection="svd", dual="full", refresh=2, momentum=0.5, optimizer_state="keep"),
 }
-TAILED: dict[str, Any] = {"splitfed_v1_tail": SplitFedV1, "splitfed_v2_tail": SplitFedV2}
+TAILED: dict[str, Any] = {
+    "splitfed_v1_tail": SplitFedV1,
+    "splitfed_v2_tail": SplitFedV2,
+    "splitfed_v1_tail_clipped": partial(SplitFedV1, clip=0.1),
+}
 METHODS: dict[str, Any] = {**ALGORITHMS, **SUBSPACE, **SPLIT, **TAILED, **TOYS}
 
 

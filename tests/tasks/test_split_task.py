@@ -106,6 +106,11 @@ def test_methods_without_a_common_gradient_refuse_to_synchronise(method: type) -
         run(method(), cut(tied="sync", auxiliary=Head()), sentences())
 
 
+def test_a_norm_over_tied_tensors_is_refused() -> None:
+    with pytest.raises(ValueError, match="at both ends; cut with tied='untie' or 'frozen', or use no clip"):
+        run(SplitFedV1(clip=1.0), cut(tied="sync"), sentences())
+
+
 class Head(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from torch import Tensor
 from lilliput import random, tree
 from lilliput.labels import columns
 from lilliput.ledger import metered
-from lilliput.step import Grads, Trainer
+from lilliput.step import Grads, Trainer, norm
 from lilliput.tasks import Supervised, frozen_norms
 from lilliput.tasks.autocast import autocast, exact_convolutions
 from lilliput.tasks.moving import Rest, same
@@ -34,7 +34,7 @@ class Half:
 
     held:   `params`, `buffers` (without any, batches are normalised by themselves alone) and `opt`; they are copied.
             `rest`, of a part in the middle of its round: buffers that are not carried, counters, and what these were
-            before each forward that will be repeated.
+            before each forward that will be repeated.  `waiting`: see `hold`.
     trains: False for a part that only passes gradients on.
     undecayed: parameters that `weight_decay` is not for, because the other end has them too and decays them.
 
@@ -62,6 +62,7 @@ class Half:
         self.params = self.trainer.params
         if held.get("opt"):
             self.trainer.load(held["opt"])
+        self._waiting: Body = held.get("waiting", {})
 
     def _take(self) -> None:
         self._resident.lend(self, self._weights, self._rest)
@@ -113,19 +114,43 @@ class Half:
         yield from self._rest.buffers.values()
         yield from self._fixed
         yield from tree.tensors(self.trainer.update.state())
+        yield from tree.tensors(self._waiting)
 
-    def apply(self, grads: Grads) -> None:
-        """One optimizer step by these gradients of the part's parameters; one without a gradient is left alone."""
+    def apply(self, grads: Grads, squares: float | None = None) -> None:
+        """One optimizer step by these gradients of the part's parameters; one without a gradient is left alone.
+
+        squares: the squared norm to clip by, where other parts' gradients are clipped together with these.
+        """
         self._take()
         if self.params:
-            self.trainer.apply(self.trainer.everything, grads)
+            self.trainer.apply(self.trainer.everything, grads, squares)
+
+    def hold(self, grads: Grads) -> None:
+        """Keep gradients for a step that waits until the norm of other parts' is known."""
+        there = {n: g for n, g in zip(self.trainer.names, grads, strict=True) if g is not None}
+        self._waiting = {"grads": there, "squares": norm(list(there.values())).item() ** 2} if there else {}
+
+    @property
+    def squares(self) -> float:
+        """The squared norm of the gradients that wait."""
+        return self._waiting.get("squares", 0.0)
+
+    def drop(self) -> None:
+        """Take no step by the gradients that wait."""
+        self._waiting = {}
+
+    def release(self, squares: float) -> None:
+        """Take the step that waits, clipped by this squared norm of all parts' gradients."""
+        grads, self._waiting = self._waiting.get("grads", {}), {}
+        self.apply([grads.get(n) for n in self.trainer.names], squares)
 
     def live(self) -> Body:
-        """`params`, `buffers`, `opt` and `rest`, if any: the very tensors in use, which later steps change."""
+        """`params`, `buffers`, `opt`, and `rest` and `waiting` if any: the very tensors in use, which steps change."""
         self._take()
         now = self._resident.gather()
         held: Body = {"params": self._weights, "buffers": {name: now.buffers[name] for name in self._given}}
-        return {**held, "opt": self.trainer.live(), **self._left(now)}
+        waiting = {"waiting": self._waiting} if self._waiting else {}
+        return {**held, "opt": self.trainer.live(), **self._left(now), **waiting}
 
     def _left(self, now: Rest) -> Body:
         """What the round goes on from besides: what is not carried and differs from the first, if it can travel."""

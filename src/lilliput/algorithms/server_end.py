@@ -19,22 +19,32 @@ Out = TypeVar("Out")
 Wanted = Collection[str] | None
 
 
-def step(half: Half, cut: Payload, y: Tensor, key: Sequence[object], at: Wanted = ()) -> tuple[Payload | None, float]:
+def step(
+    half: Half, cut: Payload, y: Tensor, key: Sequence[object], at: Wanted = (), waits: bool = False
+) -> tuple[Payload | None, float]:
     """One step of a part on activations and labels: (gradient at the activations, mean loss).
 
     The gradient is taken before the step, and only of what is wanted: see `slopes`.
+    waits: hold the step until it is released.
     """
-    return half.metered([(cut, y)], partial(_step, half, cut, y, key, at))
+    slope, loss, own = half.metered([(cut, y)], partial(_step, half, cut, y, key, at, waits))
+    if waits:
+        half.hold(own)
+    return slope, loss
 
 
-def _step(half: Half, cut: Payload, y: Tensor, key: Sequence[object], at: Wanted) -> tuple[Payload | None, float]:
+def _step(
+    half: Half, cut: Payload, y: Tensor, key: Sequence[object], at: Wanted, waits: bool
+) -> tuple[Payload | None, float, Grads]:
     h = received(cut, half.device)
     inputs = slopes(h, at)
     loss = half.loss((h, y.to(half.device)), key)
     grads = gradients(loss, [*half.params, *inputs.values()])
     check_finite([loss.detach(), *grads])
-    half.apply(grads[: len(half.params)])
-    return sloped(cut, inputs, grads[len(half.params) :]), loss.item()
+    own, at_cut = grads[: len(half.params)], grads[len(half.params) :]
+    if not waits:
+        half.apply(own)
+    return sloped(cut, inputs, at_cut), loss.item(), own if waits else []
 
 
 def slopes(payload: Payload, at: Wanted) -> dict[str, Tensor]:
@@ -73,11 +83,11 @@ def attempt(fleet: Fleet, client: int, run: Callable[[], Out]) -> Out | None:
 
 
 def serve(
-    fleet: Fleet, server: Half, reply: Reply, at: Wanted = (), only: str | None = None
+    fleet: Fleet, server: Half, reply: Reply, at: Wanted = (), only: str | None = None, waits: bool = False
 ) -> tuple[Body, float] | None:
     """Step on what a reply uploads, in its order: (gradients at the cut by batch number, mean loss).
 
-    None for a client that is out, see `attempt`.
+    None for a client that is out, see `attempt`.  `waits`: see `step`.
     """
 
     def run() -> tuple[Body, float]:
@@ -86,7 +96,7 @@ def serve(
         for number, cut in reply.body["cut"].items():
             if only is None or only == number:
                 y = reply.body["labels"][number]
-                out[number], loss = step(server, cut, y, server_key(fleet, reply.client, number), at)
+                out[number], loss = step(server, cut, y, server_key(fleet, reply.client, number), at, waits)
                 weight, total = weight + counted(y), total + counted(y) * loss
         return out, total / max(weight, 1)
 
@@ -107,10 +117,10 @@ def passed(fleet: Fleet, server: Half, reply: Reply) -> Body:
     return {n: server.sent((received(x, server.device),), server_key(fleet, reply.client, n)) for n, x in cuts}
 
 
-def pulled(fleet: Fleet, server: Half, first: Reply, second: Reply) -> Body:
+def pulled(fleet: Fleet, server: Half, first: Reply, second: Reply, waits: bool = False) -> Body:
     """A step for each gradient that came back: gradients at the activations of the first reply, by batch number.
 
-    All are taken at the weights that their forward had.
+    All are taken at the weights that their forward had.  `waits`: see `step`.
     """
     found: dict[str, Grads] = {}
     out: Body = {}
@@ -123,5 +133,17 @@ def pulled(fleet: Fleet, server: Half, first: Reply, second: Reply) -> Body:
         found[number], at = grads[: len(server.params)], grads[len(server.params) :]
         out[number] = sloped(cut, inputs, at)
     for grads in found.values():
-        server.apply(grads)
+        (server.hold if waits else server.apply)(grads)
     return out
+
+
+# A gradient that is clipped by its norm over all parts: the server's step waits for the device's part of it.
+
+
+def released(server: Half, reply: Reply) -> float:
+    """Take the server's step that waits for the squared norm of the device's gradient, which is returned."""
+    beside = float(reply.body["squares"])
+    if not beside >= 0:
+        raise ValueError(f"the squared norm of its gradient is {beside}; it must not be negative")
+    server.metered([], partial(server.release, server.squares + beside))
+    return beside

@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from lilliput.algorithms.device_end import Part, begin, device_half, end, key_of, left, seen, sent, take, total
 from lilliput.algorithms.fedavg import advance, model_sums
 from lilliput.algorithms.half import Half
-from lilliput.algorithms.server_end import attempt, passed, pulled, serve, step
+from lilliput.algorithms.server_end import attempt, passed, pulled, released, serve, step
 from lilliput.algorithms.splitting import SplitTraining, devices, down, joined, servers
 from lilliput.fleet import Client, Fleet, Reply, on_client
 from lilliput.labels import labels
@@ -32,6 +33,7 @@ class SplitFedV1(SplitTraining):
 
     chunk: batches per exchange.  More than one saves round trips on slow links; all gradients of a chunk are then
            taken at the weights that its activations were made with.
+    clip:  each end tells the other the squared norm of its gradient, and clips by that of the whole.
     """
 
     chunk: int = 1
@@ -40,6 +42,24 @@ class SplitFedV1(SplitTraining):
         super().__post_init__()
         if self.chunk < 1:
             raise ValueError(f"chunk is {self.chunk}; an exchange needs at least 1 batch")
+        if self.clip is not None and self.chunk > 1:
+            raise ValueError(
+                f"clip needs the norm of both ends' gradients before either steps, and of a chunk of {self.chunk} "
+                "batches the server steps on the first before the device has any; use chunk=1, or no clip"
+            )
+
+    @property
+    def waits(self) -> bool:
+        """Whether no part takes its step before it knows the norm of the whole gradient."""
+        return self.clip is not None
+
+    def accept(self, task: Any) -> None:
+        super().accept(task)
+        if self.clip is not None and task.tied:
+            raise ValueError(
+                f"clip needs the norm of the whole gradient, and that of {next(iter(task.tied.values()))!r} is a sum "
+                "whose terms are at both ends; cut with tied='untie' or 'frozen', or use no clip"
+            )
 
     def round(self, state: Body, fleet: Fleet) -> Body:
         cohort, first = fleet.sample(self.cohort), servers(fleet.task, state)
@@ -56,7 +76,9 @@ class SplitFedV1(SplitTraining):
         while clients:
             replies = fleet.call(self.forward, message, to=clients)
             back, more = (self._served if fleet.task.tail_part is None else self._turned)(fleet, replies, copies)
-            alive = [reply.client for reply in fleet.call(self.backward, each=back)]
+            alive = list(self._done(fleet, fleet.call(self.backward, each=back), copies))
+            for c in back.keys() - set(alive):
+                copies[c].drop()
             trained += [c for c in alive if c not in more]
             clients, message = [c for c in alive if c in more], {}
         return trained
@@ -68,11 +90,23 @@ class SplitFedV1(SplitTraining):
         back: dict[int, Body] = {}
         more = set()
         for reply in replies:
-            served = serve(fleet, copies[reply.client], reply, at=fleet.task.differentiable)
+            copy = copies[reply.client]
+            served = serve(fleet, copy, reply, at=fleet.task.differentiable, waits=self.waits)
             if served is not None:
-                back[reply.client] = {"gradient": served[0], "loss": served[1]}
+                back[reply.client] = {"gradient": served[0], "loss": served[1], **self._squares(copy)}
                 more |= {reply.client} if reply.body["more"] else set()
         return back, more
+
+    def _squares(self, *halves: Half) -> Body:
+        """What one end tells the other of the gradients that wait there."""
+        return {"squares": sum(half.squares for half in halves)} if self.waits else {}
+
+    def _done(self, fleet: Fleet, replies: Iterable[Reply], copies: Mapping[int, Half]) -> Iterator[int]:
+        """The clients that have taken their steps, after the server's has taken those that waited for them."""
+        for reply in replies:
+            done = partial(released, copies[reply.client], reply)
+            if not self.waits or attempt(fleet, reply.client, done) is not None:
+                yield reply.client
 
     def _turned(
         self, fleet: Fleet, replies: Iterable[Reply], copies: Mapping[int, Half]
@@ -87,9 +121,9 @@ class SplitFedV1(SplitTraining):
             middle = {c: {"middle": found} for c, found in there.items() if found is not None}
             for reply in fleet.call(self.turn, each=middle):
                 c = reply.client
-                found = attempt(fleet, c, partial(pulled, fleet, copies[c], uploads[c], reply))
+                found = attempt(fleet, c, partial(pulled, fleet, copies[c], uploads[c], reply, self.waits))
                 if found is not None:
-                    back[c] = {"gradient": found}
+                    back[c] = {"gradient": found, **self._squares(copies[c])}
         return back, {c for c in back if uploads[c].body["more"]}
 
     def _whole(self, fleet: Fleet, replies: Iterable[Reply], copies: Mapping[int, Half]) -> Iterator[Reply]:
@@ -125,24 +159,29 @@ class SplitFedV1(SplitTraining):
             loss = 0.0
             if part.counted:
                 key = (*key_of(client, n), "tail")
-                reply[str(n)], loss = step(tail, msg["middle"][str(n)], labels(part.batch), key, at=None)
+                reply[str(n)], loss = step(tail, msg["middle"][str(n)], labels(part.batch), key, None, self.waits)
             state = {**state, **seen(state, [part], loss)}
         return {"middle_gradient": reply}, left(state, tail=tail)
 
     @on_client
     def backward(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
         """A step for each gradient that came back, on the forward of its batch run again."""
-        half = device_half(self, client, state)
-        parts = _numbered(self, client, state)
+        stepping = state["parts"] if self.waits else ["client"]
+        halves = {name: device_half(self, client, state, name) for name in stepping}
+        half, parts = halves["client"], _numbered(self, client, state)
         batches = {n: part.batch for n, part in parts.items() if part.counted}
 
-        def run() -> None:
+        def run() -> Body:
             for grads in [half.pull(x, key_of(client, n), msg["gradient"][str(n)]) for n, x in batches.items()]:
-                half.apply(grads)
+                (half.hold if self.waits else half.apply)(grads)
+            told = self._squares(*halves.values())
+            for own in halves.values() if told else ():
+                own.release(told["squares"] + msg["squares"])
+            return told
 
-        half.metered(batches.values(), run)
+        told = half.metered(batches.values(), run, *(own for own in halves.values() if own is not half))
         done = seen(state, parts.values(), msg["loss"]) if "loss" in msg else {}
-        return {}, left({**state, **done, "next": state["until"]}, client=half)
+        return told, left({**state, **done, "next": state["until"]}, **halves)
 
     @on_client(like={"delta": "params", "buffer_delta": "buffers", "tied_delta": "tied"})
     def finish(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:

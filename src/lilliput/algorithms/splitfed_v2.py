@@ -32,6 +32,11 @@ class SplitFedV2(SplitFedV1):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_order(self.order)
+        if self.clip is not None and self.order != "sequential":
+            raise ValueError(
+                "clip needs the norm of both ends' gradients, and the one server must have taken its step before the "
+                f"next client's turn; order={self.order} does not wait: use order=sequential, or no clip"
+            )
 
     def init(self, task: Any) -> Body:
         return {**super().init(task), "server_opt": {}}

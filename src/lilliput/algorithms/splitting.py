@@ -24,6 +24,7 @@ class SplitTraining(Training):
     optimizer_state: every optimizer keeps its state through aggregation, as published; `reset` drops it each round.
     cohort:          clients per round; all of them for None.
     combine:         how the clients' deltas become one.
+    clip:            of the gradient of all parts together in SplitFed; elsewhere of each end's, which has its own loss.
     server_lr:       the server part's learning rate; that of the clients for None.
     server_device:   where the server part is trained.
     cut_noise:       standard deviation of the Gaussian noise that a device adds to the activations it sends, drawn for
