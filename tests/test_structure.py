@@ -13,7 +13,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "lilliput"
 LAYERS = {
     0: "tree random registry sources layers labels",
-    1: "wire header",
+    1: "wire header replies",
     2: "codecs store fleet ledger data",
     3: "models optim optimizers updates lean subspace",
     4: "tasks training step local submodel splitter",

@@ -10,7 +10,7 @@ from lilliput.fleet import Client, Model, on_client
 from lilliput.tree import Body
 
 
-@on_client
+@on_client(like={"metrics": dict, "examples": int})
 def evaluate(client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
     """The device's half: metrics of the model it is sent, on the test data that it holds."""
     metrics = client.task.evaluate(msg["params"], msg.get("buffers"), client.test, client.device)

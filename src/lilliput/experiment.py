@@ -55,6 +55,7 @@ class Experiment:
     profiles:    what each device has; one for all, or by client.
     quorum:      the share of a round's clients that must answer.
     timeout:     seconds that a client may take; for engines that can end one: auto and workers.
+    reply_limit: bytes that a device may answer with.
     folder:      where metrics, ledger and checkpoints go; nothing is written without one.
     checkpoint_every: rounds between checkpoints; by default as often as it costs less than a twentieth of the time.
     """
@@ -131,7 +132,8 @@ class Experiment:
 
         engine: auto, sequential, workers, dry (which tells what a run would cost), or an engine object.
         Raises ValueError for a task and data that the method sees do not fit each other (`check`, where it has one),
-        QuorumError if too few clients answer, CheckpointError if there is nothing sound to resume.
+        QuorumError if too few clients answer, DivergedError if the server's state is not finite after a round,
+        CheckpointError if there is nothing sound to resume.
         """
         chosen = resolve(engine)
         if self.timeout is not None and not getattr(chosen, "interrupts", True):
@@ -171,7 +173,7 @@ class Experiment:
         profiles = {c: given.get(c) or Profile() for c in self.data}
         return Job(
             run, self.algorithm, self.task, self.data, profiles, self.seed, self.rounds, self.codec,
-            self.client_test or {}, {"evaluate": evaluation.evaluate}, self.timeout,
+            self.client_test or {}, {"evaluate": evaluation.evaluate}, self.timeout, self.reply_limit,
         )  # fmt: skip
 
     def _start(self) -> Body:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -17,8 +18,8 @@ import torch
 from lilliput import random
 from lilliput.labels import counted_in
 from lilliput.ledger import Cost, Meter
+from lilliput.replies import Like, ReplyRefused, Schema, check, check_returned, schemas, sized
 from lilliput.tree import Body, Tree, mapped, tensors
-from lilliput.wire import nbytes
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,12 @@ class Fleet(Protocol):
         *,
         each: Mapping[int, Body] | Callable[[int], Body] | None = None,
         to: Sequence[int] | None = None,
+        like: Mapping[str, Like] = MappingProxyType({}),
     ) -> Iterator[Reply]:
-        """Run a handler on clients with {**body, **each(c)}; replies stream in ascending client id."""
+        """Run a handler on clients with {**body, **each(c)}; replies stream in ascending client id.
+
+        like: what the replies have to be besides what their handler says (see `on_client`).
+        """
 
     def fail(self, client: int, why: str, cause: BaseException | None = None) -> None:
         """Take a client out for the rest of the round: what it sent is of no use to the method."""
@@ -131,11 +136,13 @@ class Algorithm(Protocol):
     def models(self, state: Body, fleet: Fleet) -> dict[Any, Model]: ...
 
 
-def on_client(handler: Callable | None = None, *, like: Mapping[str, str] | None = None) -> Callable:
+def on_client(handler: Callable | None = None, *, like: Mapping[str, Like] | None = None) -> Callable:
     """Mark a method `(self, client, state, msg) -> (reply, new state)` as the device's half.
 
-    `like` maps a key of the reply to the key whose names and shapes it must have, as the client was last sent them in
-    the round, if it was; a reply that differs is refused and its client is out for the round.
+    `like` says what a reply holds, by key: a tree of the names, shapes and dtypes of another that the client was last
+    sent in the round, under the key it gives, if it was sent one; or what the type it gives says: a dict, true or
+    false (bool), or a number that is not negative (float), a whole one (int).  A reply that differs is refused and its
+    client is out for the round.
     """
 
     def mark(function: Any) -> Callable:
@@ -160,6 +167,7 @@ class Job:
     client_test: Mapping[int, Any] = field(default_factory=dict)
     handlers: Mapping[str, Callable] = field(default_factory=dict)  # device halves that belong to no method: evaluation
     timeout: float | None = None  # seconds that a client may take
+    reply_limit: int = 1 << 30  # bytes of the tensors of a reply
     _weights: dict[int, int] = field(default_factory=dict, compare=False)
 
     def weight(self, client: int) -> int:
@@ -235,6 +243,7 @@ class Device:
         self._states: dict[int, Body] = {}
         self._changed: set[int] = set()
         self._answered: dict[int, tuple[Tag, Response]] = {}
+        self._sent: dict[int, dict[str, Schema]] = {}  # what each client was last sent in the round
         self._costs: dict[Any, Cost] = {}
 
     def handle(self, request: Request) -> Response:
@@ -246,6 +255,8 @@ class Device:
             self._states[request.client] = request.state
         try:
             response = self._run(request)
+        except ReplyRefused as refused:
+            response = Response(request.client, error=str(refused))
         except Exception as error:
             response = Response(request.client, error=f"{type(error).__name__}: {error}", cause=error)
         self._answered[request.client] = (request.tag, response)
@@ -269,7 +280,7 @@ class Device:
             )
         computed = time.perf_counter()
         if after is not before:
-            nbytes(after)  # raises for what could not be sent back at the round's end, when it is too late to refuse
+            sized(after)  # at the round's end it is too late to refuse
             self._states[c] = _owned(after, message) if self.clone else after
             self._changed.add(c)
         if job.codec is not None:
@@ -287,8 +298,13 @@ class Device:
             self.meter(self._costs, request.handler, message, before) as meter,
             random.seeded(job.seed, tag.round, client.id, tag.call),
         ):
-            reply, after = job.handler(request.handler)(client, before, message)
+            handler = job.handler(request.handler)
+            reply, after = check_returned(request.handler, handler(client, before, message))
         meter.keep(reply, after)
+        sized(reply)
+        sent = self._sent.setdefault(client.id, {})
+        sent |= schemas(message)
+        check(reply, handler.like, sent, job.reply_limit)
         return Computed(reply, after, meter.flops, meter.peak_memory_bytes)
 
     def _client(self, c: int, round: int) -> Client:
@@ -303,6 +319,7 @@ class Device:
         self._states.clear()
         self._changed.clear()
         self._answered.clear()
+        self._sent.clear()
         return kept
 
 

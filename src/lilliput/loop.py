@@ -19,6 +19,7 @@ from lilliput.ledger import process_memory
 from lilliput.logs import Log
 from lilliput.stop import Row, Watch
 from lilliput.store import Store, write
+from lilliput.tree import Body
 
 if TYPE_CHECKING:
     from lilliput.experiment import Experiment
@@ -50,6 +51,7 @@ class Run:
         self.done, self.attempt, self.stopped = 0, 0, ""
         self.models: dict[Any, Model] = {}
         self._saved, self._cost = time.perf_counter(), 0.0
+        self._largest = ""  # whose change was the largest in the last round
         self._sound = True  # state, store and rows speak of the same round
         if saved and self.folder:
             self.state = saved.read_server(self.folder / "checkpoint")
@@ -120,8 +122,8 @@ class Run:
         e = self.e
         fleet = Round(
             self.engine, self.job, self.store, number, attempt=self.attempt, quorum=e.quorum, timeout=e.timeout,
-            cohort=e.cohorts[number - 1] if e.cohorts and number else None, reply_limit=e.reply_limit,
-            progress=self._progress(number), without=without,
+            cohort=e.cohorts[number - 1] if e.cohorts and number else None,
+            progress=self._progress(number), without=without, before=self._largest,
         )  # fmt: skip
         fleet.evaluating = evaluating
         return fleet
@@ -135,12 +137,10 @@ class Run:
 
     def _round(self) -> None:
         e, number, started = self.e, self.done + 1, time.perf_counter()
-        fleet, (state, staged) = self._attempt(
-            number, lambda fleet: (e.algorithm.round(self.state, fleet), fleet.staged())
-        )
+        fleet, (state, staged) = self._attempt(number, self._work)
         self._sound = False
         fleet.commit(staged)
-        self.state, self.done = state, number
+        self.state, self.done, self._largest = state, number, fleet.largest()
         seconds = time.perf_counter() - started
         metrics: dict[str, float] = {}
         if number == e.rounds or (number % e.evaluate_every == 0 and e.evaluate != "none"):
@@ -153,6 +153,12 @@ class Run:
         self._sound = True
         if metrics and self.folder and self._watch.stale == 0:
             write(self.folder, "best.safetensors", {"round": number, "models": evaluation.saved(self.models)})
+
+    def _work(self, fleet: Round) -> tuple[Body, dict[int, Body]]:
+        """The server's state after a round, and the devices'."""
+        state = self.e.algorithm.round(self.state, fleet)
+        fleet.check_state(state)
+        return state, fleet.staged()
 
     def _measured(self, fleet: Round, seconds: float) -> Row:
         trained = [(r.client, r.metrics.get("examples", fleet.examples[r.client])) for r in fleet.answers]

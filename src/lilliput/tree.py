@@ -119,6 +119,15 @@ def tensors(body: object) -> Iterable[Tensor]:
                 yield from tensors(value)
 
 
+def paths(body: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Tensor]]:
+    """The same with their paths, for errors to name: the keys joined by "/"."""
+    for name, value in body.items():
+        if isinstance(value, Tensor):
+            yield above + name, value
+        elif isinstance(value, Mapping):
+            yield from paths(value, f"{above}{name}/")
+
+
 def mapped(body: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """The body with each of its tensors changed; everything else, and every name, as it is."""
     if isinstance(body, Tensor):

@@ -12,18 +12,74 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures import batches, experiment, network
+from fixtures import assert_same_state, batches, experiment, network
 
 import lilliput
+from lilliput import checkpoint
 from lilliput.algorithms import FedAvg
 from lilliput.data.batches import as_batches
-from lilliput.engines import QuorumError, Sequential, Workers
+from lilliput.engines import DivergedError, QuorumError, Sequential, Workers
 from lilliput.fleet import Client, Device, Job, Profile, Request, Tag, on_client
+from lilliput.replies import ReplyRefused, check, schemas
+from lilliput.submodel import Sum
 from lilliput.tasks import Supervised
 from lilliput.tree import Body
 
 ENGINES: dict[str, Callable[[], Any]] = {"sequential": Sequential, "workers": lambda: Workers(2)}
 every_engine = pytest.mark.parametrize("engine", ENGINES)
+
+
+def changed(change: Callable[[torch.Tensor], Any]) -> Callable[[Body, Body, str], Body]:
+    """A reply one of whose changes is changed."""
+    return lambda reply, delta, name: {**reply, "delta": {**delta, name: change(delta[name])}}
+
+
+def with_more(**more: Any) -> Callable[[Body, Body, str], Body]:
+    return lambda reply, delta, name: {**reply, **more}
+
+
+def metrics(**values: Any) -> Callable[[Body, Body, str], Body]:
+    return lambda reply, delta, name: {**reply, "metrics": {**reply["metrics"], **values}}
+
+
+NAN8 = torch.tensor([float("nan")]).to(torch.float8_e4m3fn)
+# By fault, what the client replies, and the words with which it is refused.
+BAD: dict[str, tuple[Callable[[Body, Body, str], Any], str]] = {
+    "inf": (changed(lambda x: x / 0), "the reply is not finite"),
+    "complex": (with_more(extra=torch.tensor([complex(0, float("inf"))])), "the reply is not finite"),
+    "float8": (with_more(extra=NAN8), "the reply is not finite"),
+    "bf16": (with_more(extra=torch.tensor([float("inf")], dtype=torch.bfloat16)), "the reply is not finite"),
+    "huge": (changed(lambda x: x + 1e38), "the reply has numbers whose squares overflow"),
+    "shape": (changed(lambda x: x[:1]), "'delta' of the reply has another shape at '0.weight' than what was sent"),
+    "dtype": (changed(torch.Tensor.double), "of torch.float64 at '0.weight', and what was sent of torch.float32"),
+    "whole": (changed(torch.Tensor.long), "'delta' of the reply is of torch.int64 at '0.weight'"),
+    "number": (changed(lambda x: 1.0), "'delta' of the reply has another shape at '0.weight' than what was sent"),
+    "names": (
+        lambda reply, delta, name: {**reply, "delta": {n: x for n, x in delta.items() if n != name}},
+        "'delta' of the reply has other names than what was sent",
+    ),
+    "more names": (
+        lambda reply, delta, name: {**reply, "delta": {**delta, "more": delta[name]}},
+        "'delta' of the reply has other names than what was sent",
+    ),
+    "missing": (lambda reply, delta, name: {"metrics": {}}, "'delta' of the reply has other names"),
+    "large": (with_more(extra=torch.zeros(1 << 20)), "bytes, more than the limit of 1048576"),
+    "set": (with_more(extra={1, 2}), "'extra' is a set; a body holds"),
+    "key": (lambda reply, delta, name: {**reply, 3: 4}, "the key 3 under '' is no string"),
+    "sparse": (with_more(extra=torch.eye(2).to_sparse()), "send it dense"),
+    "nan metric": (metrics(loss=float("nan")), "a number of the reply is not finite"),
+    "text metric": (metrics(loss="small"), "the metric 'loss' of the reply is no number"),
+    "no metrics": (with_more(metrics=[1.0]), "'metrics' is a list; a body holds"),
+    "other metrics": (with_more(metrics=1.0), "'metrics' of the reply is no dict"),
+    "count": (metrics(examples=-4), "the metric 'examples' of the reply is -4, less than none"),
+    "nested": (with_more(deep={"er": {"x": float("inf")}}), "a number of the reply is not finite"),
+    "infinite normalizer": (with_more(work=float("inf")), "a number of the reply is not finite"),
+    "negative normalizer": (with_more(work=-1.0), "'work' of the reply is -1.0, less than none"),
+    "no normalizer": (with_more(work=True), "'work' of the reply is no number"),
+    "fraction": (with_more(steps=0.5), "'steps' of the reply is no whole number"),
+    "unclear": (with_more(more=1), "'more' of the reply is neither true nor false"),
+    "flat": (with_more(parts=1), "'parts' of the reply is no dict"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,9 +88,12 @@ class Faulty(FedAvg):
 
     fault: str = "raise"
 
-    @on_client(like={"delta": "params", "buffer_delta": "buffers"})
+    @on_client(
+        like={"delta": "params", "buffer_delta": "buffers", "work": float, "steps": int, "parts": dict, "more": bool}
+    )
     def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
         reply, state = super().train(client, state, msg)
+        reply |= {"work": 1.5, "steps": 2, "parts": {}, "more": False}
         state = {**state, "rounds": state.get("rounds", 0) + 1}
         if client.id == 2 and client.round > 1:
             return self._misbehave(reply, state)
@@ -49,18 +108,8 @@ class Faulty(FedAvg):
             os._exit(7)
         if self.fault == "hang":
             time.sleep(60)
-        if self.fault == "inf":
-            delta[name] = delta[name] / 0
-        if self.fault == "shape":
-            delta[name] = delta[name][:1]
-        if self.fault == "names":
-            del delta[name]
-        if self.fault == "missing":
-            return {"metrics": {}}, state
-        if self.fault == "large":
-            return {**reply, "extra": torch.zeros(1 << 20)}, state
-        if self.fault == "metric":
-            return {**reply, "metrics": {"loss": float("nan")}}, state
+        if self.fault in BAD:
+            return BAD[self.fault][0](reply, delta, name), state
         return {**reply, "delta": delta}, state
 
 
@@ -71,20 +120,104 @@ def run(fault: str, engine: Any, **options: Any) -> tuple[lilliput.History, lill
     return e.run(engine), e
 
 
-FAULTS = ("raise", "inf", "shape", "names", "missing", "large", "metric")
-
-
 @every_engine
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", ["raise", *BAD])
 def test_a_bad_reply_is_dropped_counted_and_reported(fault: str, engine: str, tmp_path: Path) -> None:
-    history, _ = run(fault, ENGINES[engine](), folder=tmp_path)
+    check_dropped(fault, ENGINES[engine](), tmp_path)
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_the_server_refuses_what_a_device_should_have(
+    fault: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, passed in {"check": 0.0, "sized": None}.items():
+        monkeypatch.setattr(f"lilliput.fleet.{name}", lambda *_, passed=passed: passed)
+    check_dropped(fault, Sequential(), tmp_path)
+
+
+def check_dropped(fault: str, engine: Any, folder: Path) -> None:
+    history, _ = run(fault, engine, folder=folder)
     assert [row["dropped"] for row in history.rows] == [0, 1, 1]
     assert [row["clients"] for row in history.rows] == [6, 5, 5]
     assert all(p.isfinite().all() for p in history.models["global"].params.values())
-    entries = [json.loads(line)["calls"] for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    entries = [json.loads(line)["calls"] for line in (folder / "ledger.jsonl").read_text().splitlines()]
     errors = {e["client"]: e["error"] for e in entries[1] if e["error"]}
-    words = {"raise": "battery is empty", "inf": "not finite", "metric": "not finite", "large": "more than the limit"}
-    assert list(errors) == [2] and words.get(fault, "of the reply has") in errors[2]
+    assert list(errors) == [2]
+    assert "battery is empty" in errors[2] if fault == "raise" else BAD[fault][1] in errors[2]
+
+
+@every_engine
+@pytest.mark.parametrize("out", [None, {}, ({},), ({}, {}, {}), [{}, {}], {"a": 1, "b": 2}, ({}, None), (1, {})])
+def test_a_handler_that_returns_no_pair_of_dicts_is_refused(out: Any, engine: str) -> None:
+    with pytest.raises(QuorumError, match=r"client 0: train must return two dicts, \(reply, state\)"):
+        lilliput.Experiment(Odd(out=out), Supervised(network()), batches(), rounds=1).run(ENGINES[engine]())
+
+
+@dataclass(frozen=True)
+class Odd(FedAvg):
+    out: Any = None
+
+    @on_client
+    def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
+        return self.out
+
+
+def test_a_mean_of_counters_may_be_a_fraction() -> None:
+    like = {"buffer_delta": "buffers"}
+    sent = schemas({"buffers": {"n": torch.tensor(3)}})
+    for change in (torch.tensor(1), torch.tensor(0.5), torch.tensor(0.5, dtype=torch.float64)):
+        check({"buffer_delta": {"n": change}}, like, sent, limit=100)
+    with pytest.raises(ReplyRefused, match=r"of torch.int32 at 'n', and what was sent of torch.int64"):
+        check({"buffer_delta": {"n": torch.tensor(1, dtype=torch.int32)}}, like, sent, limit=100)
+
+
+def test_the_norm_of_a_reply_is_of_its_changes_alone() -> None:
+    reply = {"delta": {"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, "cut": torch.tensor([100.0])}
+    assert check(reply, {"delta": "params"}, schemas({"params": reply["delta"]}), limit=100) == 5.0
+
+
+# A model that is not finite.
+
+
+@dataclass(frozen=True)
+class Pushed(FedAvg):
+    """FedAvg one of whose clients pushes the model far away in round 2."""
+
+    by: float = 1e19
+    pushed: int = 2
+
+    @on_client(like={"delta": "params", "buffer_delta": "buffers"})
+    def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
+        reply, state = super().train(client, state, msg)
+        if client.round == 2 and client.id >= self.pushed:
+            reply["delta"] = {name: x + self.by for name, x in reply["delta"].items()}
+        return reply, state
+
+
+@every_engine
+def test_a_state_that_is_not_finite_is_refused_and_the_one_before_kept(engine: str, tmp_path: Path) -> None:
+    """The squares of each change are finite, those of their sum are not."""
+    settings: dict[str, Any] = {"task": Supervised(network()), "data": batches()}
+    e = lilliput.Experiment(Pushed(combine=Sum(), by=2e18, pushed=1), **settings, rounds=3, folder=tmp_path)
+    straight = lilliput.Experiment(FedAvg(combine=Sum()), **settings, rounds=1).run("sequential")
+    with pytest.raises(DivergedError, match=r"round 2: 'params/0.weight' is not finite after the round, so it is un"):
+        e.run(ENGINES[engine]())
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+    saved = checkpoint.load(tmp_path / "checkpoint")
+    assert saved.round == 1
+    assert_same_state(saved.read_server(tmp_path / "checkpoint"), straight.state)
+
+
+@every_engine
+def test_whoever_made_a_model_that_nobody_can_train_is_named(engine: str) -> None:
+    layers = [torch.nn.Linear(6, 6) for _ in range(4)]
+    task = Supervised(torch.nn.Sequential(*layers, torch.nn.Linear(6, 3)))
+    e = lilliput.Experiment(Pushed(by=1e15, pushed=5), task, batches(), rounds=3)
+    message = (
+        r"round 3: .* not finite; the largest change of round 2 was client 5's, of norm .*e\+16, the next largest of"
+    )
+    with pytest.raises(QuorumError, match=message):
+        e.run(ENGINES[engine]())
 
 
 @every_engine
@@ -97,7 +230,6 @@ def test_the_others_average_as_if_the_failed_one_had_not_been_called(engine: str
 
 
 def test_the_state_of_a_refused_client_is_that_of_before(tmp_path: Path) -> None:
-    from lilliput import checkpoint
     from lilliput.store import Store
 
     run("shape", Sequential(), folder=tmp_path)

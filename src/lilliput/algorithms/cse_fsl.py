@@ -18,7 +18,7 @@ from lilliput.algorithms.device_end import begin, device_half, end, key_of, left
 from lilliput.algorithms.fedavg import advance, model_sums
 from lilliput.algorithms.half import Half, Payload, gradients, plain
 from lilliput.algorithms.server_end import serve
-from lilliput.algorithms.splitting import SplitTraining, check_order
+from lilliput.algorithms.splitting import UPLOAD, SplitTraining, check_order
 from lilliput.fleet import Client, Fleet, Reply, on_client
 from lilliput.labels import labels
 from lilliput.submodel import reduce
@@ -107,7 +107,7 @@ class CseFsl(SplitTraining):
                 del fit[c]
         yield from fit.values()
 
-    @on_client(like={"delta": "params", "buffer_delta": "buffers", "auxiliary_delta": "auxiliary"})
+    @on_client(like={**UPLOAD, "delta": "params", "buffer_delta": "buffers", "auxiliary_delta": "auxiliary"})
     def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
         """A round on the head's loss: what was uploaded on the way, and how both parts changed."""
         state = begin(self, client, state, msg)

@@ -37,7 +37,7 @@ class FedNova(FedAvg):
             sums["buffer_delta"] = {n: (tau * d).to(d.dtype) for n, d in sums["buffer_delta"].items()}
         return {**state, **advance(state, sums, step=tau)}
 
-    @on_client(like={"delta": "params", "buffer_delta": "buffers"})
+    @on_client(like={"delta": "params", "buffer_delta": "buffers", "normalizer": float})
     def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
         params, state, stats = train(self, client, state, msg)
         a = stats.weight or 1.0  # no step at all moved nothing

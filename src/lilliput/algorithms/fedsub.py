@@ -21,7 +21,7 @@ and gradients are not scaled by r / m.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from lilliput.algorithms.fedavg import model_reply, model_sums, start
 from lilliput.algorithms.spaces import Bases, Spaces, aligned, forgotten, spaces_of
-from lilliput.fleet import Client, Fleet, Model, Reply, on_client
+from lilliput.fleet import Client, Fleet, Model, on_client
 from lilliput.local import fit
 from lilliput.step import Correction, shift
 from lilliput.submodel import Combine, Mean, reduce, weighted_mean
@@ -135,8 +135,9 @@ class FedSub(Training):
             state, each = self._projected(spaces, state, fleet, each)
         up = self._travels(spaces, state["params"])
         bases = spaces.bases(fleet.seed, self.folds(fleet.round), state.get("rows"))
-        replies = fitting(fleet, "delta", up, fleet.call(self.train, down, each=each))
         rate = {"rate": self.combine.over(None)} if self.inside else {}
+        like: dict[str, Any] = {"delta": up, **dict.fromkeys(rate, float)}
+        replies = fleet.call(self.train, down, each=each, like=like)
         sums = reduce(replies, **model_sums(self.combine, {**state, "params": up}), **rate)
         step = sums.get("rate", 1.0)
         mean: Tree = {n: x * step if n.removesuffix(".b") in spaces.forms else x for n, x in sums["delta"].items()}
@@ -188,7 +189,7 @@ class FedSub(Training):
         """The state with the rows of P, new ones where they are due, and what goes to each client, they included."""
         if (fleet.round - 1) % self.refresh == 0:
             like = {layer: torch.zeros(spaces.sketch_shape(layer)) for layer in spaces.forms}
-            replies = fitting(fleet, "sketch", like, fleet.call(self.sketch, each=each))
+            replies = fleet.call(self.sketch, each=each, like={"sketch": like})
             mean: Tree = reduce(replies, sketch=Mean("labels").over(like))["sketch"]
             state = {**state, "rows": {n: leading(x, spaces.ranks[n]).dense() for n, x in mean.items()}}
             each = {c: {} for c in each}  # they have the model now
@@ -336,14 +337,3 @@ def _published(spaces: Spaces, weight_decay: float) -> Correction:
             grad.mul_(factors.get(name, 1.0))
 
     return correct
-
-
-def fitting(fleet: Fleet, key: str, like: Tree, replies: Iterable[Reply]) -> Iterator[Reply]:
-    """The replies whose tree under a key has these names and shapes; the others' clients are out for the round."""
-    for reply in replies:
-        got = reply.body.get(key)
-        if isinstance(got, Mapping) and {n: x.shape for n, x in got.items()} == {n: x.shape for n, x in like.items()}:
-            yield reply
-        else:
-            fleet.fail(reply.client, f"{key!r} of the reply has other names or shapes than its layers")
-            fleet.check_quorum()

@@ -28,6 +28,7 @@ from lilliput.algorithms.fedavg import advance, model_sums
 from lilliput.algorithms.half import Half, Payload, gradients, received
 from lilliput.algorithms.memory import remembered
 from lilliput.algorithms.server_end import slopes
+from lilliput.algorithms.splitting import UPLOAD
 from lilliput.fleet import Client, Fleet, Reply, on_client
 from lilliput.labels import counted
 from lilliput.submodel import reduce
@@ -92,7 +93,7 @@ class FslSage(CseFsl):
                 aligner.remember(reply, aligned=reply.client in heads)
                 yield reply
 
-    @on_client
+    @on_client(like=UPLOAD)
     def open(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
         """The cut of the first batch that has a label that counts, before anything is trained."""
         state = begin(self, client, state, msg)
@@ -104,7 +105,7 @@ class FslSage(CseFsl):
             state = {**state, **seen(state, [part], 0.0), "next": n + 1}
         return {"cut": {}, "labels": {}}, state
 
-    @on_client(like={"delta": "params", "buffer_delta": "buffers"})
+    @on_client(like={**UPLOAD, "delta": "params", "buffer_delta": "buffers"})
     def close(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
         """The round on estimated gradients; a first batch whose cut went up already runs again for its step."""
         if "params" in msg:
@@ -135,7 +136,7 @@ class Aligner:
     def remember(self, reply: Reply, aligned: bool = False) -> None:
         """Append what a reply uploaded, keep the newest, and note that its client has its new head."""
         held, limit = dict(self.fleet.memory.get(reply.client, {})), self.method.memory_size
-        labels = list(reply.body["labels"].values())
+        labels = [reply.body["labels"][number] for number in reply.body["cut"]]
         if labels:
             fits(limit, max(len(y) for y in labels), reply.client)
             held |= remembered(held, list(reply.body["cut"].values()), labels, limit)

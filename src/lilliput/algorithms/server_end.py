@@ -12,6 +12,7 @@ from torch import Tensor
 from lilliput.algorithms.half import Half, Payload, gradients, plain, received
 from lilliput.fleet import Fleet, Reply
 from lilliput.labels import counted
+from lilliput.replies import MALFORMED
 from lilliput.step import Grads
 from lilliput.tree import Body
 
@@ -76,7 +77,7 @@ def attempt(fleet: Fleet, client: int, run: Callable[[], Out]) -> Out | None:
     """
     try:
         return run()
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except MALFORMED as error:
         fleet.fail(client, f"what it uploaded does not fit the server's part: {error}", error)
         fleet.check_quorum()
         return None

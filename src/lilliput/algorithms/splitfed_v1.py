@@ -141,7 +141,7 @@ class SplitFedV1(SplitTraining):
                 body["buffer_delta"] = {**body.get("buffer_delta", {}), **sub(after["buffers"], copy.held["buffers"])}
             yield Reply(reply.client, {**body, "delta": delta}, reply.weight, reply.metrics)
 
-    @on_client
+    @on_client(like={"cut": dict, "more": bool})
     def forward(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
         """Activations and labels of the next batches; the round's first call brings the model."""
         if "params" in msg:
@@ -151,7 +151,7 @@ class SplitFedV1(SplitTraining):
         reply, state = sent(self, client, state, numbers)
         return {**reply, "more": numbers.stop < last}, {**state, "until": numbers.stop}
 
-    @on_client
+    @on_client(like={"middle_gradient": dict})
     def turn(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
         """U-shape: a step of the tail on each batch that has passed the server, and the gradient where it came in."""
         tail, reply = device_half(self, client, state, "tail"), {}

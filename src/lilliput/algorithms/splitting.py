@@ -11,10 +11,14 @@ from lilliput.algorithms.checks import look
 from lilliput.algorithms.fedavg import start
 from lilliput.algorithms.half import Half
 from lilliput.fleet import Fleet, Model, Reply
+from lilliput.replies import Like
 from lilliput.submodel import Combine, weighted_mean
 from lilliput.tasks.split import portion
 from lilliput.training import Training
 from lilliput.tree import Body
+
+# What a device uploads of its batches, by their numbers.
+UPLOAD: Mapping[str, Like] = {"cut": dict, "labels": dict}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from lilliput.engines.attempts import WorkerLost, attempt
 from lilliput.engines.auto import Auto
-from lilliput.engines.base import Engine, QuorumError, Round
+from lilliput.engines.base import DivergedError, Engine, QuorumError, Round
 from lilliput.engines.dry import Dry
 from lilliput.engines.sequential import Sequential
 from lilliput.engines.workers import Workers
@@ -17,6 +17,7 @@ ENGINES: dict[str, Callable[..., Engine]] = {"auto": Auto, "sequential": Sequent
 __all__ = [
     "ENGINES",
     "Auto",
+    "DivergedError",
     "Dry",
     "Engine",
     "QuorumError",

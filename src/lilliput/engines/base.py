@@ -11,20 +11,24 @@ import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from lilliput import random, wire
 from lilliput.fleet import Job, Profile, Reply, Request, Response, Tag, joined
 from lilliput.ledger import Entry, Ledger
+from lilliput.replies import MALFORMED, Like, ReplyRefused, Schema, check, norms, schemas, sized
 from lilliput.store import Store
-from lilliput.tree import Body, tensors
+from lilliput.tree import Body, paths, tensors
 
 
 class QuorumError(RuntimeError):
     """Too few clients answered; the state is that of the round before."""
+
+
+class DivergedError(RuntimeError):
+    """The server's state is not finite after a round; it is that of the round before."""
 
 
 class Engine(Protocol):
@@ -89,8 +93,8 @@ class Round:
         cohort: Sequence[int] | None = None,
         quorum: float = 0.5,
         timeout: float | None = None,
-        reply_limit: int = 1 << 30,
         without: Mapping[int, str] = MappingProxyType({}),
+        before: str = "",
         progress: Callable[[int, int], None] = lambda done, total: None,
     ):
         self.engine, self.job, self.store = engine, job, store
@@ -100,14 +104,16 @@ class Round:
         self.profiles: Mapping[int, Profile] = job.profiles
         self.memory = Memory(store)
         self.ledger = Ledger(number)
-        self.quorum, self.timeout, self.reply_limit, self.progress = quorum, timeout, reply_limit, progress
+        self.quorum, self.timeout, self.progress = quorum, timeout, progress
         self.attempt, self.evaluating = attempt, False
         self.out: dict[int, str] = {}  # clients that failed, and why
         self.without = without  # those that are out from the start, and why
+        self.before = before  # whose change was the largest in the round before
         self.cause: BaseException | None = None  # the first failure, where it happened in this process
         self.called: set[int] = set()
         self.stated: set[int] = set()
-        self.schemas: dict[int, dict[str, Any]] = {}  # of the trees that each client was last sent, by key
+        self.sent: dict[int, dict[str, Schema]] = {}  # what each client was last sent
+        self.norms: dict[int, float] = {}  # of the largest change that each client answered with
         self.sampled: list[int] = []
         self.answers: list[Reply] = []  # those with metrics, without their bodies
         self._cohort = cohort
@@ -146,6 +152,7 @@ class Round:
         *,
         each: Mapping[int, Body] | Callable[[int], Body] | None = None,
         to: Sequence[int] | None = None,
+        like: Mapping[str, Like] = MappingProxyType({}),
     ) -> Iterator[Reply]:
         """Run a handler on clients with {**body, **each(c)}; replies stream in ascending client id."""
         self.close_stream()
@@ -159,7 +166,7 @@ class Round:
             )
         self._calls += 1
         make = each.__getitem__ if isinstance(each, Mapping) else each or (lambda c: {})
-        self._open = Stream(self, handler, self._calls, body or {}, make, clients)
+        self._open = Stream(self, handler, self._calls, body or {}, make, clients, like)
         return self._open
 
     def close_stream(self) -> None:
@@ -184,10 +191,34 @@ class Round:
         alive, needed = total - len(self.out), max(1, math.ceil(self.quorum * total))
         if alive < needed:
             c, why = next(iter(self.out.items()))
+            # Where nobody can train on from the model, the fault is in the model.
+            before = self.before if all("not finite" in why for why in self.out.values()) else ""
             raise QuorumError(
                 f"round {self.round}: {alive} of {total} clients answered, fewer than the quorum of {needed}; "
-                f"the first to fail was client {c}: {why}"
+                f"the first to fail was client {c}: {why}{before}"
             ) from self.cause
+
+    def check_state(self, state: Body) -> None:
+        """Raise DivergedError, with the client whose change was the largest, if a state is not finite after the round.
+
+        Nor may the squares of its entries overflow: no gradient of such a model is finite.
+        """
+        for x, norm in norms(list(tensors(state))).values():
+            if not math.isfinite(norm):
+                name = next(path for path, y in paths(state) if y is x)
+                raise DivergedError(
+                    f"round {self.round}: {name!r} is not finite after the round, so it is undone{self.largest()}; "
+                    "use a smaller lr, clip=, or cohorts= without that client"
+                )
+
+    def largest(self) -> str:
+        """Whose change was the largest in this round, for errors to name."""
+        ranked = sorted(((norm, c) for c, norm in self.norms.items()), reverse=True)
+        if not ranked:
+            return ""
+        (norm, c), others = ranked[0], ranked[1:]
+        next_largest = f", the next largest of {others[0][0]:.3g}" if others else ""
+        return f"; the largest change of round {self.round} was client {c}'s, of norm {norm:.3g}{next_largest}"
 
     def staged(self) -> dict[int, Body]:
         """End the round's calls: what changed of the states of the clients that are in, by client; nothing is kept yet.
@@ -221,14 +252,15 @@ class Stream(Iterator[Reply]):
         common: Body,
         each: Callable[[int], Body],
         clients: list[int],
+        like: Mapping[str, Like],
     ):
         self.fleet, self.number, self.name = fleet, number, handler.__name__
-        self.like: Mapping[str, str] = fleet.job.handler(self.name).like
+        self.like: Mapping[str, Like] = {**fleet.job.handler(self.name).like, **like}
         self.tag = Tag(fleet.job.run, fleet.round, fleet.attempt, number)
         self._each = each
         self._common = self._code(common, "all")
         self._common_keys = common.keys()
-        self._common_schemas = _schemas(common)
+        self._common_schemas = schemas(common)
         fleet.called.update(c for c in clients if c not in fleet.out)
         for c in clients:
             if c in fleet.without and c not in fleet.out:
@@ -237,7 +269,7 @@ class Stream(Iterator[Reply]):
         self._waiting = [c for c in clients if c not in fleet.out]
         self._expected = {c: None for c in self._waiting}
         self._total = len(self._waiting)
-        self._sent: dict[int, tuple[Entry, dict[str, Any], float]] = {}
+        self._sent: dict[int, tuple[Entry, float]] = {}
         self._arrived: dict[int, Reply | None] = {}
         self.done = False
         self._fill()
@@ -275,9 +307,8 @@ class Stream(Iterator[Reply]):
         twice = self._common_keys & own.keys()
         if twice:
             raise ValueError(f"{self.name}: the key {sorted(twice)[0]!r} is given both for all clients and for each")
-        known = self.fleet.schemas.setdefault(c, {})
-        known |= self._common_schemas | _schemas(own)
-        schema = {key: known.get(of) for key, of in self.like.items()}
+        sent = self.fleet.sent.setdefault(c, {})
+        sent |= self._common_schemas | schemas(own)
         own = self._code(own, c)
         message = joined(self._common, own)
         size = wire.nbytes(message)
@@ -286,14 +317,14 @@ class Stream(Iterator[Reply]):
         state = None if c in self.fleet.stated else self.fleet.store.get(f"client/{c}")
         self.fleet.stated.add(c)
         self.fleet.ledger.entries.append(entry)
-        self._sent[c] = (entry, schema, time.perf_counter())
+        self._sent[c] = (entry, time.perf_counter())
         self.fleet.engine.send(Request(self.tag, c, self.name, self._common, own, state))
 
     def _take(self, response: Response) -> None:
         fleet, c = self.fleet, response.client
         if c not in self._sent:
             return  # a late answer to something that was given up
-        entry, schema, sent = self._sent.pop(c)
+        entry, sent = self._sent.pop(c)
         profile = fleet.profiles[c]
         entry.seconds = {
             **response.seconds,
@@ -302,16 +333,10 @@ class Stream(Iterator[Reply]):
         entry.flops, entry.peak_memory_bytes = response.flops, response.peak_memory_bytes
         reply, why = None, response.error
         if response.body is not None:
-            size = wire.nbytes(response.body)
-            entry.up, entry.up_overhead = wire.kinds(response.body), size.overhead
             try:
-                body = response.body if fleet.job.codec is None else fleet.job.codec.decode(response.body)
-                why = refusal(body, schema, size.payload, fleet.reply_limit)
-            except wire.WireError as error:
-                body, why = {}, f"the reply cannot be decoded: {error}"
-            metrics = {name: float(x) for name, x in (body.get("metrics") or {}).items()}
-            entry.metrics = metrics
-            reply = Reply(c, body, fleet.job.weight(c), metrics)
+                reply = self._reply(c, response.body, entry)
+            except ReplyRefused as refused:
+                why = str(refused)
         down = sum(entry.down.values()) + entry.down_overhead
         up = sum(entry.up.values()) + entry.up_overhead
         entry.communication_seconds = profile.seconds(down, 0, up)
@@ -319,48 +344,20 @@ class Stream(Iterator[Reply]):
         if why is not None:
             entry.error = why
             fleet.fail(c, why, response.cause)
-            reply = None
         elif reply is not None and reply.metrics and not fleet.evaluating:
             fleet.answers.append(replace(reply, body={}))
         self._arrived[c] = reply
         fleet.progress(self._total - len(self._waiting) - len(self._sent), self._total)
 
-
-def _schemas(body: Body) -> dict[str, Any]:
-    """Names and shapes of each tree of a message."""
-    trees = {key: tree for key, tree in body.items() if isinstance(tree, Mapping)}
-    return {
-        key: {name: tuple(x.shape) for name, x in tree.items()}
-        for key, tree in trees.items()
-        if all(isinstance(x, Tensor) for x in tree.values())
-    }
-
-
-def refusal(body: Body, schema: Mapping[str, Any], payload: int, limit: int) -> str | None:
-    """Why a reply must not be used, or None: too large, not finite, or of other names or shapes than were sent."""
-    if payload > limit:
-        return f"the reply has {payload} bytes, more than the limit of {limit}"
-    for key, expected in schema.items():
-        if expected is None:
-            continue
-        got = body.get(key)
-        if not isinstance(got, Mapping) or got.keys() != expected.keys():
-            return f"{key!r} of the reply has other names than what was sent"
-        for name, shape in expected.items():
-            x = got[name]
-            if not isinstance(x, Tensor) or tuple(x.shape) != shape:
-                return f"{key!r} of the reply has another shape at {name!r} than what was sent"
-    floats = [x for x in tensors(body) if x.is_floating_point()]
-    # One pass per tensor: a norm is finite only if every entry is, and one that overflows is looked at again.
-    norms = torch._foreach_norm(floats) if floats else []
-    if any(not math.isfinite(n) and not bool(x.isfinite().all()) for n, x in zip(norms, floats, strict=True)):
-        return "the reply is not finite"
-    if not _finite(body):
-        return "a number of the reply is not finite"
-    return None
-
-
-def _finite(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(_finite(v) for v in value.values())
-    return not isinstance(value, float) or math.isfinite(value)
+    def _reply(self, c: int, body: Body, entry: Entry) -> Reply:
+        """What a client answered, counted; raises ReplyRefused for what must not be used."""
+        fleet = self.fleet
+        entry.up_overhead, entry.up = sized(body).overhead, wire.kinds(body)
+        try:
+            found = body if fleet.job.codec is None else fleet.job.codec.decode(body)
+        except MALFORMED as error:
+            raise ReplyRefused(f"the reply cannot be decoded: {error}") from None
+        norm = check(found, self.like, fleet.sent[c], fleet.job.reply_limit)
+        fleet.norms[c] = max(norm, fleet.norms.get(c, 0.0))
+        entry.metrics = {name: float(x) for name, x in found.get("metrics", {}).items()}
+        return Reply(c, found, fleet.job.weight(c), entry.metrics)

@@ -82,7 +82,7 @@ def ledgers(experiment: Any, engine: Dry, rounds: int | None = None) -> Iterator
         store, state = Store(limit_bytes=sys.maxsize), e.algorithm.init(job.task)
         for number in range(1, (rounds or e.rounds) + 1):
             cohort = e.cohorts[number - 1] if e.cohorts else None
-            fleet = Round(engine, job, store, number, cohort=cohort, quorum=e.quorum, reply_limit=e.reply_limit)
+            fleet = Round(engine, job, store, number, cohort=cohort, quorum=e.quorum)
             state = e.algorithm.round(state, fleet)
             fleet.commit()
             yield fleet.ledger, sum(int(r.metrics.get("examples", 0)) for r in fleet.answers)
