@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -169,6 +170,11 @@ class Job:
     timeout: float | None = None  # seconds that a client may take
     reply_limit: int = 1 << 30  # bytes of the tensors of a reply
     _weights: dict[int, int] = field(default_factory=dict, compare=False)
+
+    @cached_property
+    def clients(self) -> tuple[int, ...]:
+        """All client ids, ascending."""
+        return tuple(sorted(self.data))
 
     def weight(self, client: int) -> int:
         """How many labels of a client's data count; found out when it first matters."""

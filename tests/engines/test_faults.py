@@ -18,9 +18,10 @@ import lilliput
 from lilliput import checkpoint
 from lilliput.algorithms import FedAvg
 from lilliput.data.batches import as_batches
-from lilliput.engines import DivergedError, QuorumError, Sequential, Workers
+from lilliput.engines import DivergedError, QuorumError, Round, Sequential, Workers
 from lilliput.fleet import Client, Device, Job, Profile, Request, Tag, on_client
 from lilliput.replies import ReplyRefused, check, schemas
+from lilliput.store import Store
 from lilliput.submodel import Sum
 from lilliput.tasks import Supervised
 from lilliput.tree import Body
@@ -149,7 +150,7 @@ def check_dropped(fault: str, engine: Any, folder: Path) -> None:
 @every_engine
 @pytest.mark.parametrize("out", [None, {}, ({},), ({}, {}, {}), [{}, {}], {"a": 1, "b": 2}, ({}, None), (1, {})])
 def test_a_handler_that_returns_no_pair_of_dicts_is_refused(out: Any, engine: str) -> None:
-    with pytest.raises(QuorumError, match=r"client 0: train must return two dicts, \(reply, state\)"):
+    with pytest.raises(QuorumError, match=r"client \d: train must return two dicts, \(reply, state\)"):
         lilliput.Experiment(Odd(out=out), Supervised(network()), batches(), rounds=1).run(ENGINES[engine]())
 
 
@@ -230,8 +231,6 @@ def test_the_others_average_as_if_the_failed_one_had_not_been_called(engine: str
 
 
 def test_the_state_of_a_refused_client_is_that_of_before(tmp_path: Path) -> None:
-    from lilliput.store import Store
-
     run("shape", Sequential(), folder=tmp_path)
     saved = checkpoint.load(tmp_path / "checkpoint")
     store = Store(tmp_path / "checkpoint")
@@ -292,6 +291,52 @@ def test_clients_that_are_not_up_are_not_sampled() -> None:
     assert 2.0 < sum(counts) / 30 < 4.0  # 6 * 0.5, give or take three standard errors
 
 
+class Watched(dict):
+    """A dict that counts what is asked of it."""
+
+    def __init__(self, values: Mapping[int, Any]):
+        super().__init__(values)
+        self.looked = 0
+
+    def __getitem__(self, key: int) -> Any:
+        self.looked += 1
+        return super().__getitem__(key)
+
+    def __iter__(self) -> Any:
+        self.looked += len(self)
+        return super().__iter__()
+
+    def items(self) -> Any:
+        self.looked += len(self)
+        return super().items()
+
+
+@pytest.mark.parametrize("availability", [1.0, 0.5])
+def test_what_a_round_costs_depends_on_its_cohort_and_not_on_the_fleet(availability: float) -> None:
+    clients, (own, *_) = range(5000), batches().values()
+    data = Watched(dict.fromkeys(clients, as_batches(own)))
+    profiles = Watched(dict.fromkeys(clients, Profile(availability=availability)))
+    job = Job("run", FedAvg(cohort=5), Supervised(network()), data, profiles)
+    assert job.clients == tuple(clients)
+    data.looked = profiles.looked = 0
+    engine, state = Sequential(), job.algorithm.init(job.task)
+    engine.open(job)
+    for number in range(1, 4):
+        fleet = Round(engine, job, Store(), number)
+        job.algorithm.round(state, fleet)
+        fleet.commit()
+        assert len(fleet.sampled) == 5 == sum(1 for c in fleet.sampled if fleet.examples[c] == 4)
+    assert data.looked + profiles.looked < 200
+
+
+def test_a_cohort_is_drawn_evenly_from_those_that_are_up() -> None:
+    up = {c: Profile(availability=0.8) for c in range(8)}
+    job = Job("run", FedAvg(), Supervised(network()), dict.fromkeys(range(8)), up)
+    seen = [c for number in range(600) for c in Round(Sequential(), job, Store(), number).sample(2)]
+    expected = len(seen) / 8  # 150, with a standard error of 11
+    assert len(seen) == 1200 and all(abs(seen.count(c) - expected) < 45 for c in range(8))
+
+
 def test_a_stream_must_be_consumed() -> None:
     @dataclass(frozen=True)
     class Impatient(FedAvg):
@@ -319,7 +364,7 @@ def test_messages_are_made_lazily_and_replies_come_in_order() -> None:
     made: list[int] = []
 
     @dataclass(frozen=True)
-    class Watched(FedAvg):
+    class Lazy(FedAvg):
         def round(self, state: Body, fleet: Any) -> Body:
             def message(c: int) -> Body:
                 made.append(c)
@@ -330,7 +375,7 @@ def test_messages_are_made_lazily_and_replies_come_in_order() -> None:
                 assert len(made) <= position + 2  # this one and the one under way
             return state
 
-    lilliput.Experiment(Watched(), Supervised(network()), batches(), rounds=1).run("sequential")
+    lilliput.Experiment(Lazy(), Supervised(network()), batches(), rounds=1).run("sequential")
     assert made == list(range(6))
 
 

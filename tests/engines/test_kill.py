@@ -14,7 +14,7 @@ import pytest
 from fixtures import assert_same_history, experiment
 
 from lilliput import checkpoint, store
-from lilliput.engines import Sequential, Workers
+from lilliput.engines import Sequential, Workers, serving
 from lilliput.fleet import Device
 
 ENGINES: dict[str, Callable[[], Any]] = {
@@ -24,10 +24,14 @@ ENGINES: dict[str, Callable[[], Any]] = {
 }
 MOMENTS = ("before a reply", "after a reply", "before a file counts", "after a file counts", "after a checkpoint")
 ROUNDS = 8
+INTERRUPTED, WORKERS_LEFT = 130, 99
 
 
-def arm(moment: str, countdown: int) -> None:
-    """Make this process and its children kill the run the n-th time that this moment comes."""
+def arm(moment: str, countdown: int, number: int = signal.SIGKILL) -> None:
+    """Make this process and its children send the run a signal the n-th time that this moment comes.
+
+    An interrupt goes to the whole process group, as a terminal's does.
+    """
     run = os.getpid()
     left = mp.get_context("fork").Value("i", countdown)
 
@@ -36,8 +40,10 @@ def arm(moment: str, countdown: int) -> None:
             return
         with left.get_lock():
             left.value -= 1
-            if left.value == 0:
-                os.kill(run, signal.SIGKILL)
+            if left.value == 0 and number == signal.SIGINT:
+                os.killpg(os.getpgid(run), number)
+            elif left.value == 0:
+                os.kill(run, number)
 
     def around(owner: Any, name: str, before: str, after: str) -> None:
         original = getattr(owner, name)
@@ -55,15 +61,23 @@ def arm(moment: str, countdown: int) -> None:
     around(checkpoint, "save", "", "after a checkpoint")
 
 
-def run_to_the_end_or_be_killed(name: str, engine: str, folder: Path, moment: str, countdown: int) -> None:
+def run_to_the_end_or_be_killed(
+    name: str, engine: str, folder: Path, moment: str, countdown: int, number: int = signal.SIGKILL
+) -> None:
     os.setpgrp()
-    arm(moment, countdown)
-    run(name, engine, folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    arm(moment, countdown, number)
+    if engine != "workers":  # which knows its parent by it
+        os.getpid = lambda: 7  # type: ignore[assignment]  # in containers all runs have the same
+    try:
+        run(name, engine, folder)
+    except KeyboardInterrupt:
+        os._exit(INTERRUPTED if mp.active_children() == [] else WORKERS_LEFT)
     os._exit(0)
 
 
-def run(name: str, engine: str, folder: Path | None, resume: bool = True) -> Any:
-    return experiment(name, rounds=ROUNDS, folder=folder, checkpoint_every=1 if folder else None, store_bytes=2048).run(
+def run(name: str, engine: str, folder: Path | None, resume: bool = True, rounds: int = ROUNDS) -> Any:
+    return experiment(name, rounds=rounds, folder=folder, checkpoint_every=1 if folder else None, store_bytes=2048).run(
         ENGINES[engine](), resume=resume
     )
 
@@ -84,6 +98,86 @@ def test_killed_ten_times_and_resumed_equals_straight(name: str, engine: str, tm
         kills += process.exitcode != 0
     assert kills >= 4
     assert_same_history(run(name, engine, tmp_path), run(name, "sequential", None, resume=False))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["scaffold", "splitfed_v1"])
+def test_a_process_group_that_is_interrupted_resumes_and_equals_straight(
+    name: str, engine: str, tmp_path: Path
+) -> None:
+    draw = random.Random(f"{name} {engine} interrupted")
+    stops = 0
+    for attempt in range(10):
+        moment = MOMENTS[attempt % len(MOMENTS)]
+        process = mp.get_context("fork").Process(
+            target=run_to_the_end_or_be_killed,
+            args=(name, engine, tmp_path, moment, draw.randint(1, 6), signal.SIGINT),
+        )
+        process.start()
+        process.join(60)
+        assert process.exitcode in (0, INTERRUPTED)
+        stops += process.exitcode != 0
+    assert stops >= 4
+    assert_same_history(run(name, engine, tmp_path), run(name, "sequential", None, resume=False))
+
+
+# A worker that ends: the run goes on.
+
+POINTS = (
+    "an order came", "a message was read", "a handler ran", "a reply was written", "a reply was announced",
+    "a descriptor is due", "states are asked for", "states were gathered", "a state is due",
+)  # fmt: skip
+
+
+def arm_workers(monkeypatch: pytest.MonkeyPatch, point: str, countdown: int) -> Any:
+    """Make the workers that are forked from now on end, once among them, the n-th time that one is at this point."""
+    main, left = os.getpid(), mp.get_context("fork").Value("i", countdown)
+
+    def strike(here: str) -> None:
+        if here == point and os.getpid() != main:
+            with left.get_lock():
+                left.value -= 1
+                last = left.value == 0
+            if last:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(owner: Any, name: str, before: str = "", after: str = "") -> None:
+        original = getattr(owner, name)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            strike(before)
+            out = original(*args, **kwargs)
+            strike(after)
+            return out
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+    around(serving._Loop, "_call", before="an order came", after="a reply was announced")
+    around(serving.View, "read", after="a message was read")
+    around(Device, "handle", after="a handler ran")
+    around(serving.Segment, "write", after="a reply was written")
+    around(serving, "send_fd", before="a descriptor is due")
+    around(Device, "commit", before="states are asked for", after="states were gathered")
+    around(serving._Loop, "_reply", before="a state is due")
+    return left
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("name", ["scaffold", "two_calls", "splitfed_v1"])
+def test_a_worker_that_ends_at_any_point_changes_no_bit(
+    name: str, point: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    draw, short = random.Random(f"{name} {point}"), {"resume": False, "rounds": 3}
+    straight = run(name, "sequential", None, **short)
+    struck = 0
+    for attempt in range(3):
+        with monkeypatch.context() as patch:
+            left = arm_workers(patch, point, draw.randint(1, 1 + 5 * attempt))
+            history = run(name, "workers", tmp_path / str(attempt), **short)
+        struck += left.value <= 0
+        assert_same_history(straight, history)
+        assert [row["dropped"] for row in history.rows] == [0, 0, 0]
+    assert struck
 
 
 def test_a_file_is_old_or_new_but_never_torn(tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ def trained(make, rank, shape, weight, gradient):
 @of_shape
 @pytest.mark.parametrize("laid", LAID)
 def test_gradients_of_another_layout_give_the_same_step(make, rank, shape, laid):
+    if rank and laid == "expanded":  # a matrix of rank one: further directions are made of its rounding errors
+        rank = 1
     other = trained(make, rank, shape, torch.clone, LAID[laid])
     same = trained(make, rank, shape, torch.clone, lambda g: LAID[laid](g).contiguous())
     torch.testing.assert_close(other, same, rtol=0, atol=1e-6)

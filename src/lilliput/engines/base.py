@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -79,6 +80,22 @@ class Memory(MutableMapping[int, Body]):
         return sum(1 for _ in self)
 
 
+class Examples(Mapping[int, int]):
+    """How many examples each client has; nothing is counted before it is asked for."""
+
+    def __init__(self, data: Mapping[int, Any]):
+        self._data = data
+
+    def __getitem__(self, client: int) -> int:
+        return self._data[client].examples
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._data)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+
 class Round:
     """The fleet of one round: the face that an engine shows to a method (see `fleet.Fleet`)."""
 
@@ -99,8 +116,8 @@ class Round:
     ):
         self.engine, self.job, self.store = engine, job, store
         self.task, self.round, self.rounds, self.seed = job.task, number, job.rounds, job.seed
-        self.clients: Sequence[int] = sorted(job.data)
-        self.examples: Mapping[int, int] = {c: data.examples for c, data in job.data.items()}
+        self.clients: Sequence[int] = job.clients
+        self.examples: Mapping[int, int] = Examples(job.data)
         self.profiles: Mapping[int, Profile] = job.profiles
         self.memory = Memory(store)
         self.ledger = Ledger(number)
@@ -125,18 +142,19 @@ class Round:
         if self._cohort is not None:
             self.sampled = sorted(self._cohort)
             return list(self.sampled)
-        up = [c for c in self.clients if self._is_up(c)]
         if n is not None and n > len(self.clients):
             raise ValueError(
                 f"a cohort of {n} exceeds the fleet of {len(self.clients)} clients; choose cohort <= clients"
             )
-        if n is not None and n < len(up):
-            chosen = torch.randperm(len(up), generator=random.generator(self.job.seed, self.round, "cohort"))[:n]
-            up = sorted(up[i] for i in chosen.tolist())
-        if not up:
+        drawn: Iterable[int] = self.clients
+        if n is not None and n < len(self.clients):
+            # Of a large fleet only those are asked whether they are up whose turn it is.
+            order = torch.randperm(len(self.clients), generator=random.generator(self.job.seed, self.round, "cohort"))
+            drawn = (self.clients[i] for part in order.split(256) for i in part.tolist())
+        self.sampled = sorted(islice(filter(self._is_up, drawn), n))
+        if not self.sampled:
             raise QuorumError(f"round {self.round}: no client is available")
-        self.sampled = up
-        return list(up)
+        return list(self.sampled)
 
     def _is_up(self, c: int) -> bool:
         chance = self.profiles[c].availability
