@@ -29,7 +29,7 @@ from lilliput import Experiment, footprint, lean, wire
 from lilliput.algorithms import FedAvg, FedSub
 from lilliput.engines import Sequential
 from lilliput.fleet import Job, Response
-from lilliput.footprint import Client, Setting, measured
+from lilliput.footprint import Setting, Steps, measured
 from lilliput.subspace import replace_with_subspace
 from lilliput.tasks import Supervised
 from lilliput.training import Training
@@ -92,8 +92,8 @@ def steps(options: dict[str, Any], given: Setting) -> dict[str, Any]:
     """The allocator's peak of three steps, and the kinds of what they need."""
     config = Training(lr=1e-3, **options)
 
-    def client(model: torch.nn.Module) -> Client:
-        return Client(model, config, Supervised(model).loss)
+    def client(model: torch.nn.Module) -> Steps:
+        return Steps(model, config, Supervised(model).loss)
 
     def train() -> None:
         own = client(materialised(given.module()))

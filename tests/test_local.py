@@ -107,6 +107,29 @@ def test_micro_batches_add_up_to_the_batch() -> None:
     assert_close(trained(Training(accumulate=4)), trained(Training()), 1e-7)
 
 
+class Sum(nn.Module):
+    """A layer whose weight is a sum of two, or of views of them: then the gradients of both lie in one memory."""
+
+    def __init__(self, views: bool):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.views = nn.Parameter(torch.randn(15)), nn.Parameter(torch.randn(15)), views
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = self.a, self.b
+        return x @ (a.view(5, 3) + b.view(5, 3) if self.views else (a + b).view(5, 3))
+
+
+@pytest.mark.parametrize("way", [{}, {"per_layer": True}, {"precision": "fp16"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"accumulate": 3, "clip": 0.1}, {"clip": 0.1}], ids=str)
+def test_gradients_in_one_memory_are_changed_one_by_one(options: dict[str, Any], way: dict[str, Any]) -> None:
+    config = Training(momentum=0.9, **options, **way)
+    x = Sum(True).state_dict()
+    for corrections in ([], [shift({n: torch.full_like(p, 0.1) for n, p in x.items()})]):
+        plain, views = (trained(config, Sum(views), corrections=corrections) for views in (False, True))
+        assert_close(plain, views, 1e-6)
+
+
 @pytest.mark.parametrize("per_layer", [False, True])
 def test_checkpointing_changes_neither_weights_nor_statistics(per_layer: bool) -> None:
     outcomes = []

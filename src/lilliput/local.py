@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lilliput.fleet import Client
 from lilliput.labels import count
-from lilliput.step import Correction, Loss, Trainer, micro_batches, ready, step_on
+from lilliput.passes import Loss, micro_batches
+from lilliput.step import Correction, Trainer, ready, step_on
 from lilliput.tasks.recompute import checkpointed, frozen_norms
 from lilliput.tasks.resident import buffers as buffers_of
 from lilliput.tasks.supervised import to_device

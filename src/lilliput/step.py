@@ -1,14 +1,15 @@
 """One training step: forward, loss, gradients, accumulation, correction, clipping, scaling and update.
 
-Two step paths exist and give the same numbers: all gradients at once with foreach kernels, or (`per_layer`) each
-parameter updated in a backward hook as soon as its gradient is there, so that no two gradients live at a time.  A
-parameter that got no gradient is left alone, optimizer state and all, as torch.optim leaves it.
+Clients, pre-training and estimates of memory all take it, alone or as one of several processes.  Two ways give the same
+numbers: all gradients at once with foreach kernels, or (`per_layer`) each parameter updated in a backward hook as soon
+as its gradient is there, so that no two gradients live at a time.  A parameter that got no gradient is left alone,
+optimizer state and all, as torch.optim leaves it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,16 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from lilliput import optim, tree, updates
-from lilliput.labels import columns, counted, labels
+from lilliput.labels import columns
 from lilliput.ledger import metered
+from lilliput.optim.gradients import own
+from lilliput.optim.sharded import is_sharded
+from lilliput.passes import Hooks, Loss, Part, backward, drop, micro_batches, separate, updating
 from lilliput.subspace import layers_of, shown
-from lilliput.tasks.autocast import autocast, exact_convolutions
+from lilliput.tasks.autocast import exact_convolutions
 from lilliput.training import Training
 from lilliput.tree import Body, Tree
 
-Loss = Callable[[nn.Module, Any, Any], tuple[Tensor, dict[str, Tensor]]]
 Grads = list[Tensor | None]
-Part = tuple[Any, int]  # a micro-batch, and how many of its labels count
 
 # Corrections change gradients before the optimizer sees them.  Each takes the names of some parameters, the parameters
 # and their gradients, and changes the gradients in place.
@@ -56,33 +58,19 @@ def shift(by: Tree) -> Correction:
     return correct
 
 
-def micro_batches(batch: Any, pieces: int) -> list[Part]:
-    """The batch cut along its examples into at most so many pieces; pieces without a label that counts are left out."""
-    keys = list(batch) if isinstance(batch, dict) else None
-    cut = [batch] if pieces == 1 else zip(*(x.chunk(pieces) for x in columns(batch)), strict=True)
-    parts = (dict(zip(keys, p, strict=True)) if keys and pieces > 1 else p for p in cut)
-    return [(part, n) for part in parts if (n := counted(labels(part)))]
+def aligned(grads: Sequence[Tensor | None], params: Sequence[Tensor]) -> Grads:
+    """Gradients of `torch.autograd.grad` in their parameters' order of memory, as `.grad` has them."""
+
+    def fits(g: Tensor | None, p: Tensor) -> bool:
+        return g is None or g.layout != torch.strided or g.stride() == p.stride()
+
+    pairs = zip(grads, params, strict=True)
+    return [g if fits(g, p) else torch.empty_like(p, requires_grad=False).copy_(g) for g, p in pairs]  # type: ignore[arg-type]
 
 
-def own(grads: Sequence[Tensor | None], params: Sequence[Tensor], changing: bool, names: Sequence[str]) -> Grads:
-    """Gradients in their parameters' order of memory, which fused kernels rely on.
-
-    changing: they will be changed in place, so that no two may share memory, as those of the terms of a sum do.
-    Raises ValueError, with its parameter's name, for a gradient that is sparse.
-    """
-    seen: set[int] = set()
-    found: Grads = []
-    for g, p, name in zip(grads, params, names, strict=True):
-        if g is not None:
-            if g.layout != torch.strided:
-                raise ValueError(f"the gradient of {name!r} is sparse; make the embedding with sparse=False")
-            place = g.untyped_storage()._cdata if changing else 0
-            if g.stride() != p.stride() or place in seen:
-                g = torch.empty_like(p, requires_grad=False).copy_(g)
-            elif changing:
-                seen.add(place)
-        found.append(g)
-    return found
+def trained(model: nn.Module) -> list[Tensor]:
+    """The parameters that are trained, in the model's order."""
+    return [p for p in model.parameters() if p.requires_grad]
 
 
 def norm(grads: list[Tensor]) -> Tensor:
@@ -95,21 +83,26 @@ class Trainer:
     """A model, the update of its parameters, and what happens to a gradient on the way.
 
     undecayed: names of parameters that `weight_decay` is not for.
+    update: of an optimizer that there is, in place of the one that the settings name.
+    hooks: what takes gradients in the backward passes, such as sums over processes.
     steps, skipped: optimizer steps applied so far, and those left out because a gradient overflowed in fp16.
     """
 
     def __init__(
         self, model: nn.Module, config: Training, lr: float, corrections: Sequence[Correction] = (), only: Any = None,
-        peak: float | None = None, undecayed: Collection[str] = (),
+        peak: float | None = None, undecayed: Collection[str] = (), update: updates.Update | None = None,
+        hooks: Hooks | None = None,
     ):  # fmt: skip
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and (only is None or n in only)]
         self.model, self.config, self.corrections = model, config, list(corrections)
         self.names = [n for n, _ in named]
         self.params: list[Tensor] = [p for _, p in named]
         self.everything = range(len(named))
+        self.inputs = None if any(map(is_sharded, self.params)) else self.params  # FSDP2 differentiates others
         self.steps = self.skipped = 0
         self.scaler = torch.amp.GradScaler(self.device.type) if config.precision == "fp16" else None
-        self.update = updates.make(
+        self.hooks = hooks
+        self.update = update or updates.make(
             config.optimizer, self.params, lr, momentum=config.momentum, weight_decay=config.weight_decay,
             nesterov=config.nesterov, options=config.optimizer_options, peak=peak, model=model,
             undecayed=[i for i, n in enumerate(self.names) if n in undecayed],
@@ -163,7 +156,8 @@ class Trainer:
     def apply(self, indices: Sequence[int], grads: Sequence[Tensor | None], squares: float | None = None) -> None:
         """Correct, clip and apply the gradients of the parameters at these positions; it may change them in place.
 
-        A parameter without a gradient (None) is left alone, unless a correction gives it one.
+        They lie in memory as their parameters do.  A parameter without a gradient (None) is left alone, unless a
+        correction gives it one.  Raises ValueError, with its parameter's name, for a gradient that is sparse.
         squares: the squared norm to clip by, where other gradients are clipped together with these.
         """
         if not self.corrections and any(g is None for g in grads):
@@ -174,16 +168,29 @@ class Trainer:
         whole = indices is self.everything
         params = self.params if whole else [self.params[i] for i in indices]
         names = self.names if whole else [self.names[i] for i in indices]
-        ready: Any = own(grads, params, bool(self.corrections) or self.config.clip is not None, names)
-        if self.corrections:
-            ready = [torch.zeros_like(p) if g is None else g for g, p in zip(ready, params, strict=True)]
+        for g, name in zip(grads, names, strict=True):
+            if g is not None and g.layout != torch.strided:
+                raise ValueError(f"the gradient of {name!r} is sparse; make the embedding with sparse=False")
+        ready = self._changed(names, params, grads, squares)
+        if not self.within:
+            self.update.apply(indices, ready)
+            return
+        with shown([self.within[i] for i in indices if i in self.within], self.update.decoupled):
+            self.update.apply(indices, ready)
+
+    def _changed(
+        self, names: Sequence[str], params: list[Tensor], grads: Sequence[Tensor | None], squares: float | None
+    ) -> list[Tensor]:
+        """The gradients, corrected and clipped in place."""
+        ready: Any = grads
+        if self.corrections or self.config.clip is not None:
+            ready = [torch.zeros_like(p) if g is None else own(g) for g, p in zip(grads, params, strict=True)]
         for correct in self.corrections:
             correct(names, params, ready)
         if self.config.clip is not None:
             length = norm(ready) if squares is None else ready[0].new_tensor(squares, dtype=torch.float64).sqrt()
             torch._foreach_mul_(ready, (self.config.clip / (length + 1e-6)).clamp(max=1.0))
-        with shown([self.within[i] for i in indices if i in self.within], self.update.decoupled):
-            self.update.apply(indices, ready)
+        return ready
 
     def held(self) -> list[Tensor]:
         """The tensors of the model and of its optimizer's state."""
@@ -205,83 +212,40 @@ def step(
 @contextmanager
 def ready(model: nn.Module, opt: Trainer) -> Iterator[None]:
     """What holds throughout training steps, for `step_on` to run in."""
-    with torch.enable_grad(), exact_convolutions(model, opt.device, opt.config.precision):
+    with torch.enable_grad(), exact_convolutions(model, opt.device, opt.config.precision), updating(opt):
         yield
 
 
 def step_on(
-    model: nn.Module, opt: Trainer, loss: Loss, parts: Sequence[Part], context: Any = None
+    model: nn.Module, opt: Trainer, loss: Loss, parts: Sequence[Part], context: Any = None, of: float | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The same on what `micro_batches` made of a batch, inside of `ready`."""
+    """The same on what `micro_batches` made of a batch, inside of `ready`.
+
+    of: the labels that count, where they are more than those of the parts: those of all processes, which take the step
+        together.  What is returned is then this process's share of the means.
+    """
     if not parts:
         return torch.zeros((), device=opt.device), {}
-    path = _in_hooks if opt.config.per_layer else _at_once if opt.scaler is None else _scaled
+    path = _once if opt.scaler is None else _scaled
     label = (getattr(loss, "__qualname__", type(loss).__name__), *(x.shape for part, _ in parts for x in columns(part)))
-    return metered(label, opt.held, partial(path, model, opt, loss, parts, context))
+    return metered(label, opt.held, partial(path, model, opt, loss, parts, context, of))
 
 
-class _Means:
-    """Loss and metrics over micro-batches, weighted by their labels that count."""
-
-    def __init__(self, parts: Sequence[Part]):
-        self._total = sum(n for _, n in parts)
-        self._found: dict[str, Any] = {}
-
-    def share(self, n: int, value: Tensor, metrics: dict[str, Tensor]) -> Tensor:
-        """A micro-batch's part of the whole batch's mean loss."""
-        if n == self._total:
-            self._found = {name: x.detach() for name, x in metrics.items()} if metrics else {}
-            self._found[""] = value.detach()
-            return value
-        share = n / self._total
-        for name, x in {**metrics, "": value}.items():
-            self._found[name] = self._found.get(name, 0.0) + share * x.detach()
-        return value * share
-
-    def result(self) -> tuple[Tensor, dict[str, Tensor]]:
-        return self._found.pop(""), self._found
-
-
-def _forward(
-    model: nn.Module, opt: Trainer, loss: Loss, parts: Iterable[Part], context: Any, means: _Means
-) -> Iterator[Tensor]:
-    """The loss of each micro-batch, as its part of the whole batch's mean."""
-    for part, n in parts:
-        with autocast(opt.device, opt.config.precision):
-            value, metrics = loss(model, part, context)
-        yield means.share(n, value, metrics)
-
-
-def _gradients(model: nn.Module, opt: Trainer, loss: Loss, parts: Sequence[Part], context: Any, means: _Means) -> Grads:
-    """The gradients of the batch's mean loss, times fp16's scale; None where there is none."""
-    total: Grads = []
-    for value in _forward(model, opt, loss, parts, context, means):
-        scaled = value if opt.scaler is None else opt.scaler.scale(value)
-        grads: Grads = list(torch.autograd.grad(scaled, opt.params, allow_unused=True))
-        if len(parts) > 1:
-            grads = own(grads, opt.params, changing=True, names=opt.names)
-        total = _added(total, grads) if total else grads
-    return total
-
-
-def _added(total: Grads, new: Grads) -> Grads:
-    both = [(a, b) for a, b in zip(total, new, strict=True) if a is not None and b is not None]
-    if both:
-        torch._foreach_add_([a for a, _ in both], [b for _, b in both])
-    return [b if a is None else a for a, b in zip(total, new, strict=True)]
-
-
-def _at_once(
-    model: nn.Module, opt: Trainer, loss: Loss, parts: Sequence[Part], context: Any
+def _once(
+    model: nn.Module, opt: Trainer, loss: Loss, parts: Sequence[Part], context: Any, of: float | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    means = _Means(parts)
-    opt.apply(opt.everything, _gradients(model, opt, loss, parts, context, means))
+    try:
+        means = backward(model, opt, loss, parts, context, of)
+        if not opt.config.per_layer:
+            opt.apply(opt.everything, [p.grad for p in opt.params])
+    finally:
+        drop(opt.params)
     opt.steps += 1
     return means.result()
 
 
 def _scaled(
-    model: nn.Module, opt: Trainer, loss: Loss, parts: Sequence[Part], context: Any
+    model: nn.Module, opt: Trainer, loss: Loss, parts: Sequence[Part], context: Any, of: float | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A step under fp16's loss scale; one that overflows is left out.
 
@@ -290,8 +254,12 @@ def _scaled(
     assert opt.scaler is not None
     before = [x.clone() for x in model.buffers()] if not opt.steps else []
     while True:
-        means = _Means(parts)
-        if _unscaled(opt, _gradients(model, opt, loss, parts, context, means)):
+        try:
+            means = backward(model, opt, loss, parts, context, of)
+            applied = _unscaled(opt)
+        finally:
+            drop(opt.params)
+        if applied:
             opt.steps += 1
             return means.result()
         if opt.steps or opt.scaler.get_scale() < SMALLEST_SCALE:
@@ -302,65 +270,26 @@ def _scaled(
 
 
 class _AsOptimizer:
-    """A trainer with its gradients, as GradScaler wants to see an optimizer."""
+    """A trainer, as GradScaler wants to see an optimizer."""
 
-    def __init__(self, opt: Trainer, grads: Grads):
+    def __init__(self, opt: Trainer):
         self.param_groups = [{"params": opt.params}]
         self.applied = False
         self._opt = opt
-        for p, g in zip(opt.params, own(grads, opt.params, changing=True, names=opt.names), strict=True):
-            p.grad = g
 
     def step(self) -> None:
         self._opt.apply(self._opt.everything, [p.grad for p in self._opt.params])
         self.applied = True
 
 
-def _unscaled(opt: Trainer, grads: Grads) -> bool:
+def _unscaled(opt: Trainer) -> bool:
     """Undo the loss scale and apply the gradients; False if one overflowed, which halves the scale."""
     assert opt.scaler is not None
-    if all(g is None for g in grads):
+    if all(p.grad is None for p in opt.params):
         return True
-    seen: Any = _AsOptimizer(opt, grads)
-    try:
-        opt.scaler.unscale_(seen)
-        opt.scaler.step(seen)
-        opt.scaler.update()
-    finally:
-        for p in opt.params:
-            p.grad = None
+    separate(opt.params)
+    seen: Any = _AsOptimizer(opt)
+    opt.scaler.unscale_(seen)
+    opt.scaler.step(seen)
+    opt.scaler.update()
     return seen.applied
-
-
-def _in_hooks(
-    model: nn.Module, opt: Trainer, loss: Loss, parts: Sequence[Part], context: Any
-) -> tuple[Tensor, dict[str, Tensor]]:
-    means = _Means(parts)
-    sums: dict[int, Tensor] = {}
-    waiting = set(opt.everything)
-    ahead = len(parts)
-
-    def arrived(i: int) -> Callable[[Tensor], None]:
-        def hook(p: Tensor) -> None:
-            grad, p.grad = p.grad, None
-            assert grad is not None
-            if i in sums:
-                grad = sums.pop(i).add_(grad)
-            if ahead:
-                sums[i] = grad
-            else:
-                waiting.discard(i)
-                opt.apply([i], [grad])
-
-        return hook
-
-    with ExitStack() as stack:
-        for i, p in enumerate(opt.params):
-            stack.enter_context(p.register_post_accumulate_grad_hook(arrived(i)))
-        for value in _forward(model, opt, loss, parts, context, means):
-            ahead -= 1
-            torch.autograd.backward(value, inputs=opt.params)
-    for i in sorted(waiting):  # what the last micro-batch did not reach
-        opt.apply([i], [sums.pop(i, None)])
-    opt.steps += 1
-    return means.result()

@@ -23,8 +23,6 @@ class Update(Protocol):
     reads_weights: whether steps depend on the weights; decoupled: whether weight decay stays out of the gradient.
     """
 
-    lr: float
-
     @property
     def reads_weights(self) -> bool: ...
 
@@ -149,13 +147,13 @@ class AdamW(Adam):
 
 
 class Wrapped:
-    """Any torch.optim.Optimizer, made for the parameters by a function of nothing."""
+    """Any torch.optim.Optimizer that was made for the parameters."""
 
-    def __init__(self, make: Callable[[], Any], params: list[Tensor], lr: float):
+    def __init__(self, optimizer: Any, params: list[Tensor], lr: float | None = None):
+        """lr: of all its groups; None leaves them theirs."""
         self.params = params
-        self._optimizer = make()
-        self.lr = lr
-        for group in self._optimizer.param_groups:
+        self._optimizer = optimizer
+        for group in self._optimizer.param_groups if lr is not None else ():
             group["lr"] = lr
         self._loaded: set[int] = set()
 
@@ -206,7 +204,7 @@ class Apart:
         both = [i for i in range(len(params)) if i not in second], list(second)
         self._updates = [make([params[i] for i in own], own is both[1]) for own in both]
         self._at = {i: (update, n) for update, own in zip(self._updates, both, strict=True) for n, i in enumerate(own)}
-        self.lr, self.decoupled = self._updates[0].lr, self._updates[0].decoupled
+        self.decoupled = self._updates[0].decoupled
         self.reads_weights = any(update.reads_weights for update in self._updates)
 
     def apply(self, indices: Sequence[int], grads: list[Tensor]) -> None:
@@ -312,4 +310,4 @@ def make(
     target = optimizers.find(optimizer, OPTIMIZERS)
     if target in LISTS.values():
         return target(params, lr, **given)
-    return Wrapped(lambda: optimizers.build(optimizer, params, peak or lr, given, model, strict=False), params, lr)
+    return Wrapped(optimizers.build(optimizer, params, peak or lr, given, model, strict=False), params, lr)

@@ -6,7 +6,7 @@ from torch import nn
 
 from allocator import materialised, peak, trained
 from lilliput import footprint, models
-from lilliput.footprint import Client, Setting, trace
+from lilliput.footprint import Setting, Steps, trace
 from lilliput.optim import lowbit
 from lilliput.tasks.supervised import Supervised
 from lilliput.training import Training
@@ -65,8 +65,8 @@ def test_so_it_is_for_a_federated_clients_step(changes):
     config = Training(lr=0.1, momentum=0.9, **changes)
     batch = (torch.randint(40, (4, 32)), torch.randint(40, (4, 32)))
 
-    def make(module: nn.Module) -> Client:
-        return Client(module, config, Supervised(module).loss)
+    def make(module: nn.Module) -> Steps:
+        return Steps(module, config, Supervised(module).loss)
 
     def train() -> None:
         training = make(materialised(Setting(model=model, lean=False).module()))

@@ -72,6 +72,26 @@ def test_micro_batches_equal_one_big_batch(options):
     same(flat, model, 1e-9)
 
 
+@pytest.mark.parametrize("clip", [None, 1e-3])
+def test_gradients_in_one_memory_are_changed_one_by_one(clip):
+    """Those of views that are added lie in one memory; as the sum of the weights themselves they do not."""
+
+    def trained(views):
+        torch.manual_seed(0)
+        a, b = (nn.Parameter(torch.randn(48, dtype=torch.float64)) for _ in range(2))
+        optimizer = optim.GaLoreAdamW([a, b], lr=0.01, eps=1e-2)
+        layers = optim.per_layer(optimizer, accumulate=2, clip=clip)
+        for x, _ in batches():
+            for part in x.chunk(2):
+                w = a.view(8, 6) + b.view(8, 6) if views else (a + b).view(8, 6)
+                (part[:, :8] @ w).square().mean().backward()
+        layers.complete()
+        return a, b
+
+    for x, y in zip(trained(True), trained(False), strict=True):
+        torch.testing.assert_close(x, y, atol=1e-12, rtol=0)
+
+
 def test_one_dense_gradient_lives_at_a_time():
     model, optimizer = build({"proj_type": "std"})
     alive = []

@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Literal
 from lilliput.fleet import Client, Fleet, Model, Reply, on_client
 from lilliput.local import Stats, fit
 from lilliput.optim import MeanSubspace
-from lilliput.step import Correction, Loss
+from lilliput.passes import Loss
+from lilliput.step import Correction
 from lilliput.submodel import Combine, Mean, Slice, SliceRule, full, reduce, weighted_mean
 from lilliput.tasks.carried import check_averaged
 from lilliput.training import Training

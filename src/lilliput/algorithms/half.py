@@ -17,7 +17,7 @@ from torch import Tensor
 from lilliput import random, tree
 from lilliput.labels import columns
 from lilliput.ledger import metered
-from lilliput.step import Grads, Trainer, norm
+from lilliput.step import Grads, Trainer, aligned, norm
 from lilliput.tasks import Supervised, frozen_norms
 from lilliput.tasks.autocast import autocast, exact_convolutions
 from lilliput.tasks.moving import Rest, same
@@ -123,7 +123,7 @@ class Half:
         """
         self._take()
         if self.params:
-            self.trainer.apply(self.trainer.everything, grads, squares)
+            self.trainer.apply(self.trainer.everything, aligned(grads, self.params), squares)
 
     def hold(self, grads: Grads) -> None:
         """Keep gradients for a step that waits until the norm of other parts' is known."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lilliput.algorithms.fedavg import FedAvg, model_reply, train
 from lilliput.fleet import Client, on_client
-from lilliput.step import Loss
+from lilliput.passes import Loss
 from lilliput.tasks import frozen_norms
 from lilliput.tree import Body, Tree, clone, shapes
 

@@ -14,16 +14,15 @@ from lilliput.footprint.formula import estimate as by_formula
 from lilliput.footprint.result import Footprint
 from lilliput.footprint.setting import Setting
 from lilliput.footprint.sizes import available
-from lilliput.footprint.steps import Client, Loop
+from lilliput.footprint.steps import Steps
 from lilliput.footprint.trace import trace
 from lilliput.sources import line
 from lilliput.splitter.budget import parsed
 
 __all__ = [
-    "Client",
     "Footprint",
-    "Loop",
     "Setting",
+    "Steps",
     "advice",
     "available",
     "check",

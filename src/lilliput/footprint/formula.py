@@ -40,7 +40,7 @@ def estimate(setting: Setting, model: nn.Module) -> Footprint | None:
     config: Any = getattr(model, "config", None)
     if getattr(config, "model_type", None) != "llama" or config.num_key_value_heads != config.num_attention_heads:
         return None
-    optimizer = setting.steps(model).optimizer
+    optimizer = setting.made(model)
     if not isinstance(optimizer, optim.SubspaceOptimizer) or setting.padded or setting.subspace is not None:
         return None
     known = optim.memory(model, optimizer)

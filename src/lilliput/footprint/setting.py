@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from lilliput import lean, optim
 from lilliput.footprint.fakes import ACCELERATOR, twin
-from lilliput.footprint.steps import Loop, supervised_loss
+from lilliput.footprint.steps import Steps, supervised_loss
 from lilliput.optimizers import build, settled
 from lilliput.registry import is_path, normal
 from lilliput.subspace import replace_with_subspace
-from lilliput.training import check_step
+from lilliput.training import Training, check_step
 
 LENGTH = 256  # tokens of a sequence, as published for low-rank pre-training
 
@@ -86,14 +86,15 @@ class Setting:
     def _shape(self, name: str) -> tuple[int, ...]:
         return (self.max_length or LENGTH,) if normal(name) in ("charlm", "charlstm") else self.shape
 
-    def steps(self, model: nn.Module) -> Loop:
+    def steps(self, model: nn.Module) -> Steps:
         """The training of a module of this setting."""
-        return Loop(
-            model, self._optimizer(model), supervised_loss, self.accumulate, self.per_layer, self.checkpointing,
-            self.autocast,
+        config = Training(
+            accumulate=self.accumulate, precision=self.precision, per_layer=self.per_layer,
+            checkpointing=self.checkpointing,
         )  # fmt: skip
+        return Steps(model, config, supervised_loss, self.made(model))
 
-    def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+    def made(self, model: nn.Module) -> torch.optim.Optimizer:
         if not isinstance(self.optimizer, str):
             return self.optimizer(model)
         params = [p for p in model.parameters() if p.requires_grad]

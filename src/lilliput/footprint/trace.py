@@ -23,7 +23,7 @@ def trace(
     """The footprint of one training step, certified: the step is run, on tensors without numbers.
 
     model:    any module, on any device, "meta" included; it is left as it is.
-    make:     of a copy of the model, its training: `Loop` or `Client`.
+    make:     of a copy of the model, its training: `Steps`.
     batch:    what its step takes; only shapes and dtypes of its tensors count.
     device:   "cpu", or the kind of an accelerator (any with an attention kernel that keeps no scores).
     autocast: whether the step uses it.

@@ -23,6 +23,7 @@ from torch import Tensor
 from lilliput.lean.policy import fast
 from lilliput.optim import sharded, subspace
 from lilliput.optim.driver import SubspaceOptimizer, Work
+from lilliput.optim.gradients import own
 from lilliput.optim.options import ranked
 from lilliput.optim.processes import wrapped
 from lilliput.optim.states import working_dtype
@@ -74,6 +75,13 @@ class PerLayer:
             handle.remove()
         self._handles, self._hooks, self._sums, self._open = [], {}, {}, set()
 
+    def begin(self, left: int) -> None:
+        """A pass begins, and so many of its step come after it.
+
+        Where nobody says so, a pass begins with a parameter that comes again.
+        """
+        self._here, self._pass = set(), self.accumulate - left
+
     @contextmanager
     def measuring(self) -> Iterator[None]:
         """A first backward pass that only measures the norm of all gradients, for the next one to be clipped by."""
@@ -122,6 +130,7 @@ class PerLayer:
         if self._norm2 is None:
             self._count(p)
         self._open.add(p)
+        p.grad = own(p.grad)
         with fast(p.device):
             work = self._seen(p)
             if self._norm2 is not None or self._pass == self.accumulate:

@@ -9,7 +9,8 @@ import torch
 
 from lilliput.data.corpus import count
 from lilliput.data.sequences import Batch
-from lilliput.labels import IGNORED
+from lilliput.labels import IGNORED, counted, labels
+from lilliput.tasks.autocast import autocast
 
 if TYPE_CHECKING:
     from lilliput.pretraining.run import Run
@@ -27,13 +28,14 @@ def evaluate(run: Run) -> dict[str, Any]:
         if not run.world.agreed(batch is not None):
             break
         # A process whose text has ended takes part in the others' forward passes with nothing that counts.
-        batch = run.on_device(batch or _nothing(run.c.max_length))
-        with run.precision():
-            totals += torch.stack([run.loss(**batch).double(), (batch["labels"] != IGNORED).sum()])
+        batch = batch or _nothing(run.c.max_length)
+        n, batch = counted(labels(batch)), run.on_device(batch)
+        with autocast(run.world.device, run.c.precision):
+            totals += torch.stack([run.loss(**batch).double() * n, totals.new_tensor(n)])
         seen += run.part * run.world.size * run.c.max_length
-    loss, labels = run.world.sum(totals).tolist()
-    mean = loss / max(labels, 1)
-    return {"loss": mean, "perplexity": math.exp(min(mean, 700.0)), "eval_tokens": int(labels)}
+    loss, n = run.world.sum(totals).tolist()
+    mean = loss / max(n, 1)
+    return {"loss": mean, "perplexity": math.exp(min(mean, 700.0)), "eval_tokens": int(n)}
 
 
 def _nothing(length: int) -> Batch:

@@ -27,15 +27,16 @@ class LanguageLoss(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
-        """The sum over all labels but -100 of their cross-entropy, in float32; both (n, length)."""
-        # A sum: parts of a batch and processes see different numbers of labels, and a mean of means would weigh wrong.
+        """The mean over all labels but -100 of their cross-entropy, in float32, and 0 of none; both (n, length)."""
+        mean = self._mean(input_ids, labels)
+        return torch.where((labels != IGNORED).any(), mean, 0.0)  # torch's mean of nothing is nan
+
+    def _mean(self, input_ids: Tensor, labels: Tensor) -> Tensor:
         if lean.patched(self.model):
-            n = (labels != IGNORED).sum()
-            mean = lean.loss(self.model, {"input_ids": input_ids, "labels": labels})
-            return torch.where(n > 0, mean * n, 0.0)  # the mean of nothing is nan
+            return lean.loss(self.model, {"input_ids": input_ids, "labels": labels})
         out = self.model(input_ids)
         logits = out["logits"] if isinstance(out, Mapping) else out
-        return F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        return F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED)
 
 
 def build(c: Pretrain) -> nn.Module:

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from lilliput import optim
 from lilliput import optimizers as factory
 from lilliput.pretraining.config import Pretrain
-from lilliput.updates import from_body, to_body
+from lilliput.pretraining.parallel import Sums, World
+from lilliput.step import Trainer, trained
+from lilliput.training import Training
+from lilliput.updates import Wrapped, from_body, to_body
 
 NAMES = tuple(factory.OPTIMIZERS)
 
@@ -30,6 +33,17 @@ def build(model: nn.Module, c: Pretrain) -> torch.optim.Optimizer:
             f"{what} works with our own optimizers, not {c.optimizer}; choose one of {', '.join(factory.OURS)}"
         )
     return made
+
+
+def trainer(loss: nn.Module, optimizer: torch.optim.Optimizer, c: Pretrain, world: World) -> Trainer:
+    """What takes the steps of a run, alone or as one of several processes."""
+    beside = world if c.parallel == "ddp" and world.size > 1 else None  # FSDP2 sums gradients itself
+    params = trained(loss)
+    hooks: Any = Sums(params, world) if beside and not c.per_layer else None
+    if c.per_layer:
+        hooks = optim.per_layer(optimizer, c.accumulate, c.clip, processes=beside)  # type: ignore[arg-type]
+    config = Training(accumulate=c.accumulate, clip=c.clip, precision=c.precision, per_layer=c.per_layer)
+    return Trainer(loss, config, c.lr, update=Wrapped(optimizer, params), hooks=hooks)
 
 
 def state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

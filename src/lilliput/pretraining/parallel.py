@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lilliput.optim.gradients import own
 from lilliput.optim.processes import same
 
 Out = TypeVar("Out")
@@ -40,6 +41,10 @@ class World:
         if self.size > 1:
             dist.all_reduce(x)
         return x
+
+    def total(self, n: int) -> int:
+        """The sum of a number over all processes."""
+        return int(self.sum(torch.tensor(n, device=self.device))) if self.size > 1 else n
 
     def same(self, number: int) -> bool:
         """Whether all processes gave this number."""
@@ -115,15 +120,20 @@ class Sums:
     """Sums gradients over processes as they come in the last backward pass of a step, in the same order everywhere."""
 
     def __init__(self, params: Sequence[Tensor], world: World):
-        self.last = True
+        self._left = 0
         # From the last layer back, about as gradients come.
         self._params = list(reversed(params)) if world.size > 1 else []
         self._world, self._ready, self._pending = world, set(), []  # type: ignore[var-annotated]
         for p in self._params:
             p.register_post_accumulate_grad_hook(self._arrived)
 
+    def begin(self, left: int) -> None:
+        """A pass begins, and so many of its step come after it."""
+        self._left = left
+
     def _arrived(self, p: Tensor) -> None:
-        if self.last:
+        if not self._left:
+            p.grad = own(p.grad)  # type: ignore[arg-type]
             self._ready.add(p)
             while len(self._pending) < len(self._params) and self._params[len(self._pending)] in self._ready:
                 self._sum(self._params[len(self._pending)])
@@ -131,7 +141,7 @@ class Sums:
     def _sum(self, p: Tensor) -> None:
         self._pending.append(dist.all_reduce(p.grad, async_op=True))
 
-    def wait(self) -> None:
+    def complete(self) -> None:
         """Return when all sums are there.  What has no gradient in any process has none after it."""
         if not self._params:
             return

@@ -18,15 +18,17 @@ from lilliput import checkpoint, random
 from lilliput.data.ahead import Ahead
 from lilliput.data.corpus import Corpus
 from lilliput.data.sequences import Batch, Sequences
-from lilliput.labels import IGNORED
+from lilliput.labels import counted, labels
 from lilliput.ledger import process_memory
 from lilliput.logs import Log
+from lilliput.passes import Part
 from lilliput.pretraining import network, optimizers, parallel, saved
 from lilliput.pretraining.config import Pretrain
 from lilliput.pretraining.evaluation import evaluate
 from lilliput.pretraining.parallel import World
 from lilliput.pretraining.saved import Progress
 from lilliput.pretraining.schedule import factor
+from lilliput.step import ready, step_on
 from lilliput.tasks.recompute import checkpointed
 
 Row = dict[str, Any]
@@ -50,11 +52,7 @@ class Run:
         if c.parallel == "fsdp" and world.size > 1:
             self.loss = parallel.shard(self.loss, world)
         self.optimizer = optimizers.build(model, c)
-        params = [p for p in model.parameters() if p.requires_grad]
-        beside = c.parallel == "ddp" and world.size > 1  # FSDP2 sums gradients itself
-        self.sums = parallel.Sums(params if beside and not c.per_layer else (), world)
-        self.layers = _per_layer(self.optimizer, c, world if beside else None) if c.per_layer else None
-        self.params = params
+        self.trainer = optimizers.trainer(self.loss, self.optimizer, c, world)
         self._recomputed: Any = checkpointed(model) if c.checkpointing else nullcontext()
         self.stream = self._ahead()
         self._written, self._cost = time.perf_counter(), 0.0
@@ -106,60 +104,31 @@ class Run:
         return self.rows
 
     def _step(self) -> None:
-        """One optimizer step on the next batch."""
+        """One optimizer step on the next batch, by the mean loss over all processes' labels."""
         started, before = time.perf_counter(), self.progress
         self.loss.train()
         parts = [self._part() for _ in range(self.c.accumulate)]
-        labels = self.world.sum(torch.stack([(p["labels"] != IGNORED).sum() for p in parts]).sum())
+        n = self.world.total(sum(n for _, n in parts))
+        of = n / (self.world.size if self.c.parallel == "fsdp" else 1)  # FSDP2 averages over processes, where ours sums
         self._set_lr(before.step)
         # Dropout draws here: keyed by the step, so that there is no generator to save.
         torch.manual_seed(random.key(self.c.seed, "step", before.step, self.world.rank))
-        with self._recomputed:
-            loss = self._gradients(parts, labels)
-        self._update()
-        total, n = float(self.world.sum(loss)), int(labels)
+        with self._recomputed, ready(self.loss, self.trainer):
+            share, _ = step_on(self.loss, self.trainer, _mean, parts if n else [], of=of)
+        total = float(self.world.sum(share.double() * of))
         self.progress = replace(
             before, step=before.step + 1, tokens=before.tokens + n, loss=before.loss + total, labels=before.labels + n,
             examples=before.examples + self.c.batch_size, seconds=before.seconds + time.perf_counter() - started,
         )  # fmt: skip
 
-    def _part(self) -> Batch:
+    def _part(self) -> Part:
         batch = self.stream.batch()
         assert batch is not None  # the training stream does not end
-        return self.on_device(batch)
+        return self.on_device(batch), counted(labels(batch))
 
     def on_device(self, batch: Batch) -> Batch:
         """The batch where the model is."""
         return {name: x.to(self.world.device, non_blocking=True) for name, x in batch.items()}
-
-    def _gradients(self, parts: Sequence[Batch], labels: Tensor) -> Tensor:
-        """Gradients of the mean loss over all processes' labels; this process's sum of losses."""
-        # FSDP2 averages over processes, where ours sums.
-        weight = (self.world.size if self.c.parallel == "fsdp" else 1) / labels.clamp_min(1)
-        losses = []
-        for number, part in enumerate(parts, 1):
-            self.sums.last = number == len(parts)
-            with self.precision():
-                loss = self.loss(**part)
-            (loss * weight).backward()
-            losses.append(loss.detach().double())
-        self.sums.wait()
-        return torch.stack(losses).sum()
-
-    def precision(self) -> Any:
-        """The context of a forward pass: autocast, or none."""
-        if self.c.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.world.device.type, torch.bfloat16)
-
-    def _update(self) -> None:
-        if self.layers is not None:
-            self.layers.complete()  # all but this happened in the backward pass
-            return
-        if self.c.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.params, self.c.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
 
     def _set_lr(self, step: int) -> None:
         for group in self.optimizer.param_groups:
@@ -226,8 +195,5 @@ def identity(c: Pretrain, tokenizer: Any, texts: tuple[Corpus, Corpus]) -> dict[
     return {**{name: getattr(c, name) for name in same}, "tokenizer": words, "data": texts[0].fingerprint()}
 
 
-def _per_layer(optimizer: torch.optim.Optimizer, c: Pretrain, processes: World | None) -> Any:
-    from lilliput import optim
-
-    assert isinstance(optimizer, optim.SubspaceOptimizer)
-    return optim.per_layer(optimizer, accumulate=c.accumulate, clip=c.clip, processes=processes)
+def _mean(loss: nn.Module, batch: Batch, context: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    return loss(**batch), {}
