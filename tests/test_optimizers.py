@@ -4,10 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from lilliput import optimizers, updates
+from lilliput import Experiment, optimizers, updates
 from lilliput.algorithms import FedAvg
+from lilliput.cli import main
+from lilliput.footprint import Setting
 from lilliput.pretraining.config import Pretrain
 from lilliput.pretraining.optimizers import build
+from lilliput.tasks import Supervised
 from lilliput.training import Training
 
 PLAIN = {"momentum": 0.0, "weight_decay": 0.0, "nesterov": False}
@@ -95,3 +98,52 @@ def test_adafactor_that_follows_the_step_count_needs_no_rate():
 def test_what_cannot_be_made_is_refused_at_construction(method, settings, words):
     with pytest.raises(ValueError, match=words):
         method(**settings)
+
+
+OURS = ["adam", "adamw", "adamw8bit", "lion", "galore_adamw", "online_subspace_lion", "fira"]
+
+
+@pytest.mark.parametrize("settings", [Training, FedAvg, Pretrain, Setting])
+@pytest.mark.parametrize(
+    ("optimizers", "options", "words"),
+    [
+        (OURS, {"betas": (0.9, 1.5)}, "betas.*1.5"),
+        (OURS, {"betas": (-0.1, 0.9)}, "betas.*-0.1"),
+        (OURS, {"betas": 0.9}, "betas|cannot be made with"),
+        (OURS, {"weight_decay": -0.1}, "weight_decay.*-0.1"),
+        (["adam", "adamw", "adamw8bit", "adafactor", "fira"], {"eps": -1e-8}, "eps.*-1e-08"),
+        (["adafactor"], {"beta1": 1.0}, "beta1 hold 1.0"),
+        (["galore_adamw", "apollo"], {"rank": "8"}, "rank '8' is no whole number above 0"),
+        (["galore_adamw", "apollo"], {"update_proj_gap": 0}, "update_proj_gap 0 is no whole number"),
+        (["galore_adamw", "apollo"], {"scale": -1}, "scale is -1: give a number above 0"),
+        (["galore_adamw", "apollo"], {"proj_type": "stdd"}, "proj_type 'stdd' is unknown.*did you mean 'std'"),
+        (["lion", "galore_lion"], {"states": "4bit"}, "states '4bit' is unknown"),
+        (["torch.optim:RMSprop", torch.optim.RMSprop], {"alpha": -1.0}, "RMSprop cannot be made with .* alpha"),
+        (["torch.optim:NAdam", torch.optim.NAdam], {"betas": (0.9, 1.5)}, "NAdam cannot be made with .* beta"),
+    ],
+)
+def test_what_nothing_can_be_trained_with_is_refused_at_construction(settings, optimizers, options, words):
+    for optimizer in optimizers:
+        if isinstance(optimizer, str) or settings is not Setting:  # in a setting, a class is a function of the module
+            with pytest.raises(ValueError, match=words):
+                settings(optimizer=optimizer, optimizer_options=options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"rank": 4, "targets": "lair"}, "no layer of Words has 'lair' in its name; did you mean 'layer'"),
+     ({"rank": 64}, "has both sides longer than rank 64; lower the rank"), ({}, "longer than rank 128")],
+)  # fmt: skip
+def test_a_run_of_a_model_of_which_nothing_would_be_projected_is_refused(options, words):
+    data = {0: [(torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64))]}
+    method = FedAvg(optimizer="galore_adamw", optimizer_options=options)
+    with pytest.raises(ValueError, match=words):
+        Experiment(method, Supervised(Words()), data, rounds=1)
+
+
+def test_what_cannot_be_made_is_refused_by_name_by_the_command_line(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for words in (["run", "optimizer=adam", "momentum=0.9"], ["pretrain", "optimizer=lion", "optimizer.rank=4"]):
+        assert main(words) != 0
+        assert "momentum is SGD's" in (said := capsys.readouterr().err) or "lion has no option 'rank'" in said
+        assert list(tmp_path.iterdir()) == []

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from torch import nn
+
 from lilliput import evaluation
 from lilliput.data.batches import as_batches, pooled
 from lilliput.engines import Dry, Engine, resolve
@@ -16,6 +18,7 @@ from lilliput.engines.tuning import tuned
 from lilliput.fleet import Job, Model, Profile
 from lilliput.identity import identity
 from lilliput.loop import Run
+from lilliput.optimizers import check_projects
 from lilliput.stop import Row, Stop
 from lilliput.tree import Body, Tree
 
@@ -118,6 +121,9 @@ class Experiment:
                 )
         if self.cohorts is not None and len(self.cohorts) < self.rounds:
             raise ValueError(f"cohorts lists {len(self.cohorts)} rounds, fewer than rounds={self.rounds}")
+        model, optimizer = getattr(self.task, "model", None), getattr(self.algorithm, "optimizer", None)
+        if optimizer is not None and isinstance(model, nn.Module):
+            check_projects(optimizer, getattr(self.algorithm, "optimizer_options", {}), model)
         if self.evaluate in ("server", "both") and self.test is None:
             raise ValueError(f"evaluate={self.evaluate!r} needs a test set; give test=")
         if self.evaluate in ("clients", "both") and not self.client_test:

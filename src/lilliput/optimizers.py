@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -97,13 +98,19 @@ def settled(
 ) -> dict[str, Any]:
     """The options that an optimizer is made with: those given, and the decay, 0 too, whatever a class's own default is.
 
-    Raises ValueError for an unknown optimizer or option, and for a decay given to one that has none.
+    Raises ValueError for an unknown optimizer or option, for a value that nothing can be trained with, and for a decay
+    given to an optimizer that has none.
     """
     made = find(optimizer, known)
     names, name = known_options(made), optimizer if isinstance(optimizer, str) else _named(made)
     for option in options:
         if names is not None and option not in names:
             raise ValueError(f"optimizer {name} has no option {option!r}; {nearest(option, names)}")
+    foreign = isinstance(made, type) and issubclass(made, torch.optim.Optimizer) and not _is_ours(made)
+    if foreign and options:
+        _try(made, name, options)
+    elif _is_ours(made) or made in known.values():
+        optim.options.check_values(options)
     bound = made.keywords if isinstance(made, partial) else {}
     if "weight_decay" in options or "weight_decay" in bound:
         return dict(options)
@@ -127,8 +134,34 @@ def decouples(made: Any) -> bool:
     return all(group.get("decoupled_weight_decay", own) for group in made.param_groups)
 
 
+def _try(made: Callable[..., Any], name: str, options: Mapping[str, Any]) -> None:
+    """Let an optimizer of torch or of a user say itself what is wrong with its options."""
+    try:
+        made([nn.Parameter(torch.zeros(1, 1))], lr=1.0, **options)
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"optimizer {name} cannot be made with {dict(options)}: {error}") from None
+
+
 def _named(made: Any) -> str:
     return str(getattr(made, "__name__", None) or getattr(getattr(made, "func", made), "__name__", made))
+
+
+def check_projects(optimizer: Optimizer, options: Mapping[str, Any], model: nn.Module) -> None:
+    """Raise ValueError if an optimizer that projects would project nothing of a model."""
+    params: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what there is to say of the groups is said when they train
+        _groups(optimizer, params, dict(options), model, strict=True)
+
+
+def _groups(
+    optimizer: Optimizer, params: Sequence[Tensor], options: dict[str, Any], model: nn.Module | None, strict: bool
+) -> Any:
+    """The parameters, or groups of them where some are projected; takes the options that say so out of `options`."""
+    if not projects(optimizer) and not (_is_ours(find(optimizer)) and "rank" in options):
+        return list(params)
+    rank = options.pop("rank") if "rank" in options else default_rank(optimizer)
+    return optim.groups.of(list(params), rank, model, options.pop("targets", "all-layers"), strict)
 
 
 def build(
@@ -142,11 +175,7 @@ def build(
     strict: whether it is an error, ValueError, that nothing has both sides longer than the rank.
     """
     made, options = find(optimizer), dict(options)
-    given: Any = list(params)
-    if projects(optimizer) or (_is_ours(made) and "rank" in options):
-        rank = options.pop("rank") if "rank" in options else default_rank(optimizer)
-        targets = options.pop("targets", "all-layers")
-        given = optim.groups.of(given, rank, model, targets, strict)
+    given = _groups(optimizer, params, options, model, strict)
     if options.get("relative_step"):  # its rate follows the step count
         return made(given, lr=None, **options)
     return made(given, lr=lr, **options)

@@ -18,6 +18,8 @@ REFRESHES = ("power", "svd")
 UPDATES = ("project", "fira", "apollo", "apollo_mini")
 PRECISIONS = ("float32", "bf16")
 COMPAT = (None, "official")
+CHOICES = {"states": KINDS, "compat": COMPAT, "proj_type": PROJECTIONS, "refresh": REFRESHES, "update": UPDATES,
+           "precision": PRECISIONS}  # fmt: skip
 
 DEFAULTS: dict[str, Any] = {
     "update_proj_gap": 200,  # steps between refreshes; for online PCA, 1 / gap is the projection's learning rate
@@ -70,33 +72,44 @@ def complete(group: dict[str, Any], given: Mapping[str, Any], official: bool) ->
 def check(group: Mapping[str, Any]) -> None:
     """Raise ValueError, naming value, rule and remedy, for a group that cannot be trained."""
     _positive(group, "lr")
-    _check_rule(group)
-    choices = {"states": KINDS, "compat": COMPAT}
-    if ranked(group):
-        choices |= {"proj_type": PROJECTIONS, "refresh": REFRESHES, "update": UPDATES, "precision": PRECISIONS}
-        _whole(group, "rank")
-        _whole(group, "update_proj_gap")
-        _positive(group, "scale")
-        if group["lazy"] is not None and not 0 < group["lazy"] <= 1:
-            raise ValueError(f"lazy {group['lazy']} is no overlap of two subspaces; choose a number in (0, 1], or None")
-    for name, allowed in choices.items():
-        if group[name] not in allowed:
-            near = difflib.get_close_matches(str(group[name]), [str(x) for x in allowed], 1)
+    check_values(group)
+
+
+def check_values(given: Mapping[str, Any]) -> None:
+    """Raise ValueError for an option that nothing can be trained with, of those that are given."""
+    _check_rule(given)
+    for name in ("rank", "update_proj_gap"):
+        if given.get(name) is not None:
+            _whole(given, name)
+    if "scale" in given:
+        _positive(given, "scale")
+    if given.get("lazy") is not None and not 0 < given["lazy"] <= 1:
+        raise ValueError(f"lazy {given['lazy']} is no overlap of two subspaces; choose a number in (0, 1], or None")
+    for name, allowed in CHOICES.items():
+        if name in given and given[name] not in allowed:
+            near = difflib.get_close_matches(str(given[name]), [str(x) for x in allowed], 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{name} {group[name]!r} is unknown; choose from {', '.join(map(str, allowed))}{hint}")
+            raise ValueError(f"{name} {given[name]!r} is unknown; choose from {', '.join(map(str, allowed))}{hint}")
 
 
 def _check_rule(group: Mapping[str, Any]) -> None:
     """Averages forget between nothing (0) and never (below 1); what is added or decays is not negative."""
-    betas = [*group.get("betas", ()), *([group["beta1"]] if group.get("beta1") is not None else [])]
-    for beta in betas:
-        if not isinstance(beta, Tensor) and not 0 <= beta < 1:
-            raise ValueError(f"{'betas' if 'betas' in group else 'beta1'} hold {beta}: give numbers from 0 to below 1")
+    averages = {"betas": group.get("betas", ()), "beta1": [x] if (x := group.get("beta1")) is not None else []}
+    for name, betas in averages.items():
+        for beta in betas if isinstance(betas, list | tuple) else [betas]:
+            if not isinstance(beta, Tensor) and not (_is_number(beta) and 0 <= beta < 1):
+                raise ValueError(f"{name} hold {beta!r}: give numbers from 0 to below 1")
+        if name == "betas" and "betas" in group and (not isinstance(betas, list | tuple) or len(betas) < 2):
+            raise ValueError(f"betas is {betas!r}: give a number for each of the two averages")
     eps = group.get("eps", 0.0)
     for name, value in [("weight_decay", group.get("weight_decay", 0.0)),
                         *(("eps", e) for e in (eps if isinstance(eps, tuple | list) else [eps]))]:  # fmt: skip
-        if not isinstance(value, Tensor) and not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} is {value}: give a number that is not negative")
+        if not isinstance(value, Tensor) and not (_is_number(value) and math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} is {value!r}: give a number that is not negative")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def matrix_shape(p: Tensor) -> tuple[int, int]:
@@ -131,7 +144,7 @@ def _check_matrix(p: Tensor, name: str, rank: int, official: bool) -> None:
 
 def _positive(group: Mapping[str, Any], name: str) -> None:
     value = group[name]
-    if isinstance(value, Tensor) or (value is not None and math.isfinite(value) and value > 0):
+    if isinstance(value, Tensor) or (_is_number(value) and math.isfinite(value) and value > 0):
         return
     if name == "lr" and group.get("relative_step"):
         return

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from lilliput.data.corpus import count
+from lilliput.optimizers import settled
 from lilliput.training import check_step, warmup_rounds
 
 
@@ -80,6 +81,7 @@ class Pretrain:
         if self.steps is not None and self.tokens is not None:
             raise ValueError("steps and tokens both say how long to train; give one of them")
         check_step(self.batch_size, self.accumulate, self.dtype, self.precision)
+        settled(self.optimizer, self.optimizer_options, self.weight_decay)
         if (self.schedule == "cosine_restarts") != (self.restart_every is not None):
             raise ValueError("restart_every and schedule=cosine_restarts belong together; give both or neither")
         if self.init is not None and self.continue_from is not None:
