@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from lilliput import lean
 from lilliput.lean import policy
-from lilliput.ledger import Instrument
+from lilliput.meter import Instrument
 from lilliput.models.llama import LLAMA
 from lilliput.tasks.recompute import checkpointed
 

@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "lilliput"
 LAYERS = {
     0: "tree random registry sources layers labels",
     1: "wire header replies",
-    2: "codecs store fleet ledger data",
+    2: "codecs store fleet ledger meter data",
     3: "models optim optimizers updates lean subspace",
     4: "tasks training passes step local submodel splitter",
     5: "algorithms footprint",

@@ -18,7 +18,7 @@ import torch
 
 from lilliput import random
 from lilliput.labels import counted_in
-from lilliput.ledger import Cost, Meter
+from lilliput.meter import Cost, Meter
 from lilliput.replies import Like, ReplyRefused, Schema, check, check_returned, schemas, sized
 from lilliput.tree import Body, Tree, mapped, tensors
 

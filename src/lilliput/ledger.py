@@ -1,92 +1,18 @@
-"""The ledger: what every call of a run cost in bytes, seconds, memory and FLOPs, measured once, at the wire.
+"""The ledger: what the calls of a round cost in bytes, seconds, memory and FLOPs, measured once, at the wire.
 
-Payload bytes are the tensors'; overhead is everything around them.  Memory and FLOPs are measured by running one step
-per (handler, shapes, batch shape) under an instrument and cached: the peak of live tensor bytes, and the FLOPs of
-matrix products and convolutions (2 per multiply-add), forward and backward.
+Payload bytes are the tensors'; overhead is everything around them.  A client has one entry for each handler, however
+often that was called: what one call has that the sums do not tell is kept beside them (`Ledger.line`).
 """
 
 from __future__ import annotations
 
 import json
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextvars import ContextVar
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
-import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from lilliput.tree import Body, tensors
-
-Out = TypeVar("Out")
-_current: ContextVar[Meter | None] = ContextVar("meter", default=None)
-
-
-class Cost(NamedTuple):
-    """Of one step: FLOPs, and the peak of bytes it allocated."""
-
-    flops: float
-    peak_bytes: int
-
-
-class Instrument(TorchDispatchMode):
-    """Counts FLOPs and the peak of live bytes of the tensors that operations inside it allocate."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        from torch.utils.flop_counter import flop_registry
-
-        self._registry = flop_registry
-        self._live: dict[int, int] = {}
-        self.flops = 0.0
-        self.bytes = 0
-        self.peak_bytes = 0
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Otherwise torch would import its compiler at the first operation: a second of every process.
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        # What an operation reads and no earlier one made was there before: not this step's memory.
-        for x in _flat(args):
-            self._track(x.untyped_storage(), 0)
-        out = func(*args, **kwargs)
-        count = self._registry.get(func._overloadpacket)
-        if count is not None:
-            self.flops += count(*args, **kwargs, out_val=out)
-        for x in _flat(out if isinstance(out, list | tuple) else (out,)):
-            self._track(x.untyped_storage(), x.untyped_storage().nbytes())
-        return out
-
-    def _track(self, storage: Any, nbytes: int) -> None:
-        key = id(storage)
-        if key in self._live:
-            return
-        self._live[key] = nbytes
-        self.bytes += nbytes
-        self.peak_bytes = max(self.peak_bytes, self.bytes)
-        weakref.finalize(storage, self._free, key)
-
-    def _free(self, key: int) -> None:
-        self.bytes -= self._live.pop(key, 0)
-
-
-def process_memory(device: torch.device) -> int:
-    """The most bytes that were allocated on a GPU, or that this process has held in main memory; 0 if not known."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-        import sys
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    except ImportError:
-        return 0
+Load = tuple[int, int, float]  # of one client in one call: bytes down and up, headers included, and FLOPs
 
 
 def published(kind: str) -> bool:
@@ -98,102 +24,15 @@ def published(kind: str) -> bool:
     return kind != "labels" and kind != "headers"
 
 
-def _flat(values: Any) -> list[Tensor]:
-    found = []
-    for value in values:
-        if isinstance(value, Tensor):
-            if value.layout == torch.strided:  # the parts of a sparse tensor are tensors of their own
-                found.append(value)
-        elif isinstance(value, list | tuple):
-            found.extend(_flat(value))
-    return found
-
-
-class Meter:
-    """Accounts for the memory and FLOPs of one call of a handler; `local.step` reports to the meter in force.
-
-    Peak memory is what the call holds throughout (message, client state, model, optimizer) plus the larger of what a
-    step allocates and what the call hands back.  A tensor that is several of these counts once.
-    """
-
-    def __init__(self, cache: dict[Any, Cost], handler: str, message: Body, state: Body):
-        self._cache = cache
-        self._handler = handler
-        self._steps: dict[Any, Cost] = {}
-        self._message = message
-        self._there = _distinct((*tensors(message), *tensors(state)))
-        self._working: dict[Place, Tensor] = {}  # what the largest step works on
-        self._kept = 0
-        self.flops = 0.0
-
-    def __enter__(self) -> Meter:
-        self._token = _current.set(self)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        _current.reset(self._token)
-
-    def step(self, label: Any, held: Callable[[], Iterable[Tensor]], run: Callable[[], Out]) -> Out:
-        """Run a step, instrumented if none of this handler, message shape and `label` was measured before."""
-        cost = self._steps.get(label)
-        if cost is not None:  # all but a call's first step of a kind: a small key, for the sake of small models
-            self.flops += cost.flops
-            return run()
-        out, cost = self._measured(label, run)
-        self._working = max(self._working, _distinct(held(), but=self._there), key=_bytes)
-        self._steps[label] = cost
-        self.flops += cost.flops
-        return out
-
-    def _measured(self, label: Any, run: Callable[[], Out]) -> tuple[Out, Cost]:
-        shapes = tuple(x.shape for x in tensors(self._message))
-        key = (self._handler, shapes, label)
-        if key in self._cache:
-            return run(), self._cache[key]
-        with Instrument() as probe:
-            out = run()
-        self._cache[key] = Cost(probe.flops, probe.peak_bytes)
-        return out, self._cache[key]
-
-    def keep(self, reply: Body, state: Body) -> None:
-        """Note what the call hands back."""
-        self._kept = _bytes(_distinct((*tensors(reply), *tensors(state)), but=self._there | self._working))
-
-    @property
-    def peak_memory_bytes(self) -> int:
-        allocated = max((cost.peak_bytes for cost in self._steps.values()), default=0)
-        return _bytes(self._there) + _bytes(self._working) + max(allocated, self._kept)
-
-
-Place = tuple[int, int]
-
-
-def _distinct(found: Iterable[Tensor], but: Mapping[Place, Tensor] = MappingProxyType({})) -> dict[Place, Tensor]:
-    """Tensors by where they lie (storage and byte), without those of `but`."""
-    dense = (x for x in _parts(found) if x.numel())
-    placed = {(x.untyped_storage()._cdata, int(x.storage_offset()) * x.itemsize): x for x in dense}
-    return {place: x for place, x in placed.items() if place not in but}
-
-
-def _parts(found: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The tensors, with those that a sparse one consists of in its place."""
-    for x in found:
-        yield from (x._indices(), x._values()) if x.layout == torch.sparse_coo else (x,)
-
-
-def _bytes(held: Mapping[Place, Tensor]) -> int:
-    return sum(x.nbytes for x in held.values())
-
-
-def metered(label: Any, held: Callable[[], Iterable[Tensor]], run: Callable[[], Out]) -> Out:
-    """Run a step on what it holds under the meter in force, or plainly where there is none."""
-    meter = _current.get()
-    return run() if meter is None else meter.step(label, held, run)
-
-
 @dataclass
 class Entry:
-    """One call of a handler on one client: a row of the ledger."""
+    """The calls of a handler on one client in a round: a row of the ledger, summed over them.
+
+    call:    the number of the first of them among the round's calls.
+    peak_memory_bytes: the largest.
+    error:   the first.
+    metrics: the last.
+    """
 
     call: int
     client: int
@@ -210,6 +49,45 @@ class Entry:
     error: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     evaluation: bool = False
+    calls: int = 1
+
+    @property
+    def load(self) -> Load:
+        return sum(self.down.values()) + self.down_overhead, sum(self.up.values()) + self.up_overhead, self.flops
+
+    def add(self, more: Entry) -> None:
+        """Sum further calls of the handler on the client."""
+        for name in ("calls", "down_overhead", "up_overhead", "flops", "communication_seconds", "simulated_seconds"):
+            setattr(self, name, getattr(self, name) + getattr(more, name))
+        for name in ("down", "up", "seconds"):
+            setattr(self, name, _summed(getattr(self, name), getattr(more, name)))
+        self.peak_memory_bytes = max(self.peak_memory_bytes, more.peak_memory_bytes)
+        self.error, self.metrics = self.error or more.error, self.metrics | more.metrics
+
+
+def _summed(a: dict[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+    return a | {kind: a.get(kind, 0) + n for kind, n in b.items()}
+
+
+@dataclass
+class Call:
+    """A call of all its clients: it lasts as long as its slowest member."""
+
+    simulated_seconds: float = 0.0
+    communication_seconds: float = 0.0  # of the slowest member
+    loads: list[Load] = field(default_factory=list)  # none is within another: on some link it may be the slowest's
+
+    def add(self, entry: Entry) -> None:
+        ours = self.simulated_seconds, self.communication_seconds
+        theirs = entry.simulated_seconds, entry.communication_seconds
+        self.simulated_seconds, self.communication_seconds = max(ours, theirs)
+        load = entry.load
+        if not any(_within(load, other) for other in self.loads):
+            self.loads = [*(other for other in self.loads if not _within(other, load)), load]
+
+
+def _within(a: Load, b: Load) -> bool:
+    return all(x <= y for x, y in zip(a, b, strict=True))
 
 
 @dataclass
@@ -217,29 +95,60 @@ class Ledger:
     """The entries of one round; what evaluation moves is listed but not summed."""
 
     round: int
-    entries: list[Entry] = field(default_factory=list)
+    largest: dict[str, int] = field(default_factory=dict)  # bytes of a kind of message in a client's largest call
+    _entries: dict[tuple[int, str, bool], Entry] = field(default_factory=dict)
+    _last: dict[int, Entry] = field(default_factory=dict)  # of each client
+    _calls: dict[int, Call] = field(default_factory=dict)
+
+    @property
+    def entries(self) -> list[Entry]:
+        """In the order of the calls, and of the clients of a call, whatever order they were answered in."""
+        return sorted(self._entries.values(), key=lambda e: (e.evaluation, e.call, e.client))
+
+    def add(self, entry: Entry) -> None:
+        """Enter a call of a handler on a client."""
+        if not entry.evaluation:
+            self._calls.setdefault(entry.call, Call()).add(entry)
+            for kind, n in _summed(entry.down, entry.up).items():
+                self.largest[kind] = max(n, self.largest.get(kind, 0))
+        mine = self._entries.setdefault((entry.client, entry.handler, entry.evaluation), entry)
+        if mine is not entry:
+            mine.add(entry)
+        self._last[entry.client] = mine
+
+    def fail(self, client: int, why: str) -> None:
+        """Say why a client is out, at the last call that it had."""
+        last = self._last.get(client)
+        if last is not None:
+            last.error = last.error or why
 
     def line(self) -> str:
-        """One JSON line."""
-        return json.dumps({"round": self.round, "calls": [vars(e) for e in self.entries]}, separators=(",", ":"))
+        """One JSON line: the entries (`calls`), and of single calls what the sums do not tell.
+
+        `slowest`: for each sort of call how many there were, and the loads of the members that it may have waited for.
+        `largest`: by kind of message, the most bytes that one call of a client had.
+        """
+        slowest = Counter(tuple(sorted(call.loads)) for call in self._calls.values())
+        line = {
+            "round": self.round, "calls": [vars(e) for e in self.entries],
+            "slowest": [[n, loads] for loads, n in slowest.items()], "largest": self.largest,
+        }  # fmt: skip
+        return json.dumps(line, separators=(",", ":"))
 
     def totals(self) -> dict[str, Any]:
         """The round's sums: bytes, FLOPs, the largest client's memory, and the simulated clock.
 
-        A call lasts as long as its slowest member; the calls of a round follow each other.
+        The calls of a round follow each other.
         """
         entries = [e for e in self.entries if not e.evaluation]
-        slowest: dict[int, Entry] = {}
-        for e in entries:
-            slowest[e.call] = max(slowest.get(e.call, e), e, key=lambda entry: entry.simulated_seconds)
         return {
             "up_bytes": sum(sum(e.up.values()) for e in entries),
             "down_bytes": sum(sum(e.down.values()) for e in entries),
             "overhead_bytes": sum(e.up_overhead + e.down_overhead for e in entries),
             "peak_memory_bytes": max((e.peak_memory_bytes for e in entries), default=0),
             "flops": sum(e.flops for e in entries),
-            "communication_seconds": sum(e.communication_seconds for e in slowest.values()),
-            "simulated_seconds": sum(e.simulated_seconds for e in slowest.values()),
+            "communication_seconds": sum(call.communication_seconds for call in self._calls.values()),
+            "simulated_seconds": sum(call.simulated_seconds for call in self._calls.values()),
             "dropped": len({e.client for e in entries if e.error}),
         }
 
@@ -247,6 +156,5 @@ class Ledger:
         """Where the wall time of the round's calls went, summed over clients."""
         total: dict[str, float] = {}
         for e in self.entries:
-            for kind, value in e.seconds.items():
-                total[kind] = total.get(kind, 0.0) + value
+            total = _summed(total, e.seconds)
         return total

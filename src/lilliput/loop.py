@@ -15,8 +15,8 @@ import torch
 from lilliput import checkpoint, evaluation
 from lilliput.engines import Engine, Round, attempt
 from lilliput.fleet import Model
-from lilliput.ledger import process_memory
 from lilliput.logs import Log
+from lilliput.meter import process_memory
 from lilliput.stop import Row, Watch
 from lilliput.store import Store, write
 from lilliput.tree import Body
@@ -147,7 +147,8 @@ class Run:
             after, (self.models, metrics) = self._attempt(
                 number, lambda fleet: evaluation.run(e, self.state, fleet), evaluating=True
             )
-            fleet.ledger.entries.extend(after.ledger.entries)
+            for entry in after.ledger.entries:
+                fleet.ledger.add(entry)
         self.engine = _grown(self.engine, seconds)
         self._write({"round": number, **metrics, **self._measured(fleet, seconds)}, fleet)
         self._sound = True

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lilliput import optim, tree, updates
 from lilliput.labels import columns
-from lilliput.ledger import metered
+from lilliput.meter import metered
 from lilliput.optim.gradients import own
 from lilliput.optim.sharded import is_sharded
 from lilliput.passes import Hooks, Loss, Part, backward, drop, micro_batches, separate, updating

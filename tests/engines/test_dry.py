@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "laws"))
 from fixtures import METHODS, batches, experiment
 
 COUNTED = (
-    "call", "client", "handler", "down", "down_overhead", "up", "up_overhead", "peak_memory_bytes", "flops",
+    "call", "calls", "client", "handler", "down", "down_overhead", "up", "up_overhead", "peak_memory_bytes", "flops",
     "communication_seconds", "simulated_seconds",
 )  # fmt: skip
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 def entry(call=1, client=0, down=0, up=0, flops=0.0, evaluation=False, kind="cut"):
     return {
-        "call": call, "client": client, "down": {"params": down}, "down_overhead": 0, "up": {kind: up},
+        "call": call, "client": client, "handler": kind, "down": {"params": down}, "down_overhead": 0, "up": {kind: up},
         "up_overhead": 0, "flops": flops, "evaluation": evaluation,
     }  # fmt: skip
 
@@ -68,7 +68,8 @@ def test_a_call_waits_for_its_slowest_and_links_count_bits():
     link = Profile(up_bps=20e6, down_bps=20e6, flops=1e9)
     entries = [entry(1, 0, up=20_000_000), entry(1, 1, up=10_000_000, flops=1e9), entry(2, 0, down=5_000_000)]
     # 20 MB are 160 Mbit: 8 s at 20 Mbit/s, and not the 1 s of 20 MB/s; the other client took 4 + 1.
-    assert ablations.simulated(entries, link) == (8.0 + 2.0, 0.0)
+    line = ablations._whole({"round": 1, "calls": entries})
+    assert ablations.simulated(line, link) == (8.0 + 2.0, 0.0)
 
 
 def test_latency_is_per_round_or_to_the_target(runs, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from exact import IMAGES, convolutional
 
 import lilliput
-from lilliput.ledger import Instrument
+from lilliput.meter import Instrument
 from lilliput.splitter import bytes_per_round, memory, middle
 from lilliput.splitter.budget import _update, parsed
 from lilliput.splitter.valueless import Undecided, moved, on_meta

@@ -12,7 +12,7 @@ from torch import nn
 
 import lilliput
 from lilliput import models
-from lilliput.ledger import Instrument
+from lilliput.meter import Instrument
 from lilliput.splitter import Client, Server
 from lilliput.splitter.blank import Blank
 from lilliput.splitter.parts import everything

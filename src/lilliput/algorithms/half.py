@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lilliput import random, tree
 from lilliput.labels import columns
-from lilliput.ledger import metered
+from lilliput.meter import metered
 from lilliput.step import Grads, Trainer, aligned, norm
 from lilliput.tasks import Supervised, frozen_norms
 from lilliput.tasks.autocast import autocast, exact_convolutions

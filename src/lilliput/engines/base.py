@@ -198,9 +198,7 @@ class Round:
     def fail(self, client: int, why: str, cause: BaseException | None = None) -> None:
         """Take a client out for the rest of the round; the ledger says why at the last call that it had."""
         self.out.setdefault(client, why)
-        last = next((entry for entry in reversed(self.ledger.entries) if entry.client == client), None)
-        if last is not None:
-            last.error = last.error or why
+        self.ledger.fail(client, why)
         self.cause = self.cause or cause
 
     def check_quorum(self) -> None:
@@ -282,7 +280,7 @@ class Stream(Iterator[Reply]):
         fleet.called.update(c for c in clients if c not in fleet.out)
         for c in clients:
             if c in fleet.without and c not in fleet.out:
-                fleet.ledger.entries.append(Entry(number, c, self.name, {}, 0, evaluation=fleet.evaluating))
+                fleet.ledger.add(Entry(number, c, self.name, {}, 0, evaluation=fleet.evaluating))
                 fleet.fail(c, fleet.without[c])
         self._waiting = [c for c in clients if c not in fleet.out]
         self._expected = {c: None for c in self._waiting}
@@ -334,7 +332,6 @@ class Stream(Iterator[Reply]):
         # A client's state travels with its first call of a round; after that the device has it, staged.
         state = None if c in self.fleet.stated else self.fleet.store.get(f"client/{c}")
         self.fleet.stated.add(c)
-        self.fleet.ledger.entries.append(entry)
         self._sent[c] = (entry, time.perf_counter())
         self.fleet.engine.send(Request(self.tag, c, self.name, self._common, own, state))
 
@@ -355,12 +352,11 @@ class Stream(Iterator[Reply]):
                 reply = self._reply(c, response.body, entry)
             except ReplyRefused as refused:
                 why = str(refused)
-        down = sum(entry.down.values()) + entry.down_overhead
-        up = sum(entry.up.values()) + entry.up_overhead
+        down, up, flops = entry.load
         entry.communication_seconds = profile.seconds(down, 0, up)
-        entry.simulated_seconds = profile.seconds(down, entry.flops, up)
+        entry.simulated_seconds = profile.seconds(down, flops, up)
+        fleet.ledger.add(entry)
         if why is not None:
-            entry.error = why
             fleet.fail(c, why, response.cause)
         elif reply is not None and reply.metrics and not fleet.evaluating:
             fleet.answers.append(replace(reply, body={}))

@@ -26,7 +26,8 @@ from lilliput.engines.ghosts import Copies, Ghosts, copied, is_ghost
 from lilliput.engines.prediction import Prediction, RoundCost
 from lilliput.engines.sequential import Sequential
 from lilliput.fleet import Client, Computed, Device, Job, Request
-from lilliput.ledger import Cost, Ledger, Meter
+from lilliput.ledger import Ledger
+from lilliput.meter import Cost, Meter
 from lilliput.store import Store
 from lilliput.tree import Body, mapped, tensors
 

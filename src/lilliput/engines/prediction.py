@@ -40,7 +40,7 @@ class RoundCost:
         handlers: dict[str, Work] = {}
         clients: dict[int, Work] = {}
         for e in ledger.entries:
-            work = Work(1, e.peak_memory_bytes, e.flops, e.simulated_seconds)
+            work = Work(e.calls, e.peak_memory_bytes, e.flops, e.simulated_seconds)
             handlers[e.handler] = handlers[e.handler] + work if e.handler in handlers else work
             clients[e.client] = clients[e.client] + work if e.client in clients else work
             for way, kinds, more in (("down", e.down, e.down_overhead), ("up", e.up, e.up_overhead)):

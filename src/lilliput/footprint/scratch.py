@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.footprint.fakes import ACCELERATOR, CPU, Answers, blank, faking
-from lilliput.ledger import Instrument
+from lilliput.meter import Instrument
 from lilliput.optim import SubspaceOptimizer, subspace
 
 

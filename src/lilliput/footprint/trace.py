@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lilliput.footprint.fakes import ACCELERATOR, CPU, Answers, blank, faking, twin
 from lilliput.footprint.result import KINDS, Footprint
 from lilliput.footprint.steps import Steps
-from lilliput.ledger import Instrument
+from lilliput.meter import Instrument
 
 PROJECTIONS = ("P", "P2")  # names of the projections in a subspace optimizer's state
 

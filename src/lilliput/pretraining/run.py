@@ -19,8 +19,8 @@ from lilliput.data.ahead import Ahead
 from lilliput.data.corpus import Corpus
 from lilliput.data.sequences import Batch, Sequences
 from lilliput.labels import counted, labels
-from lilliput.ledger import process_memory
 from lilliput.logs import Log
+from lilliput.meter import process_memory
 from lilliput.passes import Part
 from lilliput.pretraining import network, optimizers, parallel, saved
 from lilliput.pretraining.config import Pretrain

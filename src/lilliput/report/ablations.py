@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lilliput.fleet import Profile
+from lilliput.ledger import Entry, Ledger
 from lilliput.report import plots
 from lilliput.report.labels import name_lines
 
@@ -63,32 +64,40 @@ def _spread(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def calls(folder: Path) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """Each round and its calls but for evaluation, from a run's ledger; the last attempt of each round.
+def rounds(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each round and its line, from a run's ledger; the last attempt of each round.
 
     Raises ValueError for a run without a ledger, or with one that is damaged.
     """
     path = folder / "ledger.jsonl"
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        rounds = {line["round"]: line["calls"] for line in lines}
+        found = {line["round"]: _whole(line) for line in lines}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is missing or damaged ({type(error).__name__}); run {folder} again") from None
-    for number, entries in sorted(rounds.items()):
-        yield number, [entry for entry in entries if not entry["evaluation"]]
+    yield from sorted(found.items())
 
 
-def simulated(entries: Sequence[Mapping[str, Any]], device: Profile) -> tuple[float, float]:
+def _whole(line: dict[str, Any]) -> dict[str, Any]:
+    """A line as it is written now, of one from when a ledger had an entry for every call."""
+    if "slowest" in line:
+        return line
+    ledger = Ledger(line["round"])
+    for call in line["calls"]:
+        ledger.add(Entry(**call))
+    return json.loads(ledger.line())  # type: ignore[no-any-return]
+
+
+def simulated(line: Mapping[str, Any], device: Profile) -> tuple[float, float]:
     """(seconds on the link, seconds computing) of a round on devices like this: a call waits for its slowest member."""
-    slowest: dict[int, tuple[float, float]] = {}
-    for e in entries:
-        down, up = (sum(e[way].values()) + e[f"{way}_overhead"] for way in ("down", "up"))
-        own = device.seconds(down, 0, up), device.seconds(0, e["flops"], 0)
-        slowest[e["call"]] = max(slowest.get(e["call"], (0.0, 0.0)), own, key=sum)
-    return sum(link for link, _ in slowest.values()), sum(computing for _, computing in slowest.values())
+    link = computing = 0.0
+    for times, loads in line["slowest"]:
+        own = [(device.seconds(down, 0, up), device.seconds(0, flops, 0)) for down, up, flops in loads]
+        slowest = max(own, key=sum)
+        link, computing = link + times * slowest[0], computing + times * slowest[1]
+    return link, computing
 
 
 def largest_message(folder: Path, kind: str) -> float:
     """MB of a kind of message (`auxiliary`, `cut`, ...) in the largest call of a run; 0 if none had it."""
-    every = (entry for _, entries in calls(folder) for entry in entries)
-    return max((entry["down"].get(kind, 0) + entry["up"].get(kind, 0) for entry in every), default=0) / 1e6
+    return max((line["largest"].get(kind, 0) for _, line in rounds(folder)), default=0) / 1e6

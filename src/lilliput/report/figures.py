@@ -199,7 +199,7 @@ def _mean(runs: Sequence[Run], until: Mapping[Path, int], device: Profile, aim: 
     """Seconds on the link and computing, up to the target or per round, the mean over runs."""
     sums = [0.0, 0.0]
     for run in runs:
-        rounds = [ablations.simulated(e, device) for n, e in ablations.calls(run.folder) if n <= until[run.folder]]
+        rounds = [ablations.simulated(e, device) for n, e in ablations.rounds(run.folder) if n <= until[run.folder]]
         for part in (0, 1):
             sums[part] += sum(seconds[part] for seconds in rounds) / (1 if aim else len(rounds)) / len(runs)
     return sums[0], sums[1]

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lilliput.ledger import Instrument
+from lilliput.meter import Instrument
 from lilliput.splitter.parts import Client
 from lilliput.splitter.probes import Inputs, call
 from lilliput.splitter.trace import states
