@@ -102,8 +102,8 @@ def applied(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
     seen: list[dict[str, Tensor]] = []
     plain = Trainer.apply
 
-    def apply(self: Trainer, indices: Any, grads: list[Tensor], squares: float | None) -> None:
-        plain(self, indices, grads, squares)
+    def apply(self: Trainer, indices: Any, grads: list[Tensor], *squares: Any) -> None:
+        plain(self, indices, grads, *squares)
         seen.append({n: p.detach().clone() for n, p in zip(self.names, self.params, strict=True)})
 
     monkeypatch.setattr(Trainer, "apply", apply)
