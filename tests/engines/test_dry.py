@@ -89,8 +89,9 @@ def sizes(rounds: list[list[dict[str, Any]]]) -> list[list[Any]]:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_bytes_under_every_optimizer(name: str) -> None:
     """Those that look at values (is the gradient zero, is it finite, is a basis due?) find ghosts in order."""
-    options = {"rank": 2} if "galore" in name or "subspace" in name else {}
-    average = "average" if options else "keep"
+    learnt = "galore" in name or "subspace" in name
+    options = {"rank": 2} if learnt or name in ("fira", "apollo") else {}
+    average = "average" if learnt else "keep"
     method = FedAvg(lr=0.01, optimizer=name, optimizer_options=options, optimizer_state=average)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     e = lilliput.Experiment(method, Supervised(model), batches(), rounds=2, evaluate="none")
