@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -99,7 +99,7 @@ class Fleet(Protocol):
     clients: Sequence[int]
     examples: Mapping[int, int]
     profiles: Mapping[int, Profile]
-    memory: MutableMapping[int, Body]  # the server's own state per client; committed with the round
+    memory: MutableMapping[int, Body]  # the server's own state per client; committed with the round, if it is in
 
     def sample(self, n: int | None) -> list[int]:
         """n of the clients that are up this round, ascending, without replacement; all of them for None."""
@@ -117,6 +117,9 @@ class Fleet(Protocol):
 
         like: what the replies have to be besides what their handler says (see `on_client`).
         """
+
+    def abreast(self, groups: Iterable[list[int]]) -> Iterator[list[int]]:
+        """Groups of clients in turn, so that not all must be held at a time, as if they were called together."""
 
     def fail(self, client: int, why: str, cause: BaseException | None = None) -> None:
         """Take a client out for the rest of the round: what it sent is of no use to the method."""

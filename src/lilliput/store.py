@@ -110,6 +110,9 @@ class Store:
         self._forget(key)
         self._keep(key, body)
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._memory or key in self._files
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._memory.keys() | self._files.keys())
 

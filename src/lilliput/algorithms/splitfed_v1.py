@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from lilliput import tree
 from lilliput.algorithms.device_end import Part, begin, device_half, end, key_of, left, seen, sent, take, total
 from lilliput.algorithms.fedavg import advance, model_sums
 from lilliput.algorithms.half import Half
@@ -25,6 +26,8 @@ from lilliput.labels import labels
 from lilliput.submodel import reduce
 from lilliput.tasks.split import portion
 from lilliput.tree import Body, sub
+
+WINDOW_BYTES = 1 << 30  # of server copies at a time, without their optimizers' states
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,19 @@ class SplitFedV1(SplitTraining):
         cohort, first = fleet.sample(self.cohort), servers(fleet.task, state)
         if self.buffers == "local":  # a copy's own are kept like the client's
             first["buffers"] = portion(fleet.task.server_part, fleet.task.init()).get("buffers", {})
-        copies = {c: self.server(fleet, {**first, **fleet.memory.get(c, {})}) for c in cohort}
-        trained = self.exchange(fleet, state, cohort, copies)
-        replies = self._whole(fleet, joined(fleet.call(self.finish, to=trained)), copies)
+        trained: list[int] = []
+        for clients in fleet.abreast(windows(cohort, tree.size(first))):
+            trained += self._trained(fleet, state, clients, first)
+        replies = self._whole(fleet, joined(fleet.call(self.finish, to=trained)), first)
         return {**state, **advance(state, reduce(replies, **model_sums(self.combine, state)))}
+
+    def _trained(self, fleet: Fleet, state: Body, clients: list[int], first: Body) -> list[int]:
+        """Train these clients with a server copy each, and put the copies of those that saw it through away."""
+        copies = {c: self.server(fleet, {**first, **fleet.memory.get(c, {})}) for c in clients}
+        trained = self.exchange(fleet, state, clients, copies)
+        for c in trained:
+            fleet.memory[c] = copies[c].after()
+        return trained
 
     def exchange(self, fleet: Fleet, state: Body, clients: list[int], copies: Mapping[int, Half]) -> list[int]:
         """Cut up, gradient down, until each client has had all its batches; those that saw it through."""
@@ -126,19 +138,18 @@ class SplitFedV1(SplitTraining):
                     back[c] = {"gradient": found, **self._squares(copies[c])}
         return back, {c for c in back if uploads[c].body["more"]}
 
-    def _whole(self, fleet: Fleet, replies: Iterable[Reply], copies: Mapping[int, Half]) -> Iterator[Reply]:
+    def _whole(self, fleet: Fleet, replies: Iterable[Reply], first: Body) -> Iterator[Reply]:
         """The replies with the change of the client's server copy beside that of its own parts."""
         for reply in replies:
-            copy, body = copies[reply.client], dict(reply.body)
-            after = copy.after()
+            body, after = dict(reply.body), fleet.memory[reply.client]
             local = self.buffers == "local"
             kept = {"buffers": after["buffers"]} if local and after["buffers"] else {}
             fleet.memory[reply.client] = {"opt": self.kept(after["opt"]), **kept}
-            delta = {**body["delta"], **sub(after["params"], copy.held["params"])}
+            delta = {**body["delta"], **sub(after["params"], first["params"])}
             for mine, theirs in fleet.task.tied.items():
                 delta[theirs] = delta[theirs] + delta.pop(mine)
             if after["buffers"] and not local:
-                body["buffer_delta"] = {**body.get("buffer_delta", {}), **sub(after["buffers"], copy.held["buffers"])}
+                body["buffer_delta"] = {**body.get("buffer_delta", {}), **sub(after["buffers"], first["buffers"])}
             yield Reply(reply.client, {**body, "delta": delta}, reply.weight, reply.metrics)
 
     @on_client(like={"cut": dict, "more": bool})
@@ -187,6 +198,12 @@ class SplitFedV1(SplitTraining):
     def finish(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
         """How the device's parts changed in the round."""
         return end(self, client, state)
+
+
+def windows(cohort: list[int], size: int) -> list[list[int]]:
+    """The cohort in groups whose server copies, of this many bytes each, are held at a time."""
+    width = max(1, WINDOW_BYTES // max(1, size))
+    return [cohort[i : i + width] for i in range(0, len(cohort), width)]
 
 
 def _numbered(config: SplitTraining, client: Client, state: Body) -> dict[int, Part]:

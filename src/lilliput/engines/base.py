@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from types import MappingProxyType
@@ -54,27 +54,38 @@ class Engine(Protocol):
 
 
 class Memory(MutableMapping[int, Body]):
-    """The server's own state per client, staged over the store until the round is committed."""
+    """The server's own state per client, staged over the store until the round is committed.
+
+    What is staged spills to disk like the store, by the same limit.
+    """
 
     def __init__(self, store: Store):
         self._store = store
-        self.staged: dict[int, Body] = {}
+        self._staged = Store(limit_bytes=store.limit_bytes)
 
     def __getitem__(self, client: int) -> Body:
-        body = self.staged.get(client) or self._store.get(f"server/{client}")
+        key = f"server/{client}"
+        body = (self._staged if key in self._staged else self._store).get(key)
         if not body:
             raise KeyError(client)
         return body
 
     def __setitem__(self, client: int, body: Body) -> None:
-        self.staged[client] = body
+        self._staged.put(f"server/{client}", body)
 
     def __delitem__(self, client: int) -> None:
-        self.staged[client] = {}
+        self[client] = {}
 
     def __iter__(self) -> Iterator[int]:
-        stored = {int(key.removeprefix("server/")) for key in self._store if key.startswith("server/")}
-        return iter(sorted(c for c in stored | self.staged.keys() if c in self))
+        keys = {key for store in (self._store, self._staged) for key in store if key.startswith("server/")}
+        return iter(sorted(c for c in (int(key.removeprefix("server/")) for key in keys) if c in self))
+
+    def commit(self, out: Container[int]) -> None:
+        """Let what is staged be the state, but of clients that are out."""
+        for key in sorted(self._staged):
+            if int(key.removeprefix("server/")) not in out:
+                self._store.put(key, self._staged.get(key))
+        self._staged = Store(limit_bytes=self._store.limit_bytes)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -187,6 +198,19 @@ class Round:
         self._open = Stream(self, handler, self._calls, body or {}, make, clients, like)
         return self._open
 
+    def abreast(self, groups: Iterable[list[int]]) -> Iterator[list[int]]:
+        """Groups of clients in turn, each as if it were called at the same time as the others.
+
+        The calls of each group have the same numbers, so that nothing depends on how many groups there are: neither
+        what is drawn in a call nor the simulated clock.
+        """
+        first = last = self._calls
+        for group in groups:
+            self._calls = first
+            yield group
+            last = max(last, self._calls)
+        self._calls = last
+
     def close_stream(self) -> None:
         """Raise RuntimeError if the last call's replies were not all taken."""
         if self._open is not None and not self._open.done:
@@ -248,9 +272,7 @@ class Round:
         """End the round: what devices (`staged`, taken from them by default) and server staged becomes their state."""
         for c, body in (self.staged() if staged is None else staged).items():
             self.store.put(f"client/{c}", body)
-        for c, body in self.memory.staged.items():
-            self.store.put(f"server/{c}", body)
-        self.memory.staged.clear()
+        self.memory.commit(self.out)
 
 
 class Stream(Iterator[Reply]):

@@ -130,7 +130,7 @@ class Workers:
     def _give(self, worker: Worker, request: Request) -> None:
         self._home[request.client] = worker
         worker.busy, worker.since = request, time.monotonic()
-        if self._common_of is None or self._common_of[0] != request.tag:
+        if self._common_of is None or self._common_of[0] is not request.tag:  # equal ones may be of other clients
             self._common_of = (request.tag, self._common.write(request.common))
             self._written += 1
         number = worker.outbox.number
