@@ -104,6 +104,9 @@ class Fleet(Protocol):
     def sample(self, n: int | None) -> list[int]:
         """n of the clients that are up this round, ascending, without replacement; all of them for None."""
 
+    def weight(self, client: int) -> int:
+        """How many labels of a client's data count, as in its replies."""
+
     def call(
         self,
         handler: Callable,

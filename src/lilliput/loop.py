@@ -177,7 +177,7 @@ class Run:
             "examples_per_second": examples / seconds if seconds else math.inf,
         }
         if getattr(self.e.task, "tokens_per_example", None):
-            tokens = sum(n * fleet.job.weight(c) / fleet.examples[c] for c, n in trained)
+            tokens = sum(n * fleet.weight(c) / fleet.examples[c] for c, n in trained)
             row["tokens_per_second"] = tokens / seconds if seconds else math.inf
         row |= {**fleet.ledger.totals(), "clients": len(fleet.called) - len(fleet.out)}
         row["process_memory_bytes"] = process_memory(torch.device("cuda" if torch.cuda.is_initialized() else "cpu"))

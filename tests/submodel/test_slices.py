@@ -64,6 +64,8 @@ def test_the_mean_of_a_coordinate_runs_over_its_holders() -> None:
     assert mean["a.bias"].tolist() == [4.0, 7.0, 8.0, 0.0]
     total = reduce(replies, slices, delta=Sum().over({"a.bias": torch.zeros(4)}))["delta"]
     assert total["a.bias"].tolist() == [4.0, 12.0, 8.0, 0.0]
+    weighted = reduce(replies[::-1], slices, delta=Sum("labels").over({"a.bias": torch.zeros(4)}))["delta"]
+    assert weighted["a.bias"].tolist() == [4.0, 28.0, 24.0, 0.0]
 
 
 def test_whole_and_cut_models_mix() -> None:

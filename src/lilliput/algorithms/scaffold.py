@@ -1,9 +1,10 @@
 """SCAFFOLD, option II (Karimireddy et al., ICML 2020, alg. 1).  https://arxiv.org/abs/1910.06378
 
 Control variates c (server) and c_i (client) estimate gradients: same sign and unit as a gradient.  A local step goes
-along g - c_i + c; afterwards c_i+ = c_i - c + (x - y_i) / (K lr), c+ = c + (1/N) sum_S (c_i+ - c_i), and
-x+ = x + server_lr * mean_S(y_i - x), in which every client counts the same.  K is what the optimizer makes of gradients
-of one: the number of steps, with momentum more.
+along g - c_i + c; afterwards c_i+ = c_i - c + (x - y_i) / (K lr), c+ = c + sum_S p_i (c_i+ - c_i), and
+x+ = x + server_lr * mean_S(y_i - x).  Every client counts the same, p_i = 1/N, or as `combine` weighs it, so that the
+fixed point is the optimum under those weights.  K is what the optimizer makes of gradients of one: the number of steps,
+with momentum more.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from lilliput.fleet import Client, Fleet, on_client
 from lilliput.local import fit
 from lilliput.step import shift
 from lilliput.submodel import Combine, Slice, Sum, reduce, uniform_mean
+from lilliput.submodel.combine import Weight
 from lilliput.tree import Body, Tree, add, scale, sub, zeros_like
 
 
@@ -56,8 +58,11 @@ class Scaffold(FedAvg):
             each=lambda c: {**model_for(held[c], state, "control"), "slice": held[c].body()},
             to=list(held),
         )
-        sums = reduce(replies, held, **model_sums(self.combine, state), control_delta=Sum().over(state["control"]))
-        control = add(state["control"], sums["control_delta"], 1 / len(fleet.clients))
+        weight: Weight = getattr(self.combine, "weight", "uniform")
+        among = len(fleet.clients) if weight == "uniform" else sum(map(fleet.weight, fleet.clients))
+        learnt = Sum(weight).over(state["control"])
+        sums = reduce(replies, held, **model_sums(self.combine, state), control_delta=learnt)
+        control = add(state["control"], sums["control_delta"], 1 / (among or 1))
         return {**state, **advance(state, sums, step=self.server_lr), "control": control}
 
     @on_client(like={"delta": "params", "buffer_delta": "buffers", "control_delta": "control"})

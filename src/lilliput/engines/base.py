@@ -127,6 +127,7 @@ class Round:
     ):
         self.engine, self.job, self.store = engine, job, store
         self.task, self.round, self.rounds, self.seed = job.task, number, job.rounds, job.seed
+        self.weight = job.weight
         self.clients: Sequence[int] = job.clients
         self.examples: Mapping[int, int] = Examples(job.data)
         self.profiles: Mapping[int, Profile] = job.profiles
@@ -396,4 +397,4 @@ class Stream(Iterator[Reply]):
         norm = check(found, self.like, fleet.sent[c], fleet.job.reply_limit)
         fleet.norms[c] = max(norm, fleet.norms.get(c, 0.0))
         entry.metrics = {name: float(x) for name, x in found.get("metrics", {}).items()}
-        return Reply(c, found, fleet.job.weight(c), entry.metrics)
+        return Reply(c, found, fleet.weight(c), entry.metrics)

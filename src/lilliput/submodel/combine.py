@@ -91,6 +91,8 @@ class _TreeSum:
                 total.div_(self._coverage[name].masked_fill_(self._coverage[name] == 0, 1.0))
         elif self._divide and self._total:
             torch._foreach_div_(list(self._total.values()), self._mass)
+        elif self._total:
+            torch._foreach_mul_(list(self._total.values()), self._unit)
         return {n: _cast(d, self._x[n].dtype) for n, d in self._total.items()}
 
 
@@ -147,10 +149,13 @@ class Mean:
 
 @dataclass(frozen=True)
 class Sum:
-    """The plain sum over those who hold a coordinate."""
+    """The sum over those who hold a coordinate: plain, or each times its labels that count."""
+
+    weight: Weight = "uniform"
 
     def over(self, x: Tree | None) -> Any:
-        return _NumberSum(_one, divide=False) if x is None else _TreeSum(x, _one, divide=False)
+        weigh = _WEIGHTS[self.weight]
+        return _NumberSum(weigh, divide=False) if x is None else _TreeSum(x, weigh, divide=False)
 
 
 def _one(reply: Reply) -> float:
