@@ -106,9 +106,8 @@ class Meter:
 
     def __init__(self, cache: dict[Any, Cost], handler: str, message: Body, state: Body):
         self._cache = cache
-        self._handler = handler
         self._steps: dict[Any, Cost] = {}
-        self._message = message
+        self._handler, self._given = handler, (message, state)
         self._there = _distinct((*tensors(message), *tensors(state)))
         self._working: dict[Place, Tensor] = {}  # what the largest step works on
         self._kept = 0
@@ -122,7 +121,10 @@ class Meter:
         _current.reset(self._token)
 
     def step(self, label: Any, held: Callable[[], Iterable[Tensor]], run: Callable[[], Out]) -> Out:
-        """Run a step, instrumented if none of this handler, message shape and `label` was measured before."""
+        """Run a step, instrumented if none of this handler, message, state (by shapes) and `label` was before.
+
+        What a step costs must not depend on which was measured first: one that goes on from a state may do less.
+        """
         cost = self._steps.get(label)
         if cost is not None:  # all but a call's first step of a kind: a small key, for the sake of small models
             self.flops += cost.flops
@@ -134,14 +136,17 @@ class Meter:
         return out
 
     def _measured(self, label: Any, run: Callable[[], Out]) -> tuple[Out, Cost]:
-        shapes = tuple(x.shape for x in tensors(self._message))
-        key = (self._handler, shapes, label)
+        key = self.kind(label)
         if key in self._cache:
             return run(), self._cache[key]
         with Instrument() as probe:
             out = run()
         self._cache[key] = Cost(probe.flops, probe.peak_bytes)
         return out, self._cache[key]
+
+    def kind(self, label: Any) -> Any:
+        """What steps have in common that cost as much."""
+        return self._handler, *(tuple(x.shape for x in tensors(body)) for body in self._given), label
 
     def keep(self, reply: Body, state: Body) -> None:
         """Note what the call hands back."""

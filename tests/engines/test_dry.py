@@ -17,7 +17,7 @@ import lilliput
 from lilliput import codecs, models
 from lilliput.algorithms import CseFsl, FedAvg, FslSage, SplitFedV1
 from lilliput.data.batches import ArrayBatches
-from lilliput.engines import Dry, Sequential
+from lilliput.engines import Dry, Sequential, Workers
 from lilliput.engines.dry import ledgers, predict
 from lilliput.fleet import Profile
 from lilliput.tasks import Split, Supervised
@@ -96,7 +96,17 @@ def test_bytes_under_every_optimizer(name: str) -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     e = lilliput.Experiment(method, Supervised(model), batches(), rounds=2, evaluate="none")
     kinds = ("up_bytes", "down_bytes", "overhead_bytes", "flops")
-    assert [[row[k] for k in kinds] for row in predict(e).rows] == [[row[k] for k in kinds] for row in e.run().rows]
+    found = [[row[k] for k in kinds] for row in predict(e).rows]
+    for engine in (Sequential(), Workers(2), Changing()):
+        assert found == [[row[k] for k in kinds] for row in e.run(engine).rows]
+
+
+class Changing(Sequential):
+    """A sequential engine that knows nothing more in each round."""
+
+    def grow(self, seconds: float) -> Changing:
+        self.open(self._device.job)
+        return self
 
 
 def test_a_run_on_it_is_a_history_without_metrics() -> None:

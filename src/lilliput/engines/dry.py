@@ -29,7 +29,7 @@ from lilliput.fleet import Client, Computed, Device, Job, Request
 from lilliput.ledger import Ledger
 from lilliput.meter import Cost, Meter
 from lilliput.store import Store
-from lilliput.tree import Body, mapped, tensors
+from lilliput.tree import Body, mapped
 
 Out = TypeVar("Out")
 
@@ -107,11 +107,10 @@ class Once(Meter):
     def __init__(self, known: dict[Any, Any], cache: dict[Any, Cost], handler: str, message: Body, state: Body):
         super().__init__(cache, handler, message, state)
         self._known, self._outs = known, dict[Any, Any]()
-        self._call = handler, tuple(x.shape for x in tensors(message))
 
     def step(self, label: Any, held: Any, run: Any) -> Any:
         if label not in self._outs:
-            self._outs[label] = super().step(label, held, partial(self._first, (self._call, label), held, run))
+            self._outs[label] = super().step(label, held, partial(self._first, self.kind(label), held, run))
             return self._outs[label]
         self.flops += self._steps[label].flops
         return _others(self._outs[label])
