@@ -10,6 +10,12 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or is_transposed(module)
 
 
+def sides(linear: nn.Module) -> tuple[int, int]:
+    """(inputs, outputs) of a linear module."""
+    rows, columns = linear.weight.shape  # type: ignore[misc, union-attr]
+    return (rows, columns) if is_transposed(linear) else (columns, rows)  # type: ignore[return-value]
+
+
 def is_transposed(module: nn.Module) -> bool:
     """Whether a linear module's weight is (in, out), as in the Conv1D of transformers, which is not imported for it."""
     kinds = type(module).__mro__

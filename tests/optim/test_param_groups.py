@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from lilliput import optim
+from lilliput.tasks import Supervised
 
 
 class Tiny(nn.Module):
@@ -70,18 +71,23 @@ def test_options_reach_the_projected_group():
     assert optimizer.param_groups[0]["update_proj_gap"] == 200 and "rank" not in optimizer.param_groups[1]
 
 
-def test_stacks_of_experts_are_said_to_stay_whole():
+@pytest.mark.parametrize(
+    ("family", "projected"),
+    [("Mixtral", "qkvo"), ("Qwen3Moe", "qkvo"), ("Qwen2Moe", ["q", "k", "v", "o", "gate", "up", "down"])],
+)
+def test_stacks_of_experts_are_said_to_stay_whole(family, projected):
+    """4 experts of 3 matrices 16 x 24; Qwen2's model has one more for all tokens, of linear layers."""
     transformers = pytest.importorskip("transformers")
-    config = transformers.MixtralConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, num_local_experts=4, max_position_embeddings=32,
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=64, hidden_size=16, intermediate_size=24, moe_intermediate_size=24, num_hidden_layers=1, head_dim=8,
+        num_attention_heads=2, num_key_value_heads=2, num_local_experts=4, num_experts=4, num_experts_per_tok=2,
+        shared_expert_intermediate_size=24, max_position_embeddings=32,
     )  # fmt: skip
-    model = transformers.MixtralForCausalLM(config)
-    # 4 experts of 3 matrices 16 x 24 among the weights of embedding and head, attention, router and norms.
-    share = 4 * 3 * 16 * 24 / (4 * 3 * 16 * 24 + 2 * 64 * 16 + 4 * 16 * 16 + 4 * 16 + 3 * 16)
+    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    share = 4 * 3 * 16 * 24 / sum(p.numel() for p in model.parameters())
     with pytest.warns(UserWarning, match=rf"2 stacks of matrices, such as .*gate_up_proj .* are {share:.0%} of"):
         groups = optim.param_groups(model, rank=4)
-    assert len(groups[0]["params"]) == 4
+    assert [name.split(".")[-2] for name in groups[0]["names"]] == [f"{kind}_proj" for kind in projected]
 
 
 @pytest.mark.parametrize("lean", [True, False])
@@ -101,6 +107,16 @@ def test_gpt2_is_linear_to_everyone_whether_lean_or_not(lean):
     assert [n.split(".")[-1] for n in replace_with_subspace(gpt2(), rank=4).layers] == names
     pytest.importorskip("peft")
     assert lora(gpt2(), 2, targets=["c_fc"]) is not None
+
+
+def test_a_transposed_linear_layer_takes_a_slice():
+    """What a module says of its own shape follows its weight: (in, out) in GPT-2's Conv1D."""
+    conv1d = pytest.importorskip("transformers").pytorch_utils.Conv1D
+    task = Supervised(nn.Sequential(conv1d(8, 6), nn.ReLU(), conv1d(5, 8)))
+    w, b, v, c = task.init()["params"].values()
+    narrow = {"0.weight": w[:, :3], "0.bias": b[:3], "2.weight": v[:3], "2.bias": c}
+    x = torch.randn(4, 6)
+    torch.testing.assert_close(task.resident(narrow)(x), (x @ w[:, :3] + b[:3]).relu() @ v[:3] + c)
 
 
 def test_a_rank_for_plain_parameters_projects_what_exceeds_it():

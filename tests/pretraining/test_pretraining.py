@@ -198,6 +198,17 @@ def test_a_run_goes_on_in_another_folder_with_new_settings(tmp_path: Path) -> No
     assert {row["lr"] for row in lower.rows} == {0.001}
 
 
+def test_a_learning_rate_that_jumps_on_resume_is_said(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """A cosine over more steps is higher where the run stands; a constant rate goes on as it was."""
+    train(tmp_path, "cosine", steps=6)
+    with pytest.warns(UserWarning, match=r"lr is 0\.00\d+ in step 7, where the run had come to 0\.001: the"):
+        train(tmp_path, "cosine", resume=True, steps=12)
+    recwarn.clear()
+    train(tmp_path, "constant", steps=6, schedule="constant")
+    train(tmp_path, "constant", resume=True, steps=12, schedule="constant")
+    assert not [w for w in recwarn if "the run had come to" in str(w.message)]
+
+
 def test_a_foreign_or_damaged_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
     train(tmp_path, "run", **GALORE)
     with pytest.raises(CheckpointError, match="holds a run already"):

@@ -3,6 +3,9 @@ import json
 import pytest
 from reported import rows, write
 
+from folders import snapshot
+from lilliput.checkpoint import CheckpointError
+from lilliput.logs import Log
 from lilliput.report.runs import Target, find, reached, read, series
 
 
@@ -91,6 +94,32 @@ def test_damaged_metrics_name_their_file_and_the_remedy_in_one_line(tmp_path, co
     with pytest.raises(ValueError, match=message) as error:
         read(tmp_path)
     assert str(tmp_path / "metrics.jsonl") in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("done", range(5))
+@pytest.mark.parametrize("damaged", range(1, 5))
+def test_what_is_said_of_a_damaged_line_is_true_and_nothing_is_touched(tmp_path, done, damaged):
+    """It says that `lilliput resume` helps only where the checkpoint has not done the round: then it does, else not."""
+    folder = write(tmp_path / "run", rows([0.1, 0.2, 0.3, 0.4]))
+    (folder / "checkpoint").mkdir()
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join([*lines[: damaged - 1], "nonsense\n", *lines[damaged:]]))
+    before = snapshot(folder)
+    with pytest.raises(ValueError, match=f"line {damaged} is damaged.*restore the file and delete nothing.*only where"):
+        read(folder)
+    try:
+        log = Log.of(folder / "metrics.jsonl", done)
+        assert done < damaged and [row["round"] for row in log.rows] == list(range(1, done + 1))
+    except CheckpointError as error:
+        assert damaged <= done and "nothing was changed: restore the file" in str(error)
+    assert snapshot(folder) == before
+
+
+def test_an_empty_log_beside_a_checkpoint_is_not_to_be_deleted(tmp_path):
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(ValueError, match=r"holds no round; restore it$"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "environment.json"])

@@ -120,6 +120,28 @@ def test_another_number_of_classes() -> None:
     assert lilliput.auxiliary(server, classes=7)(client(IMAGES)).shape == (4, 7)
 
 
+def test_a_last_layer_with_a_transposed_weight_is_linear_too() -> None:
+    """GPT-2's Conv1D: (in, out)."""
+    conv1d = pytest.importorskip("transformers").pytorch_utils.Conv1D
+    assert tuple(splitter.probes.guess(nn.Sequential(conv1d(7, 6))).shape) == (2, 6)
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = conv1d(6, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x).tanh()
+
+    model = nn.Sequential(nn.Sequential(Block(), Block(), Block()), conv1d(5, 6))
+    client, server = lilliput.split(model, "0.1", example=torch.randn(4, 6))
+    payload = client(torch.randn(4, 6))
+    assert lilliput.auxiliary(server, classes=7)(payload).shape == (4, 7)
+    low, frozen = (lilliput.auxiliary(server, head=kind, rank=2) for kind in ("low_rank", "frozen"))
+    assert low(payload).shape == frozen(payload).shape == (4, 5)
+    assert {tuple(p.shape) for p in frozen.parameters() if not p.requires_grad} == {(6, 5), (5,)}
+
+
 def test_heads_are_copied_and_pickled() -> None:
     client, server = lilliput.split(gpt2().eval(), 1)
     head = lilliput.auxiliary(server).eval()

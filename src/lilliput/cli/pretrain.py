@@ -12,9 +12,8 @@ from lilliput.cli import folder as folders
 from lilliput.cli import pretrain_recipe as recipes
 from lilliput.config.layers import from_file, words
 from lilliput.config.single import read
-from lilliput.pretraining import Pretrain, Result, parallel, pretrain, saved
+from lilliput.pretraining import Pretrain, Result, parallel, pretrain
 from lilliput.pretraining.published import ours
-from lilliput.pretraining.schedule import factor
 
 HELP = """usage: lilliput pretrain [--config FILE] [--cfg] [--check] [--plain] [key=value ...]
 
@@ -89,25 +88,8 @@ def go_on(place: Path, changes: Mapping[str, Any], plain: bool = False) -> Resul
         if one in changes:
             layers.append({other: None})
     c = settings([*layers, changes])
-    _remark_jump(settings(layers[:1]), c, place)
     with parallel.joined(c.device) as world:
         return _run(c, place, world, None, plain=plain)
-
-
-def _remark_jump(then: Pretrain, now: Pretrain, place: Path) -> None:
-    """Say so if the learning rate of the next step is not the one that the run would have had."""
-    before = saved.load(place / "checkpoint")
-    if before is None:
-        return
-    step = before.progress.step
-    was = then.lr * factor(then, min(step, then.total_steps))
-    will = now.lr * factor(now, step)
-    if abs(will - was) > 0.01 * was:
-        print(
-            f"lilliput: note: lr is {will:.3g} in step {step + 1}, where the run had come to {was:.3g}: the schedule "
-            f"is laid out anew; init={place} in a new run starts it from the beginning",
-            file=sys.stderr,
-        )
 
 
 def _run(c: Pretrain, place: Path, world: parallel.World, made: folders.Made | None, plain: bool) -> Result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -85,6 +86,16 @@ class Run:
         except ValueError as error:
             raise checkpoint.CheckpointError(f"cannot go on from {before.folder}: {error}") from None
         self.progress, self.stream = before.progress, self._ahead(position=position)
+        self._remark_jump(before)
+
+    def _remark_jump(self, before: saved.Saved) -> None:
+        """Warn if the learning rate of the next step is not the one that the run would have had."""
+        was, will, step = before.progress.lr, self._lr(before.progress.step), before.progress.step
+        if self.world.first and was and abs(will - was) > 0.01 * was:
+            warnings.warn(
+                f"lr is {will:.3g} in step {step + 1}, where the run had come to {was:.3g}: the schedule is laid out "
+                f"anew; init={before.folder.parent} in a new run starts it from the beginning", stacklevel=4,
+            )  # fmt: skip
 
     def to_the_end(self) -> list[Row]:
         """Take all steps that are left; the rows of metrics.jsonl."""
@@ -119,6 +130,7 @@ class Run:
         self.progress = replace(
             before, step=before.step + 1, tokens=before.tokens + n, loss=before.loss + total, labels=before.labels + n,
             examples=before.examples + self.c.batch_size, seconds=before.seconds + time.perf_counter() - started,
+            lr=self._lr(before.step + 1),
         )  # fmt: skip
 
     def _part(self) -> Part:
@@ -130,9 +142,12 @@ class Run:
         """The batch where the model is."""
         return {name: x.to(self.world.device, non_blocking=True) for name, x in batch.items()}
 
+    def _lr(self, step: int) -> float:
+        return self.c.lr * factor(self.c, step)
+
     def _set_lr(self, step: int) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.c.lr * factor(self.c, step)
+            group["lr"] = self._lr(step)
 
     def _report(self) -> None:
         """A line of metrics.jsonl where one is due."""
@@ -149,7 +164,7 @@ class Run:
     def _measured(self) -> Row:
         p = self.progress
         row: Row = {
-            "train_loss": p.loss / max(p.labels, 1), "lr": self.c.lr * factor(self.c, p.step - 1), "tokens": p.tokens,
+            "train_loss": p.loss / max(p.labels, 1), "lr": self._lr(p.step - 1), "tokens": p.tokens,
             "epoch": self.stream.position.epoch, "seconds": p.seconds, "examples": p.examples,
             "tokens_per_second": p.labels / p.seconds, "examples_per_second": p.examples / p.seconds,
             "peak_memory_bytes": process_memory(self.world.device),

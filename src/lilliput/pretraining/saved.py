@@ -26,6 +26,7 @@ class Progress:
     step: optimizer steps done
     tokens: labels that counted so far, over all processes
     loss, labels, examples, seconds: sums since the last line of metrics.jsonl
+    lr: of the next step, as the run's own schedule has it; 0 if it is not known
     """
 
     step: int = 0
@@ -34,6 +35,7 @@ class Progress:
     labels: int = 0
     examples: int = 0
     seconds: float = 0.0
+    lr: float = 0.0
 
 
 @dataclass(frozen=True)

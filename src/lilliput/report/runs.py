@@ -146,7 +146,9 @@ def _rows(path: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
             raise ValueError(f"{path}: line {at} is damaged ({error}); {remedy}") from None
         rows[row["round"]] = row  # a round run again after a crash replaces the first attempt
     if not rows:
-        raise ValueError(f"{path} holds no round; wait for the first, or delete {path.parent} and run it again")
+        there = (path.parent / "checkpoint").is_dir()
+        remedy = "restore it" if there else f"wait for the first, or delete {path.parent} and run it again"
+        raise ValueError(f"{path} holds no round; {remedy}")
     return [rows[round] for round in sorted(rows)], tuple(notes)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lilliput.layers import is_linear, sides
 from lilliput.splitter.parts import Part, Payload, Server
 from lilliput.splitter.trace import events, states
 from lilliput.splitter.valueless import Undecided, moved, on_meta
@@ -67,9 +68,9 @@ def set_last(made: nn.Module, server: Server, classes: int | None, kind: str, ra
             raise ValueError("the head has no linear layer at its end to change; leave head and classes as they are")
         return
     linear = made.get_submodule(name)
-    assert isinstance(linear, nn.Linear)
-    width, outputs, bias = linear.in_features, classes or linear.out_features, linear.bias is not None
-    where: dict[str, Any] = {"device": linear.weight.device, "dtype": linear.weight.dtype}
+    width, own = sides(linear)
+    outputs, bias, weight = classes or own, linear.bias is not None, linear.get_parameter("weight")
+    where: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
     if kind == "low_rank":
         low = min(rank, width, outputs)
         new: nn.Module = nn.Sequential(
@@ -78,8 +79,8 @@ def set_last(made: nn.Module, server: Server, classes: int | None, kind: str, ra
     elif kind == "frozen":
         new = _frozen(server, name, outputs)
     else:
-        new = linear if outputs == linear.out_features else nn.Linear(width, outputs, bias, **where)
-        _warn_if_large(made, linear, width, outputs, rank)
+        new = linear if outputs == own else nn.Linear(width, outputs, bias, **where)
+        _warn_if_large(made, weight.element_size(), width, outputs, rank)
     parent, _, local = name.rpartition(".")
     setattr(made.get_submodule(parent), local, new)
 
@@ -87,24 +88,24 @@ def set_last(made: nn.Module, server: Server, classes: int | None, kind: str, ra
 def _last_linear(made: nn.Module, payload: Payload) -> str | None:
     """The linear layer that runs last and is as wide as the output."""
     seen, logits = dry_run(made, payload)
-    linears = {name: m for name, m in made.named_modules() if isinstance(m, nn.Linear)}
+    linears = {name: m for name, m in made.named_modules() if is_linear(m)}
     last = next((name for name, entered in reversed(seen) if entered and name in linears), None)
-    return last if last is not None and linears[last].out_features == logits.shape[-1] else None
+    return last if last is not None and sides(linears[last])[1] == logits.shape[-1] else None
 
 
 def _frozen(server: Server, name: str, outputs: int) -> nn.Module:
     held = dict(server.named_modules()).get(name)
-    if not isinstance(held, nn.Linear) or held.out_features != outputs:
+    if held is None or not is_linear(held) or sides(held)[1] != outputs:
         raise ValueError(
             "head='frozen' takes the server's last linear layer as it is, and here there is none that fits"
         )
     return copy.deepcopy(held).requires_grad_(False)
 
 
-def _warn_if_large(made: nn.Module, linear: nn.Linear, width: int, outputs: int, rank: int) -> None:
-    size, whole = width * outputs * linear.weight.element_size(), sum(x.nbytes for _, x, *_ in states(made))
+def _warn_if_large(made: nn.Module, itemsize: int, width: int, outputs: int, rank: int) -> None:
+    size, whole = width * outputs * itemsize, sum(x.nbytes for _, x, *_ in states(made))
     if size > LARGE and 2 * size > whole:
-        small = rank * (width + outputs) * linear.weight.element_size()
+        small = rank * (width + outputs) * itemsize
         warnings.warn(
             f"the auxiliary's last layer has {size:,} of its {whole:,} bytes; head='low_rank' has {small:,} with "
             f"rank={rank}, and head='frozen' does not travel",

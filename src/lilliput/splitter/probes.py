@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput import random
+from lilliput.layers import is_linear, sides
 from lilliput.splitter.parts import core
 from lilliput.splitter.values import Call, leaves, mapped
 
@@ -118,8 +119,8 @@ def guess(model: nn.Module) -> Any:
             tables = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
             length = min(8, *tables) if len(tables) > 1 else 8
             return torch.randint(module.num_embeddings, (2, length), generator=random.generator("guess"))
-        if isinstance(module, nn.Linear):
-            return torch.randn(2, module.in_features, generator=random.generator("guess"))
+        if is_linear(module):
+            return torch.randn(2, sides(module)[0], generator=random.generator("guess"))
         if isinstance(module, nn.Conv2d):
             for side in (32, 28, 224, 64, 96, 8):
                 images = torch.randn(2, module.in_channels, side, side, generator=random.generator("guess"))

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from lilliput import tree
+from lilliput.layers import is_linear, is_transposed, sides
 from lilliput.tasks.moving import Movable, Rest, copied, with_leaves
 from lilliput.tree import Tree, shapes
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 # What a module says of its own shape, by parameter, dimension and attribute; only the attributes matter to forward().
 _ATTRIBUTES: dict[type, tuple[tuple[str, int, str], ...]] = {
-    nn.Linear: (("weight", 0, "out_features"), ("weight", 1, "in_features")),
     nn.Embedding: (("weight", 0, "num_embeddings"), ("weight", 1, "embedding_dim")),
     nn.modules.batchnorm._BatchNorm: (("weight", 0, "num_features"),),
     nn.GroupNorm: (("weight", 0, "num_channels"),),
@@ -158,6 +158,10 @@ def _resize(module: nn.Module, wanted: dict[str, Tensor | None]) -> None:
     weight = getattr(module, "weight", None)
     if weight is None:
         return
+    if is_linear(module):
+        names = ("nx", "nf") if is_transposed(module) else ("in_features", "out_features")
+        for name, side in zip(names, sides(module), strict=True):
+            setattr(module, name, side)
     for kind, attributes in _ATTRIBUTES.items():
         if isinstance(module, kind):
             for _, dim, attribute in attributes:
