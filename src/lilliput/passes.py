@@ -63,12 +63,22 @@ def backward(
         if opt.hooks is not None:
             opt.hooks.begin(left)
         if opt.params:
+            check_learns(value)
             torch.autograd.backward(value if opt.scaler is None else opt.scaler.scale(value), inputs=opt.inputs)
         if left:
             separate(opt.params)
     if opt.hooks is not None:
         opt.hooks.complete()
     return means
+
+
+def check_learns(loss: Tensor) -> None:
+    """Raise ValueError for a loss that depends on nothing that has a gradient."""
+    if not loss.requires_grad:
+        raise ValueError(
+            "the loss depends on no trained parameter, so that there is nothing to learn from it; look for detach(), "
+            "no_grad() or argmax on the way, and for frozen layers"
+        )
 
 
 def separate(params: Sequence[Tensor]) -> None:

@@ -474,15 +474,51 @@ def test_the_published_mebibytes_of_resnet18(tmp_path: Path) -> None:
     assert [round(n / 2**20, 2) for n in mebibytes.values()] == [853.83, 833.51, 292.85, 132.26, 212.56]
 
 
+class Begins(nn.Module):
+    """Something in place, or as well out of place, of what it is given or of a view of it; dropout only in training."""
+
+    def __init__(self, how: str, inplace: bool):
+        super().__init__()
+        self.how, self.changes = how, inplace
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "dropout":
+            return nn.functional.dropout(x, 0.5, self.training, self.changes)
+        y = x.view(x.shape) if self.how == "view" else x
+        if self.how == "add":
+            return y.add_(0.5).relu() if self.changes else (y + 0.5).relu()
+        return nn.functional.relu(y, inplace=self.changes) + 0.5
+
+
+@pytest.mark.parametrize("how", ["module", "relu", "view", "add", "dropout"])
 @pytest.mark.parametrize("name", [*SPLIT, "tail"])
-def test_parts_may_begin_in_place(name: str) -> None:
-    """What they change is a copy: it is not the activation that goes up, and no leaf that a gradient is taken at."""
+def test_parts_may_begin_in_place(name: str, how: str) -> None:
+    """What they change is a copy: it is not the batch, nor the activation that goes up, and no leaf that a gradient is
+    taken at."""
     ends = []
     for inplace in (False, True):
         torch.manual_seed(4)
-        server = nn.Sequential(nn.ReLU(inplace=inplace), nn.Linear(8, 3))
-        head = nn.Sequential(nn.ReLU(inplace=inplace), nn.Linear(8, 3))
-        tail = nn.Sequential(nn.ReLU(inplace=inplace), nn.Linear(3, 3)) if name == "tail" else None
-        on = Split(nn.Sequential(nn.Linear(6, 8), nn.Tanh()), server, head, tail=tail)
-        ends.append(run(SPLIT.get(name, SplitFedV1)(lr=0.1), rounds=2, on=on).state)
+        first = lambda: nn.ReLU(inplace=inplace) if how == "module" else Begins(how, inplace)  # noqa: B023, E731
+        tail = nn.Sequential(first(), nn.Linear(3, 3)) if name == "tail" else None
+        client = nn.Sequential(first(), nn.Linear(6, 8), nn.Tanh())
+        server, head = (nn.Sequential(first(), nn.Linear(8, 3)) for _ in range(2))
+        on = Split(client, server, head, tail=tail)
+        data = batches()
+        ends.append(run(SPLIT.get(name, SplitFedV1)(lr=0.1), data, rounds=2, on=on).state)
+        assert_same_state(columns(data), columns(batches()))
     assert_same_state(*ends)
+
+
+def columns(data: dict[int, Any]) -> Body:
+    return {str((c, n)): x for c, own in data.items() for n, (x, _) in enumerate(own)}
+
+
+def test_a_loss_that_depends_on_nothing_trained_is_told_so() -> None:
+    class Detached(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).detach()
+
+    on = Split(nn.Linear(6, 8), Detached(8, 3), Detached(8, 3))
+    for method in (*SPLIT.values(), FedAvg):
+        with pytest.raises(RuntimeError, match="the loss depends on no trained parameter"):
+            run(method(lr=0.1), on=on)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lilliput import random, tree
-from lilliput.labels import count, labels
+from lilliput.algorithms.half import cloned
+from lilliput.labels import columns, count, labels
 from lilliput.tasks import Split, Supervised
 from lilliput.tasks.moving import Movable
 
@@ -47,19 +48,34 @@ def look(task: Split, data: Mapping[int, Any]) -> Sight:
 
 
 def through(part: Supervised, batch: Any, wrong: str) -> Any:
-    """A part's output on a batch; raises ValueError that begins with `wrong`."""
-    with evaluating(part.model), Movable(part.model).unmoved(), random.seeded("look"), torch.enable_grad():
+    """A part's output on a batch, of which it gets a copy; notes whether it changes what it is given.
+
+    Raises ValueError that begins with `wrong`.
+    """
+    with Movable(part.model).unmoved(), random.seeded("look"), torch.enable_grad():
         try:
-            return part.forward(part.model, batch)
+            out, part.inplace = _forward(part, batch, training=False)
         except _ERRORS as error:
             raise ValueError(f"{wrong}: {error}; make the widths of both sides of the cut agree") from error
+        with suppress(*_ERRORS):  # of a single example there is no BatchNorm in training
+            part.inplace |= _forward(part, batch, training=True)[1]
+    return out
+
+
+def _forward(part: Supervised, batch: Any, training: bool) -> tuple[Any, bool]:
+    """A part's output on a copy of a batch, and whether it changed the copy."""
+    own = cloned(batch)
+    given = list(columns(own))
+    before = [x._version for x in given]
+    with mode(part.model, training):
+        return part.forward(part.model, own), [x._version for x in given] != before
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run a model in evaluation, and leave its modes as they were."""
+def mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Run a model in training or in evaluation, and leave its modes as they were."""
     whole, modes = model.training, [(module, module.training) for module in model.modules()]
-    model.eval()
+    model.train(training)
     try:
         yield
     finally:

@@ -17,6 +17,7 @@ from torch import Tensor
 from lilliput import random, tree
 from lilliput.labels import columns
 from lilliput.meter import metered
+from lilliput.passes import check_learns
 from lilliput.step import Grads, Trainer, aligned, norm
 from lilliput.tasks import Supervised, frozen_norms
 from lilliput.tasks.autocast import autocast, exact_convolutions
@@ -49,7 +50,7 @@ class Half:
         self.part, self.held, self.device = part, held, torch.device(device)
         self._resident = part.lendable(held["params"], role, self.device)
         self.model = self._resident.module.train()
-        self._inplace = any(getattr(module, "inplace", False) for module in self.model.modules())
+        self._inplace = part.inplace or any(getattr(module, "inplace", False) for module in self.model.modules())
         self._given = held.get("buffers") or {}
         rest = held.get("rest") or {"buffers": {}, "marks": {}, "before": {}}
         self._before = {key: Rest(**found) for key, found in rest["before"].items()}
@@ -74,11 +75,7 @@ class Half:
 
     def _own(self, batch: Any) -> Any:
         """The batch, or a copy for a part that may change it: it is another's, and torch changes no leaf in place."""
-        if not self._inplace:
-            return batch
-        if isinstance(batch, dict):
-            return tree.mapped(batch, torch.clone)
-        return tuple(tree.mapped(x, torch.clone) for x in batch)
+        return cloned(batch) if self._inplace else batch
 
     def loss(self, batch: Any, key: Sequence[object], again: bool = False) -> Tensor:
         """The part's mean loss on (payload, labels); `again` leaves the part as it is."""
@@ -192,6 +189,13 @@ def _written(rest: Rest) -> Body:
     return {"buffers": rest.buffers, "marks": {n: x for n, x in rest.marks.items() if not isinstance(x, _UNWRITTEN)}}
 
 
+def cloned(batch: Any) -> Any:
+    """A copy of a batch, in whatever graph it is."""
+    if isinstance(batch, dict):
+        return tree.mapped(batch, torch.clone)
+    return tuple(tree.mapped(x, torch.clone) for x in batch)
+
+
 def plain(value: Any) -> Any:
     """A tensor, or a body of them, as contiguous copies on the CPU, out of any graph."""
     return tree.mapped(value, lambda x: x.detach().to("cpu", memory_format=torch.contiguous_format, copy=True))
@@ -217,4 +221,6 @@ def gradients(values: Any, inputs: Sequence[Tensor], at: Any = None, graph: bool
     """
     if not inputs or (isinstance(values, list) and not values):
         return [None] * len(inputs)
+    if isinstance(values, Tensor):
+        check_learns(values)
     return list(torch.autograd.grad(values, inputs, at, create_graph=graph, allow_unused=True))

@@ -78,6 +78,7 @@ class Supervised:
         self.metrics = dict(metrics if metrics is not None else {"accuracy": accuracy} if loss is cross_entropy else {})
         self.features = features
         self.tokens_per_example = tokens_per_example
+        self.inplace = False  # whether its forward is known to change what it is given
         self._residents = Residents(model)
         if features is not None and features not in dict(model.named_modules()):
             raise ValueError(f"features={features!r} names no submodule of {type(model).__name__}")
