@@ -190,6 +190,20 @@ def test_the_first_fp16_step_finds_its_loss_scale_and_later_overflows_are_skippe
     assert_close(after, once)
 
 
+def test_after_step_follows_the_steps_that_were_applied() -> None:
+    config, c = Training(precision="fp16", lr=1e-6), client(batches=3)
+    calls: list[nn.Module] = []
+    _, _, stats = fit(
+        c, c.task.init()["params"], config=config, loss=scaled_loss(c, 1, 1e9, 1), after_step=calls.append
+    )
+    assert stats.skipped == 1 and len(calls) == stats.steps == 2
+    x, y = torch.randn(4, 5), torch.tensor([-100] * 4)
+    c = replace(c, data=as_batches([(x, y), (x, y.clamp_min(1))]))
+    calls.clear()
+    fit(c, c.task.init()["params"], config=Training(), after_step=calls.append)
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize("kept", ["reset", "keep"])
 def test_the_fp16_loss_scale_goes_on_in_the_next_round(kept: Any) -> None:
     config, c = Training(precision="fp16", lr=1e-6, optimizer_state=kept), client(batches=1)

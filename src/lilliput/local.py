@@ -60,7 +60,7 @@ def fit(
     buffers:     BatchNorm statistics to start from; without them batches are normalised by themselves alone.
     loss:        (model, batch, context) -> (scalar, metrics); the task's by default.
     corrections: applied to each step's gradients.
-    after_step:  called with the model after each step.
+    after_step:  called with the model after each step that was applied.
     What is returned lies on the CPU and shares no memory with the model or the arguments.
     Raises ValueError if every step overflowed in fp16.
     """
@@ -81,11 +81,12 @@ def fit(
             examples += count(batch)
             # Labels are counted where the batch is: to ask a GPU would be to wait for it.
             parts = [(to_device(x, client.device, model), n) for x, n in micro_batches(batch, config.accumulate)]
+            before = trainer.steps
             value, metrics = step_on(model, trainer, loss or client.task.loss, parts, context)
             weight = sum(n for _, n in parts)
             for name, x in {"loss": value, **metrics}.items() if weight else ():
                 seen.setdefault(name, []).append((weight, x))
-            if after_step is not None:
+            if after_step is not None and trainer.steps > before:
                 after_step(model)
     if trainer.skipped and not trainer.steps:
         raise ValueError(

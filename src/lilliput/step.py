@@ -58,6 +58,26 @@ def shift(by: Tree) -> Correction:
     return correct
 
 
+class MeanGradient:
+    """A correction that changes nothing, and knows the mean of the gradients that came by of the parameters named."""
+
+    def __init__(self, names: Collection[str]):
+        self._names = names
+        self._sums: Tree = {}
+        self._seen: dict[str, int] = {}
+
+    def __call__(self, names: Sequence[str], params: list[Tensor], grads: list[Tensor]) -> None:
+        for name, g in zip(names, grads, strict=True):
+            if name in self._names:
+                wide = torch.promote_types(g.dtype, torch.float32)
+                self._sums[name] = self._sums[name].add_(g) if name in self._sums else g.to(wide, copy=True)
+                self._seen[name] = self._seen.get(name, 0) + 1
+
+    def result(self) -> Tree:
+        """The means, on the CPU, of the parameters that had a gradient."""
+        return {name: (x / self._seen[name]).to("cpu") for name, x in self._sums.items()}
+
+
 def aligned(grads: Sequence[Tensor | None], params: Sequence[Tensor]) -> Grads:
     """Gradients of `torch.autograd.grad` in their parameters' order of memory, as `.grad` has them."""
 

@@ -49,6 +49,9 @@ SUBSPACES: dict[str, list[Any]] = {
 }
 
 
+PLAIN = {name: values[0] for name, values in (SGD | SUBSPACES).items()}
+
+
 def drawn(space: dict[str, list[Any]]) -> Any:
     return st.fixed_dictionaries({name: st.sampled_from(values) for name, values in space.items()})
 
@@ -82,18 +85,20 @@ def task() -> Supervised:
     return Supervised(nn.Sequential(nn.Linear(INSIDE, OUT, bias=False)).double(), loss=F.mse_loss, metrics={})
 
 
-def error(algorithm: Any, span: Tensor, s: Case, rounds: int) -> float:
-    """How far from the optimum a method ends."""
+def trained(algorithm: Any, s: Case, rounds: int) -> Tensor:
+    """The weight that a method ends with."""
     data = {
         c: [(x.repeat(k, 1), y.repeat(k, 1))] * n
         for c, ((x, y), n, k) in enumerate(zip(losses(s["seed"]), s["steps"], s["repeats"], strict=True))
     }
-    cohorts = [[0, 1, 2], [0, 2], [1, 2], [0, 1]] * rounds if s["cohorts"] == "some" else None
-    start = task().init()["params"]["0.weight"]
-    end = lilliput.Experiment(
-        algorithm, task(), data, rounds=rounds, cohorts=cohorts and cohorts[:rounds], evaluate="none"
-    ).run(Sequential()).state["params"]["0.weight"]  # fmt: skip
-    return float((end - best(s, start, span)).norm())
+    cohorts = ([[0, 1, 2], [0, 2], [1, 2], [0, 1]] * rounds)[:rounds] if s["cohorts"] == "some" else None
+    e = lilliput.Experiment(algorithm, task(), data, rounds=rounds, cohorts=cohorts, evaluate="none")
+    return e.run(Sequential()).state["params"]["0.weight"]
+
+
+def error(algorithm: Any, span: Tensor, s: Case, rounds: int) -> float:
+    """How far from the optimum a method ends, which can go so far."""
+    return float((trained(algorithm, s, rounds) - best(s, task().init()["params"]["0.weight"], span)).norm())
 
 
 def common(s: Case) -> dict[str, Any]:
@@ -154,7 +159,64 @@ def test_both_end_there_in_many_cases(make: Any, s: Case) -> None:
     assert reached(make, s), s
 
 
-PLAIN = {name: values[0] for name, values in (SGD | SUBSPACES).items()}
+ADAPTIVE: dict[str, list[Any]] = {
+    "optimizer": ["Adam", "AdamW", "RMSprop", "Adagrad", "NAdam", "Adamax"],
+    "optimizer_state": ["reset", "keep"],
+    "clip": [None, 0.5],
+} | {name: SGD[name] for name in ("combine", "steps", "repeats", "seed")}  # fmt: skip
+EPS = {"lr": 0.05, "eps": 0.5}  # near the optimum an adaptive optimizer is SGD of rate lr / eps
+
+
+def plain_scaffold(s: Case, rounds: int) -> Tensor:
+    """SCAFFOLD under any optimizer of torch, where c_i is the mean of the client's own gradients in its last round."""
+    x = task().init()["params"]["0.weight"]
+    own, kept = [torch.zeros_like(x)] * CLIENTS, [None] * CLIENTS  # type: ignore[var-annotated]
+    for _ in range(rounds):
+        ends, mean = [], sum(p * c for p, c in zip(weights(s), own, strict=True))
+        for i, (features, y) in enumerate(losses(s["seed"])):
+            w, total = nn.Parameter(x.clone()), torch.zeros_like(x)
+            optimizer = getattr(torch.optim, s["optimizer"])([w], **EPS, weight_decay=0.0)
+            if kept[i] and s["optimizer_state"] == "keep":
+                optimizer.load_state_dict(kept[i])
+            for _ in range(s["steps"][i]):
+                (g,) = torch.autograd.grad(F.mse_loss(features @ w.T, y), [w])
+                total, w.grad = total + g, g - own[i] + mean
+                if s["clip"]:
+                    nn.utils.clip_grad_norm_([w], s["clip"])
+                optimizer.step()
+            kept[i] = optimizer.state_dict()
+            ends.append(w.detach())
+            own[i] = total / s["steps"][i]
+        x = sum(p * end for p, end in zip(weights(s), ends, strict=True))
+    return x
+
+
+def adaptive(s: Case, **others: Any) -> FedSub:
+    known = s["optimizer"].lower() if s["optimizer"] in ("Adam", "AdamW") else getattr(torch.optim, s["optimizer"])
+    combine = uniform_mean() if s["combine"] == "uniform" else weighted_mean()
+    return FedSub(
+        lr=EPS["lr"], optimizer=known, optimizer_options={"eps": EPS["eps"]}, combine=combine, targets=["0"],
+        optimizer_state=s["optimizer_state"], clip=s["clip"], **others,
+    )  # fmt: skip
+
+
+@settings(max_examples=6, **MANY)
+@given(drawn(ADAPTIVE))
+def test_in_full_dimension_fedsub_under_an_adaptive_optimizer_is_scaffold(s: Case) -> None:
+    s = PLAIN | s
+    found = trained(adaptive(s, projection="idx", rank=1.0), s, 20)
+    torch.testing.assert_close(found, plain_scaffold(s, 20), atol=1e-10, rtol=0)
+
+
+@settings(max_examples=5, **MANY)
+@given(drawn(ADAPTIVE | SUBSPACES))
+def test_under_an_adaptive_optimizer_it_ends_in_the_optimum_as_scaffold_does(s: Case) -> None:
+    s = PLAIN | s
+    method, span = fedsub(s)
+    others = {name: getattr(method, name) for name in ("dual", "projection", "rank", "refresh", "downlink")}
+    assert any(error(adaptive(s, **others), span, s, rounds) < 1e-9 for rounds in (300, 1500)), s
+
+
 HARD = {"momentum": (0.9, 0.0, False), "steps": (1, 2, 5), "combine": "weighted"}
 
 

@@ -12,8 +12,11 @@ The sum of all p_i mu_i stays zero, and the only fixed point is the optimum, und
 the same for all, comes from a seed and changes every few rounds; mu is then taken to the new basis.  With P = I this is
 dual averaging in full dimension; without duals b goes up as it is, as in FedAvg.
 
-An adaptive optimizer has no a_i, and `official` is as published: there lambda_i = -lr a mu_i, in units of b, moves b
-beside the optimizer, by -lambda_i / tau in each of tau steps, and lambda_i+ = lambda_i + b_i - mean_j b_j.
+An adaptive optimizer has no a_i.  There -u_i is the mean of the gradients that its steps were given, mu_i among them,
+as of plain SGD it is as well; it goes up beside b_i, and x+ = x + (mean_i b_i) P.
+
+As published (`official`), lambda_i = -lr a mu_i, in units of b, moves b beside the optimizer, by -lambda_i / tau in
+each of tau steps, and lambda_i+ = lambda_i + b_i - mean_j b_j.
 
 Ours: the current P wherever b is folded in (the published program keeps the first); ordinary parameters are averaged;
 and gradients are not scaled by r / m.
@@ -31,8 +34,8 @@ from torch import Tensor, nn
 from lilliput.algorithms.fedavg import model_reply, model_sums, start
 from lilliput.algorithms.spaces import Bases, Spaces, aligned, forgotten, spaces_of
 from lilliput.fleet import Client, Fleet, Model, on_client
-from lilliput.local import fit
-from lilliput.step import Correction, shift
+from lilliput.local import Stats, fit
+from lilliput.step import Correction, MeanGradient, shift
 from lilliput.submodel import Combine, Mean, reduce, weighted_mean
 from lilliput.subspace import PROJECTIONS, Basis, leading
 from lilliput.tasks.supervised import to_device
@@ -121,9 +124,19 @@ class FedSub(Training):
 
     @property
     def inside(self) -> bool:
-        """Whether duals are part of the gradient, for which the optimizer must know its weight of a constant one."""
+        """Whether duals are part of the gradient, and in its units."""
+        return self.dual != "none" and self.compat is None
+
+    @property
+    def weighs(self) -> bool:
+        """Whether u is found as b over the optimizer's weight of a constant gradient."""
         sgd = self.optimizer == "sgd" or getattr(self.optimizer, "__module__", "") == "torch.optim.sgd"
-        return sgd and self.dual != "none" and self.compat is None
+        return self.inside and sgd and not self.optimizer_options.get("maximize")
+
+    @property
+    def measures(self) -> bool:
+        """Whether u is measured, as of an adaptive optimizer, which has no such weight."""
+        return self.inside and not self.weighs
 
     # The server's half.
 
@@ -135,17 +148,22 @@ class FedSub(Training):
             state, each = self._projected(spaces, state, fleet, each)
         up = self._travels(spaces, state["params"])
         bases = spaces.bases(fleet.seed, self.folds(fleet.round), state.get("rows"))
-        rate = {"rate": self.combine.over(None)} if self.inside else {}
-        like: dict[str, Any] = {"delta": up, **dict.fromkeys(rate, float)}
+        sizes: dict[str, Any] = {"rate": None} if self.inside else {}
+        if self.measures:
+            sizes["u"] = spaces.zeros(state["params"])
+        like = {"delta": up, **{key: float if x is None else x for key, x in sizes.items()}}
         replies = fleet.call(self.train, down, each=each, like=like)
-        sums = reduce(replies, **model_sums(self.combine, {**state, "params": up}), **rate)
+        more = {key: self.combine.over(x) for key, x in sizes.items()}
+        sums = reduce(replies, **model_sums(self.combine, {**state, "params": up}), **more)
         step = sums.get("rate", 1.0)
-        mean: Tree = {n: x * step if n.removesuffix(".b") in spaces.forms else x for n, x in sums["delta"].items()}
+        far = step if self.weighs else 1.0
+        mean: Tree = {n: x * far if n.removesuffix(".b") in spaces.forms else x for n, x in sums["delta"].items()}
         after: Body = {**state, "params": spaces.moved(state["params"], mean, bases)}
         if "buffer_delta" in sums:
             after["buffers"] = add(state["buffers"], sums["buffer_delta"])
         if self.settles:
-            for reply in fleet.call(self.settle, {"mean": mean, "step": step}, to=cohort):
+            told = {"mean": mean, "step": step, **({"u": sums["u"]} if "u" in sums else {})}
+            for reply in fleet.call(self.settle, told, to=cohort):
                 fleet.memory[reply.client] = {"round": fleet.round, "epoch": self.epoch(fleet.round)}
         return {**after, "means": self._remembered(state, mean, fleet, cohort)}
 
@@ -209,7 +227,7 @@ class FedSub(Training):
 
     @on_client(like={"buffer_delta": "buffers"})
     def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
-        """tau steps in the subspace; u, or b, and the change of the ordinary parameters go up."""
+        """tau steps in the subspace; u or b or both, and the change of the ordinary parameters, go up."""
         spaces, state = self.spaces(client.task), self._caught_up(client, state, msg)
         epoch, rows = self.epoch(client.round), msg.get("rows", state.get("rows"))
         bases = spaces.bases(client.seed, epoch, rows)
@@ -224,41 +242,55 @@ class FedSub(Training):
         buffers: Any = msg.get("buffers")
         if self.buffers == "local":
             buffers = state.get("buffers") or client.task.init()["buffers"]
-        official = self.compat == "official"
+        official, seen = self.compat == "official", MeanGradient(dual)
         corrections = [_published(spaces, self.weight_decay)] if official else [shift(dual)] if self.inside else []
         after, opt, stats = fit(
             replace(client, task=spaces.task), trained, opt, buffers=buffers,
-            after_step=None if self.inside else self._displace(client, dual),
-            config=replace(self, weight_decay=0.0) if official else self, corrections=corrections,
+            after_step=self._displace(client, dual) if official else None,
+            config=replace(self, weight_decay=0.0) if official else self,
+            corrections=[*corrections, seen] if self.measures else corrections,
         )  # fmt: skip
         up = model_reply({**msg, "params": trained}, after, stats)
         change: Tree = up["delta"]
-        if self.inside:
-            up["rate"] = self.lr_at(client.round, client.rounds) * stats.weights[f"{next(iter(spaces.forms))}.b"]
-            change = {**change, **_gradients(change, dual, up["rate"])}
+        u, rate = self._learnt(client, {name: change[name] for name in dual}, dual, stats, seen)
+        if self.weighs:
+            up["rate"], change = rate, {**change, **u}
+        if self.measures:
+            up["rate"], up["u"] = rate, u
         up["delta"] = {name: change[name] for name in self._travels(spaces, state["params"])}
-        local = self.ordinary == "local"
-        moved = {name: x for name, x in change.items() if name.endswith(".b") or local}
-        own: Body = {"moved": moved, "epoch": epoch, "opt": opt, "rows": rows, "buffers": stats.buffers}
+        own: Body = {"u": u, "epoch": epoch, "opt": opt, "rows": rows, "buffers": stats.buffers}
+        if self.ordinary == "local":
+            own["moved"] = {name: change[name] for name in ordinary}
         if self.dual == "rotated":
             own["dual"] = dual
         state = {**state, **own}
         return up, state if self.settles else {"epoch": epoch, **self._kept(state)}
 
+    def _learnt(self, client: Client, b: Tree, dual: Tree, stats: Stats, seen: MeanGradient) -> tuple[Tree, float]:
+        """u by layer, and how far a step along it goes: 0 for a client that took none; its own gradient counts as 0."""
+        if not self.inside:
+            return b, 1.0
+        if self.weighs:
+            rate = self.lr_at(client.round, client.rounds) * stats.weights[next(iter(b))]
+            return {n: b[n] / rate if rate else -mu for n, mu in dual.items()}, rate
+        means = seen.result()
+        return {n: -means.get(n, mu).to(mu) for n, mu in dual.items()}, float(stats.steps > 0)
+
     @on_client
     def settle(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
-        """The dual moves by how far b was from the mean, and the model as the server's did."""
-        spaces, mean, moved = self.spaces(client.task), msg["mean"], state["moved"]
+        """The dual moves by how far u was from the mean, and the model as the server's did."""
+        spaces, mean, u = self.spaces(client.task), msg["mean"], state["u"]
         after: Body = {"round": client.round, "epoch": self.folds(client.round), **self._kept(state)}
         step = msg["step"]  # 0 if nobody took a step, which teaches nothing
-        apart = {n: (x - mean[n] / step) if step else x * 0 for n, x in moved.items() if n in mean and n.endswith(".b")}
+        ubar: Tree = msg.get("u") or {n: mean[n] / (step or 1.0) for n in u}
+        apart = {n: x - ubar[n] if step else x * 0 for n, x in u.items()}
         if self.dual == "full":
             bases = spaces.bases(client.seed, state["epoch"], state["rows"])
             apart = {n: self._whole(bases[n.removesuffix(".b")], aligned(x)) for n, x in apart.items()}
         if self.dual != "none":
             after["dual"] = add(state["dual"], apart) if state.get("dual") else apart
         own = spaces.ordinary(state["params"]) if self.ordinary == "local" else {}
-        change = {name: moved[name] for name in own}
+        change = {name: state["moved"][name] for name in own}
         if self.downlink == "means":
             folds = spaces.bases(client.seed, self.folds(client.round), state["rows"])
             after["params"] = spaces.moved(state["params"], {**mean, **change}, folds)
@@ -317,11 +349,6 @@ class FedSub(Training):
                 torch._foreach_sub_([model.get_parameter(name) for name in held], list(held.values()), alpha=1 / steps)
 
         return after_step
-
-
-def _gradients(change: Tree, dual: Tree, rate: float) -> Tree:
-    """u = b / (lr a) by layer; of a client that took no step the u of one whose own gradient is zero."""
-    return {n: change[n] / rate if rate else -mu for n, mu in dual.items()}
 
 
 def _published(spaces: Spaces, weight_decay: float) -> Correction:
