@@ -23,10 +23,12 @@ Part = tuple[Any, int]  # a micro-batch, and how many of its labels count
 
 def micro_batches(batch: Any, pieces: int) -> list[Part]:
     """The batch cut along its examples into at most so many pieces; pieces without a label that counts are left out."""
-    keys = list(batch) if isinstance(batch, dict) else None
-    cut = [batch] if pieces == 1 else zip(*(x.chunk(pieces) for x in columns(batch)), strict=True)
-    parts = (dict(zip(keys, p, strict=True)) if keys and pieces > 1 else p for p in cut)
-    return [(part, n) for part in parts if (n := counted(labels(part)))]
+    cut = [batch]
+    if pieces > 1:
+        cut = list(zip(*(x.chunk(pieces) for x in columns(batch)), strict=True))
+        if isinstance(batch, dict):
+            cut = [dict(zip(batch, part, strict=True)) for part in cut]
+    return [(part, n) for part in cut if (n := counted(labels(part)))]
 
 
 class Means:

@@ -192,4 +192,4 @@ def to_device(batch: Any, device: torch.device | str, model: nn.Module) -> Any:
 
     if isinstance(batch, dict):
         return {name: move(x) for name, x in batch.items()}
-    return tuple(tree.mapped(x, move) for x in batch)
+    return tuple([move(x) if isinstance(x, Tensor) else tree.mapped(x, move) for x in batch])
