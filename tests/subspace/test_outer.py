@@ -35,19 +35,36 @@ def batches(client: int) -> list[tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize(
     "options", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"optimizer": optim.Lion}]
 )
-def test_without_gradients_a_round_moves_b_by_minus_the_dual(dual: Any, options: dict[str, Any]) -> None:
+def test_the_dual_is_a_term_of_the_gradient_that_leaves_no_trace_in_it(dual: Any, options: dict[str, Any]) -> None:
     model = network()
     subspace = lilliput.replace_with_subspace(model, ["0", "2"], rank=2, dual=dual)
     for own in subspace.duals.values():
         own.normal_()
-    optimizer, schedule = lilliput.subspace_optimizer(model, lr=0.1, tau=TAU, warmup=2, steps=9, **options)
+    optimizer, _ = lilliput.subspace_optimizer(model, lr=0.1, **options)
+    alone = {name: nn.Parameter(layer.b.detach().clone()) for name, layer in subspace.layers.items()}
+    made = options.get("optimizer", torch.optim.SGD)
+    theirs = made(alone.values(), lr=0.1, **{k: v for k, v in options.items() if k != "optimizer"})
     for _ in range(TAU):
-        for p in model.parameters():
-            p.grad = torch.zeros_like(p)
-        optimizer.step(), schedule.step()
+        for name, layer in subspace.layers.items():
+            own = subspace.duals[name]
+            layer.b.grad = torch.randn_like(layer.b)
+            alone[name].grad = layer.b.grad + (layer.basis.compress(own) if dual == "full" else own)
+        before = {name: layer.b.grad.clone() for name, layer in subspace.layers.items()}
+        optimizer.step(), theirs.step()
     for name, layer in subspace.layers.items():
-        own = subspace.duals[name]
-        torch.testing.assert_close(layer.b.data, -(layer.basis.coordinates(own) if dual == "full" else own))
+        torch.testing.assert_close(layer.b, alone[name])
+        assert torch.equal(layer.b.grad, before[name])
+
+
+def test_steps_in_which_a_dual_would_be_lost_are_refused() -> None:
+    model = network()
+    lilliput.replace_with_subspace(model, ["0"], rank=2)
+    optimizer, _ = lilliput.subspace_optimizer(model, lr=0.1)
+    with pytest.raises(ValueError, match="a closure would make gradients without the duals"):
+        optimizer.step(lambda: 0.0)
+    optimizer.grad_scale = torch.ones(())  # what GradScaler leaves to fused optimizers
+    with pytest.raises(ValueError, match="gradients are still scaled"):
+        optimizer.step()
 
 
 def test_an_outer_update_of_one_process_changes_no_output() -> None:
@@ -64,7 +81,7 @@ def test_an_outer_update_of_one_process_changes_no_output() -> None:
 def test_new_bases_drop_the_momentum_of_b_alone() -> None:
     model = network()
     lilliput.replace_with_subspace(model, ["0"], rank=2)
-    optimizer, _ = lilliput.subspace_optimizer(model, lr=0.1, tau=TAU, momentum=0.9)
+    optimizer, _ = lilliput.subspace_optimizer(model, lr=0.1, momentum=0.9)
     model(torch.randn(4, 6)).sum().backward()
     optimizer.step()
     layer = subspace_layers(model)["0"]
@@ -79,7 +96,7 @@ def test_new_bases_drop_the_momentum_of_b_alone() -> None:
 def test_after_new_bases_b_takes_a_fresh_optimizers_step(options: dict[str, Any]) -> None:
     model = network()
     layer = lilliput.replace_with_subspace(model, ["0"], rank=2, dual="none").layers["0"]
-    optimizer, _ = lilliput.subspace_optimizer(model, lr=0.1, tau=TAU, **options)
+    optimizer, _ = lilliput.subspace_optimizer(model, lr=0.1, **options)
     for _ in range(5):
         layer.b.grad = torch.randn(layer.b.shape)
         optimizer.step()
@@ -110,7 +127,7 @@ def test_in_full_dimension_a_loop_decays_as_without_subspaces(made: Any) -> None
     plain, model = network().double(), network().double()
     lilliput.replace_with_subspace(model, ["0", "2"], rank=1.0, projection="idx")
     settings: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.3}
-    ours, _ = lilliput.subspace_optimizer(model, tau=TAU, optimizer=made, **settings)
+    ours, _ = lilliput.subspace_optimizer(model, optimizer=made, **settings)
     theirs = made(plain.parameters(), **settings)
     for step in range(2 * TAU):
         x, y = batches(0)[step % TAU]
@@ -142,10 +159,8 @@ def test_what_is_refused() -> None:
         lilliput.outer_update(network())
     model = network()
     lilliput.replace_with_subspace(model, rank=2)
-    with pytest.raises(ValueError, match="tau is 0"):
-        lilliput.subspace_optimizer(model, lr=0.1, tau=0)
     with pytest.raises(ValueError, match="lr is 0"):
-        lilliput.subspace_optimizer(model, lr=0.0, tau=1)
+        lilliput.subspace_optimizer(model, lr=0.0)
 
 
 def test_a_state_dict_carries_bases_duals_and_epochs() -> None:
@@ -169,7 +184,7 @@ def test_a_loop_saved_within_a_round_goes_on_to_the_same_bits(dual: Any, options
     def started() -> list[Any]:
         model = network()
         lilliput.replace_with_subspace(model, ["0", "2"], rank=2, dual=dual)
-        return [model, *lilliput.subspace_optimizer(model, lr=0.1, tau=TAU, warmup=2, steps=15, **options)]
+        return [model, *lilliput.subspace_optimizer(model, lr=0.1, warmup=2, steps=15, **options)]
 
     def train(parts: list[Any], steps: range) -> dict[str, Tensor]:
         model, optimizer, schedule = parts
@@ -193,29 +208,66 @@ def test_a_loop_saved_within_a_round_goes_on_to_the_same_bits(dual: Any, options
     assert all(torch.equal(found[name], x) for name, x in expected.items())
 
 
-def own_loop(rank: int, port: int, folder: str) -> None:
-    """One of two processes: client `rank` of FedSub."""
+# What a loop and the engine do alike: the dual's kind, and the optimizer, whose state both keep until P changes.
+ALIKE: tuple[tuple[Any, dict[str, Any]], ...] = (
+    ("rotated", {}), ("full", {}), ("full", {"optimizer": torch.optim.Adam, "eps": 0.1}),
+    ("rotated", {"optimizer": torch.optim.RMSprop, "eps": 0.1}),
+)  # fmt: skip
+
+
+def joined(rank: int, port: int) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    model = network()
-    lilliput.replace_with_subspace(model, rank=2)
-    optimizer, _ = lilliput.subspace_optimizer(model, lr=0.1, tau=TAU)
-    for round in range(ROUNDS):
-        for x, y in batches(rank):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            optimizer.step()
-        lilliput.outer_update(model, refresh=round % 2 == 1)
-    torch.save({n: p.detach() for n, p in model.state_dict().items()}, f"{folder}/{rank}.pt")
+
+
+def own_loop(rank: int, port: int, folder: str) -> None:
+    """One of two processes: client `rank` of FedSub."""
+    joined(rank, port)
+    for i, (dual, options) in enumerate(ALIKE):
+        model = network()
+        lilliput.replace_with_subspace(model, rank=2, dual=dual)
+        optimizer, _ = lilliput.subspace_optimizer(model, lr=0.1, **options)
+        for round in range(ROUNDS):
+            for x, y in batches(rank):
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+            lilliput.outer_update(model, refresh=round % 2 == 1, optimizer=optimizer)
+        torch.save({n: p.detach() for n, p in model.state_dict().items()}, f"{folder}/{i}-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def quadratic(rank: int) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(rank)
+    return torch.randn(12, 4, generator=g).double(), torch.randn(12, 2, generator=g).double()
+
+
+def to_the_optimum(rank: int, port: int, folder: str) -> None:
+    """One of two processes, which take other numbers of steps, saves how far from the optimum of both it ends."""
+    joined(rank, port)
+    x, y = (torch.cat(parts) for parts in zip(*map(quadratic, range(2)), strict=True))
+    best, found = torch.linalg.lstsq(x, y).solution.T, []
+    for options in ({"momentum": 0.9}, {"optimizer": torch.optim.Adam, "eps": 1.0}):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 2, bias=False)).double()
+        layer = lilliput.replace_with_subspace(model, ["0"], rank=2, dual="full").layers["0"]
+        lr = 0.03 if "momentum" in options else 0.1
+        optimizer, _ = lilliput.subspace_optimizer(model, lr=lr, **options)
+        for _ in range(600):
+            for _ in range(2 + 3 * rank):
+                optimizer.zero_grad()
+                F.mse_loss(model(quadratic(rank)[0]), quadratic(rank)[1]).backward()
+                optimizer.step()
+            lilliput.outer_update(model, refresh=True, optimizer=optimizer)
+        found.append(float((layer.weight - best).norm()))
+    Path(folder, str(rank)).write_text(" ".join(map(str, found)))
     torch.distributed.destroy_process_group()
 
 
 def disagreeing(rank: int, port: int, folder: str) -> None:
     """One of two processes whose seeds differ, then their epochs, then their models."""
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    joined(rank, port)
     words = []
     for case in ("seed", "epoch", "weight"):
         model = network()
@@ -246,11 +298,36 @@ def test_processes_of_other_bases_or_models_are_refused_in_all_of_them(tmp_path:
 
 def test_two_processes_are_the_engine(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(own_loop, (free_port(), str(tmp_path)), nprocs=2)
-    history = lilliput.Experiment(
-        algorithm=FedSub(lr=0.1, rank=2, refresh=2), task=Supervised(network()),
-        data={c: batches(c) for c in range(2)}, rounds=ROUNDS, evaluate="none",
-    ).run("sequential")  # fmt: skip
+    for i, (dual, options) in enumerate(ALIKE):
+        given = {"optimizer": options.get("optimizer", "sgd"), "optimizer_state": "keep", "dual": dual}
+        given["optimizer_options"] = {name: x for name, x in options.items() if name != "optimizer"}
+        history = lilliput.Experiment(
+            algorithm=FedSub(lr=0.1, rank=2, refresh=2, **given), task=Supervised(network()),
+            data={c: batches(c) for c in range(2)}, rounds=ROUNDS, evaluate="none",
+        ).run("sequential")  # fmt: skip
+        for rank in range(2):
+            own = torch.load(tmp_path / f"{i}-{rank}.pt", weights_only=True)
+            for name, x in history.state["params"].items():
+                torch.testing.assert_close(own[name], x, atol=1e-6, rtol=0)
+
+
+def test_two_processes_end_in_their_optimum_under_momentum_adam_and_unequal_steps(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(to_the_optimum, (free_port(), str(tmp_path)), nprocs=2)
     for rank in range(2):
-        own = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        for name, x in history.state["params"].items():
-            torch.testing.assert_close(own[name], x, atol=1e-6, rtol=0)
+        assert max(map(float, Path(tmp_path, str(rank)).read_text().split())) < 1e-10
+
+
+@pytest.mark.parametrize("projection", ["cd", "ss"])
+def test_a_model_saved_within_a_round_keeps_what_b_has_learnt(projection: str, tmp_path: Path) -> None:
+    model, x = network(), batches(0)[0][0]
+    lilliput.replace_with_subspace(model, ["0", "2"], rank=2, projection=projection)
+    optimizer, _ = lilliput.subspace_optimizer(model, lr=0.1, momentum=0.9)
+    for inputs, labels in batches(0):
+        F.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+    torch.save(lilliput.dense(model).state_dict(), tmp_path / "plain.pt")
+    torch.save(model.state_dict(), tmp_path / "apart.pt")
+    plain = lilliput.models.load_weights(network(), tmp_path / "plain.pt")
+    torch.testing.assert_close(plain(x), model(x))
+    with pytest.raises(ValueError, match=r"it has '0\.b', which the model lacks"):
+        lilliput.models.load_weights(network(), tmp_path / "apart.pt")

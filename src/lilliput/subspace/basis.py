@@ -110,9 +110,9 @@ class Dense:
 Basis = Columns | Dense
 
 
-def rotated(z: Tensor, old: Basis, new: Basis) -> Tensor:
-    """Coordinates in `new` of what z means in `old`, as near as they get: z P P'^T for an orthonormal P'."""
-    return new.coordinates(old.expand(z))
+def rotated(g: Tensor, old: Basis, new: Basis) -> Tensor:
+    """A gradient's coordinates in `new`, as near as those in `old` tell: g P P'^T for an orthonormal P."""
+    return new.compress(old.lift(g))
 
 
 # The generators, by name: (rank, width, generator) -> basis.

@@ -16,14 +16,17 @@ class SubspaceLayer(nn.Module):
     """A layer whose weight is x + b P.
 
     layer: what it replaces; its `weight` becomes the frozen x, under the same name, and its `bias` stays as it is.
-    With b = 0, as it begins, this layer is that one.  For loops of a user's own it has room for a `dual`, in the shape
-    of b or, in full size, of the matrix, and counts the `epoch` of its basis, which comes from a `seed`; P, dual, seed
-    and epoch are in its state dict.
+    With b = 0, as it begins, this layer is that one.  For loops of a user's own it counts the `epoch` of its basis,
+    which comes from a `seed`, and has room for a `dual`, in units of a gradient, and in the shape of b or, in full
+    size, of the matrix, and for the sum of the gradients that were `seen` with it in `taken` steps.  All of it, and P,
+    is in its state dict, beside x and b.
     """
 
     weight: Tensor
     bias: Tensor | None
     dual: Tensor | None
+    seen: Tensor
+    taken: Tensor
     seed: Tensor
     epoch: Tensor
     _replaced: nn.Module
@@ -38,7 +41,7 @@ class SubspaceLayer(nn.Module):
         self.b = nn.Parameter(weight.detach().new_zeros(*form.rows, basis.rank))
         self.register_buffer("dual", None)
         for name in ("seed", "epoch"):
-            self.register_buffer(name, torch.zeros((), dtype=torch.int64))
+            self.register_buffer(name, torch.zeros((), dtype=torch.int64, device=weight.device))
         emptied = copy.copy(layer)
         emptied._parameters = dict.fromkeys(layer._parameters)
         object.__setattr__(self, "_replaced", emptied)  # no submodule: it has no state of its own
@@ -79,6 +82,25 @@ class SubspaceLayer(nn.Module):
         if coordinates or self.orthonormal:
             return self.basis.coordinates(x)
         return self.basis.compress(self.basis.added(x, self.b)).sub_(self.b)
+
+    def correct(self, full: bool) -> None:
+        """Begin a dual of zeros; `full`: in full size."""
+        like = self.form.matrix(self.weight) if full else self.b
+        wide = torch.promote_types(self.b.dtype, torch.float32)
+        self.dual = torch.zeros_like(like, requires_grad=False, memory_format=torch.contiguous_format)
+        self.register_buffer("seen", torch.zeros_like(self.b, requires_grad=False, dtype=wide))
+        self.register_buffer("taken", torch.zeros_like(self.epoch))
+
+    @property
+    def full(self) -> bool:
+        """Whether the dual has the size of the weight."""
+        return self.dual is not None and self.dual.shape != self.b.shape
+
+    @property
+    def own_dual(self) -> Tensor:
+        """The dual in the shape of b."""
+        assert self.dual is not None
+        return self.basis.compress(self.dual) if self.full else self.dual
 
     def plain(self) -> nn.Module:
         """An ordinary layer, of the class replaced, with the weight in use and this layer's own bias."""

@@ -1,7 +1,7 @@
 """FedSub in a training loop of one's own, one process per client under torch.distributed.
 
 >>> subspace = replace_with_subspace(model, ["q_proj", "v_proj"], rank=64)
->>> optimizer, schedule = subspace_optimizer(model, lr=1e-3, tau=10)
+>>> optimizer, schedule = subspace_optimizer(model, lr=1e-3)
 >>> for step, batch in enumerate(batches, 1):
 ...     loss(model, batch).backward()
 ...     optimizer.step(); schedule.step(); optimizer.zero_grad()
@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lilliput.optimizers import decouples, reads_weights
 from lilliput.subspace.basis import Basis, leading, rotated, seeded_basis, sketch
 from lilliput.subspace.layer import SubspaceLayer
-from lilliput.subspace.shown import shown
+from lilliput.subspace.shown import layers_of, shown
 
 
 def subspace_layers(model: nn.Module) -> dict[str, SubspaceLayer]:
@@ -34,23 +34,21 @@ def subspace_layers(model: nn.Module) -> dict[str, SubspaceLayer]:
 
 
 def subspace_optimizer(
-    model: nn.Module, lr: float, tau: int, optimizer: Callable[..., Any] | None = None, *, warmup: int = 0,
+    model: nn.Module, lr: float, optimizer: Callable[..., Any] | None = None, *, warmup: int = 0,
     steps: int | None = None, **options: Any,
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:  # fmt: skip
-    """An optimizer of all that is trained, which also moves each b by -dual / tau per step, and its schedule.
+    """An optimizer of all that is trained, whose steps see each b's gradient plus its dual, and its schedule.
 
-    tau:       steps between two outer updates, over which a dual moves b by exactly its negative, whatever the rate.
     optimizer: a class of (parameters, lr=..., **options): torch's, SGD by default, or one of `lilliput.optim`.
     warmup:    steps over which the rate rises to lr; steps: after how many it has fallen to 0 along a cosine, if given.
-    The dual moves b beside the optimizer: it is in no momentum and no second moment.  Weight decay is that of x + b P.
+    Weight decay is that of x + b P.  Steps raise ValueError for a closure, and for gradients that are still scaled.
     """
-    if tau < 1 or not lr > 0:
-        what = f"tau is {tau}" if tau < 1 else f"lr is {lr}"
-        raise ValueError(f"{what}; it must be at least 1" if tau < 1 else f"{what}; it must be positive")
+    if not lr > 0:
+        raise ValueError(f"lr is {lr}; it must be positive")
     layers = subspace_layers(model)
     made = (optimizer or torch.optim.SGD)([p for p in model.parameters() if p.requires_grad], lr=lr, **options)
-    _show(made, layers)
-    made.register_step_post_hook(lambda *_: displace(layers, tau))
+    _correct(made, [layer for layer in layers.values() if layer.dual is not None])
+    _show(made, list(layers.values()))
 
     def factor(step: int) -> float:
         rising = min(1.0, (step + 1) / warmup) if warmup else 1.0
@@ -60,23 +58,40 @@ def subspace_optimizer(
     return made, torch.optim.lr_scheduler.LambdaLR(made, factor)
 
 
-def _show(optimizer: torch.optim.Optimizer, layers: Mapping[str, SubspaceLayer]) -> None:
+def _correct(optimizer: torch.optim.Optimizer, layers: Sequence[SubspaceLayer]) -> None:
+    """Let its steps see each b's gradient plus the dual, as SCAFFOLD's do, and the layers keep the sum of both."""
+    given: dict[SubspaceLayer, Tensor] = {}
+
+    def before(made: Any, args: Any, kwargs: Any) -> None:
+        if args[1:] or kwargs.get("closure") is not None:
+            raise ValueError("a closure would make gradients without the duals; call backward(), then step()")
+        if getattr(made, "grad_scale", None) is not None:
+            raise ValueError("gradients are still scaled; call scaler.unscale_(optimizer) before its step")
+        for layer in layers:
+            if layer.b.grad is not None:
+                given[layer] = layer.b.grad
+                layer.b.grad = layer.b.grad + layer.own_dual
+                layer.seen.add_(layer.b.grad)
+                layer.taken.add_(1)
+
+    def after(*_: Any) -> None:
+        for layer, grad in given.items():
+            layer.b.grad = grad
+        given.clear()
+
+    if layers:
+        optimizer.register_step_pre_hook(before)
+        optimizer.register_step_post_hook(after)
+
+
+def _show(optimizer: torch.optim.Optimizer, layers: Sequence[SubspaceLayer]) -> None:
     """Let its steps see the weights that layers stand for, if they depend on them."""
     if reads_weights(optimizer):
         stack, decoupled = ExitStack(), decouples(optimizer)
         optimizer.register_step_pre_hook(
-            lambda *_: stack.enter_context(shown([x for x in layers.values() if x.b.grad is not None], decoupled))
+            lambda *_: stack.enter_context(shown([x for x in layers if x.b.grad is not None], decoupled))
         )
         optimizer.register_step_post_hook(lambda *_: stack.close())
-
-
-@torch.no_grad()
-def displace(layers: Mapping[str, SubspaceLayer], tau: int) -> None:
-    """Move each b by -dual / tau: the dual's share of one of tau steps."""
-    for layer in layers.values():
-        if layer.dual is not None:
-            full = layer.dual.shape != layer.b.shape
-            layer.b.sub_(layer.basis.coordinates(layer.dual) if full else layer.dual, alpha=1 / tau)
 
 
 @torch.no_grad()
@@ -86,7 +101,7 @@ def outer_update(
 ) -> None:  # fmt: skip
     """End a round: average b and all ordinary parameters over the processes, fold b in, move the duals.
 
-        dual += b - mean b,   x += (mean b) P,   b = 0
+        dual += mean g - g,   x += (mean b) P,   b = 0,   with g the mean of the gradients that a process's steps saw
 
     refresh:   change P, and take the duals to the new one.
     gradients: by layer, this process's dense gradient of the weight [like the weight], which `svd` finds its P from.
@@ -99,22 +114,33 @@ def outer_update(
     _check_agreed(layers, group)
     _check_finite(model, group)
     bases = {name: _next(name, layer, gradients, group) for name, layer in layers.items()} if refresh else {}
-    own = {name: layer.b.detach().clone() for name, layer in layers.items()}
+    _move_duals([layer for layer in layers.values() if layer.dual is not None], group)
     _average([p for p in model.parameters() if p.requires_grad], group)
     _average([b for b in _statistics(model)], group)
     for name, layer in layers.items():
-        old, apart = layer.basis, own[name] - layer.b
-        full = layer.dual is not None and layer.dual.shape != layer.b.shape
-        if layer.dual is not None:
-            layer.dual.add_(old.expand(apart) if full else apart)
         layer.fold()
         if refresh:
+            old = layer.basis
             layer.epoch.add_(1)
             layer.use(bases[name])
-            if layer.dual is not None and not full:
+            if layer.dual is not None and not layer.full:
                 layer.dual.copy_(rotated(layer.dual, old, layer.basis))
             if optimizer is not None and layer.origin[1] != "idx":  # the identity stays what it is
                 optimizer.state.pop(layer.b, None)
+
+
+def _move_duals(layers: Sequence[SubspaceLayer], group: Any) -> None:
+    """dual += mean g - g, where a process that took no step has g = dual, as if its own gradient were zero."""
+    own = [x.seen / x.taken if x.taken else x.own_dual.to(x.seen, copy=True) for x in layers]
+    mean, taken = [g.clone() for g in own], [x.taken.to(x.seen) for x in layers]
+    _average([*mean, *taken], group)
+    for layer, g, everyones, steps in zip(layers, own, mean, taken, strict=True):
+        assert layer.dual is not None
+        if steps:  # where nobody took one, nobody learnt anything
+            apart = (everyones - g).to(layer.b)
+            layer.dual.add_(layer.basis.lift(apart) if layer.full else apart)
+        layer.seen.zero_()
+        layer.taken.zero_()
 
 
 def _next(name: str, layer: SubspaceLayer, gradients: Mapping[str, Tensor] | None, group: Any) -> Basis:
@@ -164,6 +190,7 @@ def _check_finite(model: nn.Module, group: Any) -> None:
     """Raise ValueError, in every process, where a number to be averaged is not finite in one of them."""
     named: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
     named |= {f"running statistic {i}": x for i, x in enumerate(_statistics(model))}
+    named |= {f"the gradient of {n}": x.seen for n, x in layers_of(model).items() if x.dual is not None}
     wrong = torch.stack([~x.isfinite().all() for x in named.values()]).long()
     if _distributed():
         torch.distributed.all_reduce(wrong, torch.distributed.ReduceOp.MAX, group=group)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from lilliput.layers import is_linear, is_transposed, own_weight
@@ -57,8 +56,10 @@ def replace_with_subspace(
              `outer_update` is given gradients; or a function (layer, rank, width) -> basis.
     along:   what of a convolution is compressed: whole filters, or as published the kernel's width.
     dual:    in the shape of b (rotated to each new P, as published), in full size (nothing is lost), or none.
-    The layers keep their biases, which are trained as they are.  Raises ValueError, with the layer's name, for targets
-    that match nothing, for layers that are neither linear nor convolutions, and for a rank over a layer's width.
+    The layers keep their biases, which are trained as they are.  The model's state dict has x and b apart: what is to
+    be loaded into a plain model is that of `dense(model)`, as `strict=False` would take x and leave b out.
+    Raises ValueError, with the layer's name, for targets that match nothing, for layers that are neither linear nor
+    convolutions, and for a rank over a layer's width.
     """
     found = matched(model, targets, skip)
     layers: dict[str, SubspaceLayer] = {}
@@ -69,8 +70,7 @@ def replace_with_subspace(
         layer.origin = (name, projection if isinstance(projection, str) else None)
         layer.seed.fill_(seed)
         if dual != "none":
-            like = layer.b if dual == "rotated" else layer.form.matrix(layer.weight)
-            layer.dual = torch.zeros_like(like, requires_grad=False, memory_format=torch.contiguous_format)
+            layer.correct(full=dual == "full")
     return Subspace(
         sum(p.numel() for p in model.parameters() if p.requires_grad),
         layers,
