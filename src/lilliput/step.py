@@ -113,12 +113,14 @@ class Trainer:
         peak: float | None = None, undecayed: Collection[str] = (), update: updates.Update | None = None,
         hooks: Hooks | None = None,
     ):  # fmt: skip
-        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and (only is None or n in only)]
+        every = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        named = every if only is None else [(n, p) for n, p in every if n in only]
         self.model, self.config, self.corrections = model, config, list(corrections)
         self.names = [n for n, _ in named]
         self.params: list[Tensor] = [p for _, p in named]
         self.everything = range(len(named))
-        self.inputs = None if any(map(is_sharded, self.params)) else self.params  # FSDP2 differentiates others
+        # Of all parameters, autograd need not be told; FSDP2 differentiates others than the model has.
+        self.inputs = None if len(named) == len(every) or any(map(is_sharded, self.params)) else self.params
         self.steps = self.skipped = 0
         self.scaler = torch.amp.GradScaler(self.device.type) if config.precision == "fp16" else None
         self.hooks = hooks
