@@ -30,7 +30,8 @@ from lilliput.tree import Body, Tree
 Grads = list[Tensor | None]
 
 # Corrections change gradients before the optimizer sees them.  Each takes the names of some parameters, the parameters
-# and their gradients, and changes the gradients in place.
+# and their gradients, and changes the gradients in place.  Its `names`, if it has any, are of the parameters that get a
+# gradient by it where they have none; by others all do.
 Correction = Callable[[Sequence[str], list[Tensor], list[Tensor]], None]
 
 SMALLEST_SCALE = 2.0**-24  # a gradient that overflows fp16 even so is not finite itself
@@ -55,11 +56,19 @@ def shift(by: Tree) -> Correction:
         if both:
             torch._foreach_add_([g for g, _ in both], [x for _, x in both])
 
+    return giving(by, correct)
+
+
+def giving(names: Collection[str], correct: Correction) -> Correction:
+    """A correction that gives a gradient to these parameters alone."""
+    correct.names = names  # type: ignore[attr-defined]
     return correct
 
 
 class MeanGradient:
     """A correction that changes nothing, and knows the mean of the gradients that came by of the parameters named."""
+
+    names = ()
 
     def __init__(self, names: Collection[str]):
         self._names = names
@@ -119,6 +128,7 @@ class Trainer:
         self.names = [n for n, _ in named]
         self.params: list[Tensor] = [p for _, p in named]
         self.everything = range(len(named))
+        self._given = {i for i, n in enumerate(self.names) if any(n in getattr(c, "names", [n]) for c in corrections)}
         # Of all parameters, autograd need not be told; FSDP2 differentiates others than the model has.
         self.inputs = None if len(named) == len(every) or any(map(is_sharded, self.params)) else self.params
         self.steps = self.skipped = 0
@@ -182,8 +192,8 @@ class Trainer:
         correction gives it one.  Raises ValueError, with its parameter's name, for a gradient that is sparse.
         squares: the squared norm to clip by, where other gradients are clipped together with these.
         """
-        if not self.corrections and any(g is None for g in grads):
-            there = [(i, g) for i, g in zip(indices, grads, strict=True) if g is not None]
+        if any(g is None for g in grads):
+            there = [(i, g) for i, g in zip(indices, grads, strict=True) if g is not None or i in self._given]
             indices, grads = [i for i, _ in there], [g for _, g in there]
         if not indices:
             return

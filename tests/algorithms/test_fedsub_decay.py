@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from test_fedsub import close, orthogonal, run
+from test_fedsub import batches, close, orthogonal, run
 from torch import Tensor, nn
 
 import lilliput
 from lilliput.algorithms import FedAvg, FedSub
 from lilliput.step import Trainer, step
 from lilliput.subspace import subspace_layers
+from lilliput.tasks import Supervised
 
 DECAY, LR = 0.3, 0.05
 
@@ -107,3 +108,25 @@ def test_decay_apart_from_the_gradient_shrinks_what_the_subspace_spans(
     expected = before - before @ within + (1 - LR * DECAY) ** 3 * before @ within
     after = layer.form.matrix(trained(model, optimizer, DECAY, 0.0, 0.0))
     torch.testing.assert_close(after, expected, atol=1e-9, rtol=0)
+
+
+class WithUnused(nn.Sequential):
+    """Layers of which the last is never asked."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self[:-1]:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("settings", [{}, {"optimizer": "adamw"}, {"compat": "official"}, {"per_layer": True}], ids=str)
+def test_what_has_no_gradient_is_left_alone_beside_duals(settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = WithUnused(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3), nn.Linear(8, 3)).double()
+    start = {n: p.detach().clone() for n, p in model.named_parameters()}
+    method = FedSub(lr=0.1, rank=2, targets=["0"], weight_decay=DECAY, **settings)
+    found = lilliput.Experiment(
+        method, Supervised(model), {c: batches(c) for c in range(2)}, rounds=3, evaluate="none"
+    ).run("sequential").state["params"]  # fmt: skip
+    for name, x in start.items():
+        assert torch.equal(found[name], x) == name.startswith("3"), name

@@ -35,7 +35,7 @@ from lilliput.algorithms.fedavg import model_reply, model_sums, start
 from lilliput.algorithms.spaces import Bases, Spaces, aligned, forgotten, spaces_of
 from lilliput.fleet import Client, Fleet, Model, on_client
 from lilliput.local import Stats, fit
-from lilliput.step import Correction, MeanGradient, shift
+from lilliput.step import Correction, MeanGradient, giving, shift
 from lilliput.submodel import Combine, Mean, reduce, weighted_mean
 from lilliput.subspace import PROJECTIONS, Basis, leading
 from lilliput.tasks.supervised import to_device
@@ -363,4 +363,4 @@ def _published(spaces: Spaces, weight_decay: float) -> Correction:
         for name, grad in zip(names, grads, strict=True):
             grad.mul_(factors.get(name, 1.0))
 
-    return correct
+    return giving((), correct)

@@ -63,7 +63,7 @@ def _correct(optimizer: torch.optim.Optimizer, layers: Sequence[SubspaceLayer]) 
     given: dict[SubspaceLayer, Tensor] = {}
 
     def before(made: Any, args: Any, kwargs: Any) -> None:
-        if args[1:] or kwargs.get("closure") is not None:
+        if any(x is not None for x in (*args[1:], kwargs.get("closure"))):
             raise ValueError("a closure would make gradients without the duals; call backward(), then step()")
         if getattr(made, "grad_scale", None) is not None:
             raise ValueError("gradients are still scaled; call scaler.unscale_(optimizer) before its step")
