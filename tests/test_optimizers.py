@@ -7,7 +7,10 @@ from torch import nn
 from lilliput import Experiment, optimizers, updates
 from lilliput.algorithms import FedAvg
 from lilliput.cli import main
+from lilliput.data.batches import as_batches
+from lilliput.fleet import Client, Profile
 from lilliput.footprint import Setting
+from lilliput.local import fit
 from lilliput.pretraining.config import Pretrain
 from lilliput.pretraining.optimizers import build
 from lilliput.tasks import Supervised
@@ -22,6 +25,9 @@ class Words(nn.Module):
     def __init__(self):
         super().__init__()
         self.embedding, self.layer, self.head = nn.Embedding(20, 12), nn.Linear(12, 10), nn.Linear(10, 20)
+
+    def forward(self, x):
+        return self.head(self.layer(self.embedding(x)).tanh())
 
     def get_output_embeddings(self):
         return self.head
@@ -79,6 +85,23 @@ def test_online_pca_follows_the_schedule():
     assert (group["lr"], group["base_lr"]) == (0.05, 0.1)
 
 
+def test_online_pca_follows_the_schedule_of_a_run():
+    """A projection that takes plain gradient steps is linear in the factor of the schedule: 1, 1/2, 1/4."""
+    model, data = Words(), [(torch.arange(6), torch.arange(6) + i) for i in range(2)]
+    options = {"rank": 4, "proj_type": "continuous_sgd", "update_proj_gap": 2}
+    config = Training(
+        lr=1e-6, schedule="exponential:0.5", optimizer="online_subspace_adamw", optimizer_options=options,
+        optimizer_state="average",
+    )  # fmt: skip
+    found = []
+    for number in (1, 2, 3):
+        client = Client(0, Supervised(model), as_batches(data), Profile(), round=number, rounds=3, seed=0)
+        (P,) = fit(client, client.task.init()["params"], config=config)[2].projections.values()
+        found.append(P.double())
+    assert (found[0] - found[1]).abs().max() > 1e-4
+    torch.testing.assert_close(found[0] - found[1], 2 * (found[1] - found[2]), atol=1e-6, rtol=1e-3)
+
+
 def test_adafactor_that_follows_the_step_count_needs_no_rate():
     assert made("adafactor", options={"relative_step": True}).param_groups[0]["relative_step"]
 
@@ -117,6 +140,7 @@ OURS = ["adam", "adamw", "adamw8bit", "lion", "galore_adamw", "online_subspace_l
         (["galore_adamw", "apollo"], {"update_proj_gap": 0}, "update_proj_gap 0 is no whole number"),
         (["galore_adamw", "apollo"], {"scale": -1}, "scale is -1: give a number above 0"),
         (["galore_adamw", "apollo"], {"proj_type": "stdd"}, "proj_type 'stdd' is unknown.*did you mean 'std'"),
+        (["galore_lion", "online_subspace_lion"], {"update": "apollo"}, "update 'apollo' does nothing to a sign"),
         (["lion", "galore_lion"], {"states": "4bit"}, "states '4bit' is unknown"),
         (["torch.optim:RMSprop", torch.optim.RMSprop], {"alpha": -1.0}, "RMSprop cannot be made with .* alpha"),
         (["torch.optim:NAdam", torch.optim.NAdam], {"betas": (0.9, 1.5)}, "NAdam cannot be made with .* beta"),

@@ -75,7 +75,7 @@ def default_rank(optimizer: Optimizer) -> int:
 
 def known_options(made: Callable[..., Any]) -> list[str] | None:
     """The options of an optimizer, from what `find` gave; None for a function that takes any."""
-    rule = made.args[0] if isinstance(made, partial) and made.func is _subspace else made
+    rule = _rule(made)
     try:
         parameters = list(inspect.signature(rule).parameters.values())[1:]
     except (TypeError, ValueError):  # written in C
@@ -86,6 +86,11 @@ def known_options(made: Callable[..., Any]) -> list[str] | None:
     own.append("guard")
     subspace = isinstance(rule, type) and any(p.kind is p.VAR_KEYWORD for p in parameters)
     return [*own, *(["rank", "targets", *optim.options.DEFAULTS] if subspace else [])]
+
+
+def _rule(made: Callable[..., Any]) -> Callable[..., Any]:
+    """What is made in the end, where a name stands for a rule in a subspace."""
+    return made.args[0] if isinstance(made, partial) and made.func is _subspace else made
 
 
 def _is_ours(rule: Any) -> bool:
@@ -110,7 +115,8 @@ def settled(
     if foreign and options:
         _try(made, name, options)
     elif _is_ours(made) or made in known.values():
-        optim.options.check_values(options)
+        rule = getattr(_rule(made), "rule", None)
+        optim.options.check_values(options, sign=rule is not None and rule.sign)
     bound = made.keywords if isinstance(made, partial) else {}
     if "weight_decay" in options or "weight_decay" in bound:
         return dict(options)

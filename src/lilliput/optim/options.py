@@ -75,9 +75,15 @@ def check(group: Mapping[str, Any]) -> None:
     check_values(group)
 
 
-def check_values(given: Mapping[str, Any]) -> None:
-    """Raise ValueError for an option that nothing can be trained with, of those that are given."""
+def check_values(given: Mapping[str, Any], sign: bool = False) -> None:
+    """Raise ValueError for an option that nothing can be trained with, of those that are given.
+
+    sign: whether the rule takes the sign of its update.
+    """
     _check_rule(given)
+    if sign and str(given.get("update")).startswith("apollo"):
+        raise ValueError(f"update {given['update']!r} does nothing to a sign: a scaled gradient has its gradient's; "
+                         "choose GaLoreAdamW, or update='project' or 'fira'")  # fmt: skip
     for name in ("rank", "update_proj_gap"):
         if given.get(name) is not None:
             _whole(given, name)
@@ -127,9 +133,7 @@ def check_params(group: Mapping[str, Any], sign: bool) -> None:
     numbered = [f"parameter {i}" for i in range(len(group["params"]))]
     for name, p in zip(group.get("names") or group.get("param_names") or numbered, group["params"], strict=False):
         _check_matrix(p, name, group["rank"], group["compat"] == "official")
-    if sign and group["update"].startswith("apollo"):
-        raise ValueError(f"update {group['update']!r} does nothing to a sign: a scaled gradient has its gradient's; "
-                         "choose GaLoreAdamW, or update='project' or 'fira'")  # fmt: skip
+    check_values(group, sign)
 
 
 def _check_matrix(p: Tensor, name: str, rank: int, official: bool) -> None:
