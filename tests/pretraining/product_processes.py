@@ -18,7 +18,9 @@ from torch import Tensor
 
 import lilliput
 from lilliput.labels import IGNORED
+from lilliput.passes import separate
 from lilliput.pretraining import network
+from lilliput.pretraining.parallel import Sums, World
 from lilliput.pretraining.run import Run
 
 WORLD = 2
@@ -81,12 +83,26 @@ def silenced(seen: list[int]) -> None:
     Run._part = _part  # type: ignore[method-assign]
 
 
+def in_one_memory(world: World, passes: int) -> list[Tensor]:
+    """The summed gradients of some passes of a loss times 1 and times 2, for weights whose views are added."""
+    a, b = (torch.nn.Parameter(torch.zeros(4)) for _ in range(2))
+    sums = Sums([a, b], world)
+    for left in reversed(range(passes)):
+        sums.begin(left)
+        ((a.view(2, 2) + b.view(2, 2)) * (world.rank + 1)).sum().backward()
+        if left:
+            separate([a, b])
+    sums.complete()
+    return [p.grad for p in (a, b)]  # type: ignore[misc]
+
+
 def process(rank: int, folder: Path, numbers: list[int]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD)
     silenced(seen := [])
     found = {str(n): trained(folder, cases()[n]) for n in numbers}
-    torch.save({"weights": found, "seen": seen}, folder / f"rank{rank}.pt")
+    shared = [in_one_memory(World(rank, WORLD), passes) for passes in (1, 2)]
+    torch.save({"weights": found, "seen": seen, "shared": shared}, folder / f"rank{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 

@@ -32,6 +32,8 @@ def compare(folder: Path, numbers: list[int], monkeypatch: pytest.MonkeyPatch) -
     assert ended.returncode == 0, ended.stderr.decode()
     first, second = (torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2))
     assert min(first["seen"]) > 0 and min(second["seen"]) == 0  # labels of a pass that count
+    for found in (first, second):  # 1 + 2 a pass, though both weights' gradients lie in one memory
+        assert [[*map(Tensor.tolist, grads)] for grads in found["shared"]] == [2 * [4 * [3.0]], 2 * [4 * [6.0]]]
     monkeypatch.setattr(Run, "_part", Run._part)  # to be put back
     silenced([])
     alone: dict[str, dict[str, Tensor]] = {}
