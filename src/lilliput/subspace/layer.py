@@ -25,8 +25,8 @@ class SubspaceLayer(nn.Module):
     weight: Tensor
     bias: Tensor | None
     dual: Tensor | None
-    seen: Tensor
-    taken: Tensor
+    seen: Tensor | None
+    taken: Tensor | None
     seed: Tensor
     epoch: Tensor
     _replaced: nn.Module
@@ -39,7 +39,8 @@ class SubspaceLayer(nn.Module):
         self.weight = nn.Parameter(weight.detach(), requires_grad=False)
         self.bias = layer.bias  # type: ignore[assignment]
         self.b = nn.Parameter(weight.detach().new_zeros(*form.rows, basis.rank))
-        self.register_buffer("dual", None)
+        for name in ("dual", "seen", "taken"):
+            self.register_buffer(name, None)
         for name in ("seed", "epoch"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64, device=weight.device))
         emptied = copy.copy(layer)
@@ -86,10 +87,25 @@ class SubspaceLayer(nn.Module):
     def correct(self, full: bool) -> None:
         """Begin a dual of zeros; `full`: in full size."""
         like = self.form.matrix(self.weight) if full else self.b
-        wide = torch.promote_types(self.b.dtype, torch.float32)
         self.dual = torch.zeros_like(like, requires_grad=False, memory_format=torch.contiguous_format)
-        self.register_buffer("seen", torch.zeros_like(self.b, requires_grad=False, dtype=wide))
-        self.register_buffer("taken", torch.zeros_like(self.epoch))
+
+    def watch(self) -> None:
+        """Begin to keep the sum of the gradients that steps see."""
+        if self.seen is None:
+            wide = torch.promote_types(self.b.dtype, torch.float32)
+            self.seen, self.taken = (
+                torch.zeros_like(self.b, requires_grad=False, dtype=wide),
+                torch.zeros_like(self.epoch),
+            )
+
+    @torch.no_grad()
+    def corrected(self, grad: Tensor) -> Tensor:
+        """A gradient of b plus the dual, which is kept in mind."""
+        assert self.seen is not None and self.taken is not None
+        grad = grad + self.own_dual
+        self.seen.add_(grad)
+        self.taken.add_(1)
+        return grad
 
     @property
     def full(self) -> bool:

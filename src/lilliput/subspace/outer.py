@@ -70,15 +70,15 @@ def _correct(optimizer: torch.optim.Optimizer, layers: Sequence[SubspaceLayer]) 
         for layer in layers:
             if layer.b.grad is not None:
                 given[layer] = layer.b.grad
-                layer.b.grad = layer.b.grad + layer.own_dual
-                layer.seen.add_(layer.b.grad)
-                layer.taken.add_(1)
+                layer.b.grad = layer.corrected(layer.b.grad)
 
     def after(*_: Any) -> None:
         for layer, grad in given.items():
             layer.b.grad = grad
         given.clear()
 
+    for layer in layers:
+        layer.watch()
     if layers:
         optimizer.register_step_pre_hook(before)
         optimizer.register_step_post_hook(after)
@@ -114,7 +114,7 @@ def outer_update(
     _check_agreed(layers, group)
     _check_finite(model, group)
     bases = {name: _next(name, layer, gradients, group) for name, layer in layers.items()} if refresh else {}
-    _move_duals([layer for layer in layers.values() if layer.dual is not None], group)
+    _move_duals(list(layers.values()), group)
     _average([p for p in model.parameters() if p.requires_grad], group)
     _average([b for b in _statistics(model)], group)
     for name, layer in layers.items():
@@ -131,11 +131,11 @@ def outer_update(
 
 def _move_duals(layers: Sequence[SubspaceLayer], group: Any) -> None:
     """dual += mean g - g, where a process that took no step has g = dual, as if its own gradient were zero."""
-    own = [x.seen / x.taken if x.taken else x.own_dual.to(x.seen, copy=True) for x in layers]
-    mean, taken = [g.clone() for g in own], [x.taken.to(x.seen) for x in layers]
+    watched: list[Any] = [x for x in layers if x.seen is not None]
+    own = [x.seen / x.taken if x.taken else x.own_dual.to(x.seen, copy=True) for x in watched]
+    mean, taken = [g.clone() for g in own], [x.taken.to(x.seen) for x in watched]
     _average([*mean, *taken], group)
-    for layer, g, everyones, steps in zip(layers, own, mean, taken, strict=True):
-        assert layer.dual is not None
+    for layer, g, everyones, steps in zip(watched, own, mean, taken, strict=True):
         if steps:  # where nobody took one, nobody learnt anything
             apart = (everyones - g).to(layer.b)
             layer.dual.add_(layer.basis.lift(apart) if layer.full else apart)
@@ -190,7 +190,7 @@ def _check_finite(model: nn.Module, group: Any) -> None:
     """Raise ValueError, in every process, where a number to be averaged is not finite in one of them."""
     named: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
     named |= {f"running statistic {i}": x for i, x in enumerate(_statistics(model))}
-    named |= {f"the gradient of {n}": x.seen for n, x in layers_of(model).items() if x.dual is not None}
+    named |= {f"the gradient of {n}": x.seen for n, x in layers_of(model).items() if x.seen is not None}
     wrong = torch.stack([~x.isfinite().all() for x in named.values()]).long()
     if _distributed():
         torch.distributed.all_reduce(wrong, torch.distributed.ReduceOp.MAX, group=group)
