@@ -17,7 +17,7 @@ from typing import Any
 import nets
 import plain
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from products import COHORTS, ENGINES, SPACE, Case, described, examples, sensible
 from torch import Tensor, nn
@@ -156,8 +156,13 @@ def in_turn(first: nn.Module, data: dict[int, list[Any]], s: Case) -> dict[str, 
     return {**x, **(shared if s["buffers"] == "average" else {})}
 
 
+COUNTING_SERVER: Case = {n: v[0] for n, v in (SPACE | LEFT_OUT | ADDED).items()}
+COUNTING_SERVER |= {"norm": "counter", "buffers": "local", "cut": 0}
+
+
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(CASES)
+@example(COUNTING_SERVER)
 def test_splitfed_v2_is_training_by_the_clients_in_turn(case: Case) -> None:
     s = fitting(case) | {"accumulate": 1, "per_layer": False, "checkpointing": False}
     found, expected = trained(algorithms.SplitFedV2, s), in_turn(parts(s).model, examples(s), s)

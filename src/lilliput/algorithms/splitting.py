@@ -94,7 +94,11 @@ class SplitTraining(Training):
 
     def one_server(self, fleet: Fleet, state: Body) -> Half:
         """The server's part in training where there is one for all clients."""
-        return self.server(fleet, {**servers(fleet.task, state), "opt": state["server_opt"]})
+        own = servers(fleet.task, state)
+        if self.buffers == "local":  # the server keeps its own, as a client does
+            first = portion(fleet.task.server_part, fleet.task.init()).get("buffers", {})
+            own["buffers"] = state.get("server_buffers", first)
+        return self.server(fleet, {**own, "opt": state["server_opt"]})
 
     def moved(self, task: Any, state: Body, client: Body, server: Half) -> Body:
         """The state after a round: the clients' mean beside the one server's part."""
@@ -102,7 +106,8 @@ class SplitTraining(Training):
         whole: Body = {kind: state[kind] | client.get(kind, {}) | after[kind] for kind in kinds}
         for mine, theirs in task.tied.items():
             whole["params"][theirs] = whole["params"][theirs] + (whole["params"].pop(mine) - state["params"][theirs])
-        return {**state, **whole, "server_opt": self.kept(after["opt"])}
+        own = {"server_buffers": after["buffers"]} if self.buffers == "local" and after["buffers"] else {}
+        return {**state, **whole, "server_opt": self.kept(after["opt"]), **own}
 
     def models(self, state: Body, fleet: Fleet) -> dict[str, Model]:
         return {"global": Model(state["params"], buffers=state.get("buffers"))}
