@@ -16,7 +16,7 @@ LAYERS = {
     1: "wire header replies",
     2: "codecs store fleet ledger meter data",
     3: "models optim optimizers updates lean subspace",
-    4: "tasks training passes step local submodel splitter",
+    4: "tasks training passes scaling step local submodel splitter",
     5: "algorithms footprint",
     6: "engines evaluation",
     7: "checkpoint stop identity logs loop experiment report pretraining",

@@ -21,7 +21,8 @@ from lilliput.labels import columns
 from lilliput.meter import metered
 from lilliput.optim.gradients import own
 from lilliput.optim.sharded import is_sharded
-from lilliput.passes import Hooks, Loss, Part, backward, drop, micro_batches, separate, updating
+from lilliput.passes import Hooks, Loss, Part, backward, drop, micro_batches, updating
+from lilliput.scaling import scaled
 from lilliput.subspace import layers_of, shown
 from lilliput.tasks.autocast import exact_convolutions
 from lilliput.training import Training
@@ -33,8 +34,6 @@ Grads = list[Tensor | None]
 # and their gradients, and changes the gradients in place.  Its `names`, if it has any, are of the parameters that get a
 # gradient by it where they have none; by others all do.
 Correction = Callable[[Sequence[str], list[Tensor], list[Tensor]], None]
-
-SMALLEST_SCALE = 2.0**-24  # a gradient that overflows fp16 even so is not finite itself
 
 
 def pull_to(x: Tree, mu: float) -> Correction:
@@ -258,7 +257,7 @@ def step_on(
     """
     if not parts:
         return torch.zeros((), device=opt.device), {}
-    path = _once if opt.scaler is None else _scaled
+    path = _once if opt.scaler is None else scaled
     label = (getattr(loss, "__qualname__", type(loss).__name__), *(x.shape for part, _ in parts for x in columns(part)))
     return metered(label, opt.held, partial(path, model, opt, loss, parts, context, of))
 
@@ -274,54 +273,3 @@ def _once(
         drop(opt.params)
     opt.steps += 1
     return means.result()
-
-
-def _scaled(
-    model: nn.Module, opt: Trainer, loss: Loss, parts: Sequence[Part], context: Any, of: float | None
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """A step under fp16's loss scale; one that overflows is left out.
-
-    Until a first step is applied, the batch is repeated at half the scale instead: a round may have no other.
-    """
-    assert opt.scaler is not None
-    before = [x.clone() for x in model.buffers()] if not opt.steps else []
-    while True:
-        try:
-            means = backward(model, opt, loss, parts, context, of)
-            applied = _unscaled(opt)
-        finally:
-            drop(opt.params)
-        if applied:
-            opt.steps += 1
-            return means.result()
-        if opt.steps or opt.scaler.get_scale() < SMALLEST_SCALE:
-            opt.skipped += 1
-            return means.result()
-        for x, was in zip(model.buffers(), before, strict=True):
-            x.copy_(was)
-
-
-class _AsOptimizer:
-    """A trainer, as GradScaler wants to see an optimizer."""
-
-    def __init__(self, opt: Trainer):
-        self.param_groups = [{"params": opt.params}]
-        self.applied = False
-        self._opt = opt
-
-    def step(self) -> None:
-        self._opt.apply(self._opt.everything, [p.grad for p in self._opt.params])
-        self.applied = True
-
-
-def _unscaled(opt: Trainer) -> bool:
-    """Undo the loss scale and apply the gradients; False if one overflowed, which halves the scale."""
-    assert opt.scaler is not None
-    if all(p.grad is None for p in opt.params):
-        return True
-    separate(opt.params)
-    seen: Any = _AsOptimizer(opt)
-    opt.scaler.unscale_(seen)
-    opt.scaler.step(seen)
-    opt.scaler.update()
-    return seen.applied
