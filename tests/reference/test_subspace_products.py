@@ -1,7 +1,8 @@
 """FedSub with P = I and no dual is FedAvg under every product of settings, but for what rounding explains.
 
 Its layers work out x + b where FedAvg's have W, which rounds otherwise; Lion's signs, Adafactor's norms and states of
-eight bits blow that up and are drawn in float64 alone.  Not drawn are optimizers that project: b they leave whole.
+eight bits blow that up and are drawn in float64 alone.  So do adaptive optimizers and branches beside bf16 and fp16,
+which are drawn with SGD.  Not drawn are optimizers that project: b they leave whole.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ def fitting(case: Case) -> Case:
     s = sensible(case)
     if s["tied"] and s["twice"]:  # what is left for subspaces
         s["frozen"] = False
+    if s["optimizer"] != "sgd" or s["branch"] == "sometimes":
+        s["precision"] = "float32"
     if s["optimizer"] in ("lion", "adafactor", "Adafactor", "adamw8bit"):
         s |= {"dtype": "float64", "precision": "float32"}
     return s
