@@ -1,7 +1,7 @@
 """FedAvg (McMahan et al., AISTATS 2017, alg. 1).  https://arxiv.org/abs/1602.05629
 
-x+ = x + sum_i p_i (y_i - x), with p_i the client's share of the round's examples.  Over slices each coordinate's mean
-runs over those who hold it.
+x+ = x + sum_i p_i (y_i - x), with p_i the client's share of the round's labels that count: of its examples, where each
+has one label.  Over slices each coordinate's mean runs over those who hold it.
 """
 
 from __future__ import annotations
