@@ -30,8 +30,9 @@ class Scaffold(FedAvg):
 
     server_lr: step of the server along the mean change; 1, or sqrt(cohort).
     control:   what c and every c_i start from; zeros for None.
-    compat="official" corrects weights and BatchNorm statistics after the optimizer's step, and divides by the number of
-    steps even under momentum, which over-estimates the gradient by up to 1 / (1 - momentum).
+    compat="official" corrects weights and BatchNorm statistics after the optimizer's step, divides by the number of
+    steps even under momentum, which over-estimates the gradient by up to 1 / (1 - momentum), and averages control
+    variates with equal weights whatever `combine` is.
     """
 
     combine: Combine = uniform_mean()
@@ -58,7 +59,7 @@ class Scaffold(FedAvg):
             each=lambda c: {**model_for(held[c], state, "control"), "slice": held[c].body()},
             to=list(held),
         )
-        weight: Weight = getattr(self.combine, "weight", "uniform")
+        weight: Weight = "uniform" if self.compat == "official" else getattr(self.combine, "weight", "uniform")
         among = len(fleet.clients) if weight == "uniform" else sum(map(fleet.weight, fleet.clients))
         learnt = Sum(weight).over(state["control"])
         sums = reduce(replies, held, **model_sums(self.combine, state), control_delta=learnt)
