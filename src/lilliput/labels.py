@@ -22,6 +22,13 @@ def columns(batch: Any) -> Iterator[Tensor]:
             yield from tree.tensors(x)
 
 
+def cloned(batch: Any) -> Any:
+    """A copy of a batch, in whatever graph it is."""
+    if isinstance(batch, dict):
+        return tree.mapped(batch, Tensor.clone)
+    return tuple(tree.mapped(x, Tensor.clone) for x in batch)
+
+
 def count(batch: Any) -> int:
     """Examples in a batch."""
     return next(columns(batch)).shape[0]

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput import random, tree
-from lilliput.algorithms.half import cloned
-from lilliput.labels import columns, count, labels
+from lilliput.labels import cloned, columns, count, labels
 from lilliput.tasks import Split, Supervised
 from lilliput.tasks.moving import Movable
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lilliput import random, tree
-from lilliput.labels import columns
+from lilliput.labels import cloned, columns
 from lilliput.meter import metered
 from lilliput.passes import check_learns
 from lilliput.step import Grads, Trainer, aligned, norm
@@ -187,13 +187,6 @@ class Half:
 def _written(rest: Rest) -> Body:
     """A rest as a body, without lists, dicts and sets."""
     return {"buffers": rest.buffers, "marks": {n: x for n, x in rest.marks.items() if not isinstance(x, _UNWRITTEN)}}
-
-
-def cloned(batch: Any) -> Any:
-    """A copy of a batch, in whatever graph it is."""
-    if isinstance(batch, dict):
-        return tree.mapped(batch, torch.clone)
-    return tuple(tree.mapped(x, torch.clone) for x in batch)
 
 
 def plain(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Batches: a client's data, cut into batches, in an order that depends on a generator alone.
 
 A batch is a tuple or dict of tensors whose dimension 0 is the example.  Clients hold contiguous tensors; an epoch is
-one gather by a permutation and its batches are views of the result.
+one gather by a permutation and its batches are views of the result, or copies of what is held.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lilliput.labels import count, counted, counted_in, labels
+from lilliput.labels import cloned, count, counted, counted_in, labels
 
 Batch = Any
 Transform = Callable[[Tensor, "torch.Generator | None"], Tensor]
@@ -31,7 +31,10 @@ class Batches(Protocol):
         """Batches per epoch."""
 
     def epoch(self, generator: torch.Generator | None) -> Iterator[Batch]:
-        """One pass: in an order the generator draws, or in the given order and without augmentation for None."""
+        """One pass: in an order the generator draws, or in the given order and without augmentation for None.
+
+        A model may change what it is given, so batches share no memory with what the next epoch gives.
+        """
 
 
 class ListBatches:
@@ -52,7 +55,7 @@ class ListBatches:
         return tuple(map(count, self._batches))
 
     def epoch(self, generator: torch.Generator | None) -> Iterator[Batch]:
-        return iter(self._batches)
+        return map(cloned, self._batches)
 
 
 class ArrayBatches:
@@ -93,6 +96,8 @@ class ArrayBatches:
             order = torch.randperm(self.examples, generator=generator)
             columns = tuple(x.index_select(0, order) for x in columns)
         for batch in islice(zip(*(x.split(self._size) for x in columns), strict=True), len(self)):
+            if generator is None:
+                batch = cloned(batch)
             if self._transform is not None:
                 batch = (self._transform(batch[0], generator), *batch[1:])
             yield batch
