@@ -27,6 +27,19 @@ ROUNDS = 8
 INTERRUPTED, WORKERS_LEFT = 130, 99
 
 
+def watched(strike: Callable[[str], None], owner: Any, name: str, before: str = "", after: str = "") -> Any:
+    """What an owner has under a name, to be put in its place: it strikes before and after each call."""
+    original = getattr(owner, name)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        strike(before)
+        out = original(*args, **kwargs)
+        strike(after)
+        return out
+
+    return wrapped
+
+
 def arm(moment: str, countdown: int, number: int = signal.SIGKILL) -> None:
     """Make this process and its children send the run a signal the n-th time that this moment comes.
 
@@ -45,20 +58,12 @@ def arm(moment: str, countdown: int, number: int = signal.SIGKILL) -> None:
             elif left.value == 0:
                 os.kill(run, number)
 
-    def around(owner: Any, name: str, before: str, after: str) -> None:
-        original = getattr(owner, name)
-
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            strike(before)
-            out = original(*args, **kwargs)
-            strike(after)
-            return out
-
-        setattr(owner, name, wrapped)
-
-    around(Device, "handle", "before a reply", "after a reply")
-    around(os, "replace", "before a file counts", "after a file counts")
-    around(checkpoint, "save", "", "after a checkpoint")
+    for owner, name, before, after in (
+        (Device, "handle", "before a reply", "after a reply"),
+        (os, "replace", "before a file counts", "after a file counts"),
+        (checkpoint, "save", "", "after a checkpoint"),
+    ):
+        setattr(owner, name, watched(strike, owner, name, before, after))
 
 
 def run_to_the_end_or_be_killed(
@@ -82,21 +87,26 @@ def run(name: str, engine: str, folder: Path | None, resume: bool = True, rounds
     )
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", ["scaffold", "two_calls"])
-def test_killed_ten_times_and_resumed_equals_straight(name: str, engine: str, tmp_path: Path) -> None:
-    draw = random.Random(f"{name} {engine}")
-    kills = 0
+def stop_ten_times(name: str, engine: str, folder: Path, number: int, ended: int) -> None:
+    """Start or resume a run ten times, each stopped by a signal at some moment; `ended`: its exit code then."""
+    draw = random.Random(f"{name} {engine} {number}")
+    stops = 0
     for attempt in range(10):
         moment = MOMENTS[attempt % len(MOMENTS)]
         process = mp.get_context("fork").Process(
-            target=run_to_the_end_or_be_killed, args=(name, engine, tmp_path, moment, draw.randint(1, 6))
+            target=run_to_the_end_or_be_killed, args=(name, engine, folder, moment, draw.randint(1, 6), number)
         )
         process.start()
         process.join(60)
-        assert process.exitcode in (0, -signal.SIGKILL)
-        kills += process.exitcode != 0
-    assert kills >= 4
+        assert process.exitcode in (0, ended)
+        stops += process.exitcode != 0
+    assert stops >= 4
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["scaffold", "two_calls"])
+def test_killed_ten_times_and_resumed_equals_straight(name: str, engine: str, tmp_path: Path) -> None:
+    stop_ten_times(name, engine, tmp_path, signal.SIGKILL, -signal.SIGKILL)
     assert_same_history(run(name, engine, tmp_path), run(name, "sequential", None, resume=False))
 
 
@@ -105,19 +115,7 @@ def test_killed_ten_times_and_resumed_equals_straight(name: str, engine: str, tm
 def test_a_process_group_that_is_interrupted_resumes_and_equals_straight(
     name: str, engine: str, tmp_path: Path
 ) -> None:
-    draw = random.Random(f"{name} {engine} interrupted")
-    stops = 0
-    for attempt in range(10):
-        moment = MOMENTS[attempt % len(MOMENTS)]
-        process = mp.get_context("fork").Process(
-            target=run_to_the_end_or_be_killed,
-            args=(name, engine, tmp_path, moment, draw.randint(1, 6), signal.SIGINT),
-        )
-        process.start()
-        process.join(60)
-        assert process.exitcode in (0, INTERRUPTED)
-        stops += process.exitcode != 0
-    assert stops >= 4
+    stop_ten_times(name, engine, tmp_path, signal.SIGINT, INTERRUPTED)
     assert_same_history(run(name, engine, tmp_path), run(name, "sequential", None, resume=False))
 
 
@@ -141,24 +139,16 @@ def arm_workers(monkeypatch: pytest.MonkeyPatch, point: str, countdown: int) -> 
             if last:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    def around(owner: Any, name: str, before: str = "", after: str = "") -> None:
-        original = getattr(owner, name)
-
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            strike(before)
-            out = original(*args, **kwargs)
-            strike(after)
-            return out
-
-        monkeypatch.setattr(owner, name, wrapped)
-
-    around(serving._Loop, "_call", before="an order came", after="a reply was announced")
-    around(serving.View, "read", after="a message was read")
-    around(Device, "handle", after="a handler ran")
-    around(serving.Segment, "write", after="a reply was written")
-    around(serving, "send_fd", before="a descriptor is due")
-    around(Device, "commit", before="states are asked for", after="states were gathered")
-    around(serving._Loop, "_reply", before="a state is due")
+    for owner, name, before, after in (
+        (serving._Loop, "_call", "an order came", "a reply was announced"),
+        (serving.View, "read", "", "a message was read"),
+        (Device, "handle", "", "a handler ran"),
+        (serving.Segment, "write", "", "a reply was written"),
+        (serving, "send_fd", "a descriptor is due", ""),
+        (Device, "commit", "states are asked for", "states were gathered"),
+        (serving._Loop, "_reply", "a state is due", ""),
+    ):
+        monkeypatch.setattr(owner, name, watched(strike, owner, name, before, after))
     return left
 
 
