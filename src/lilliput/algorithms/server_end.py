@@ -143,8 +143,6 @@ def pulled(fleet: Fleet, server: Half, first: Reply, second: Reply, waits: bool 
 
 def released(server: Half, reply: Reply) -> float:
     """Take the server's step that waits for the squared norm of the device's gradient, which is returned."""
-    beside = float(reply.body["squares"])
-    if not beside >= 0:
-        raise ValueError(f"the squared norm of its gradient is {beside}; it must not be negative")
+    beside: float = reply.body["squares"]
     server.metered([], partial(server.release, server.squares + beside))
     return beside

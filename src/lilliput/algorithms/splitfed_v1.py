@@ -88,7 +88,8 @@ class SplitFedV1(SplitTraining):
         while clients:
             replies = fleet.call(self.forward, message, to=clients)
             back, more = (self._served if fleet.task.tail_part is None else self._turned)(fleet, replies, copies)
-            alive = list(self._done(fleet, fleet.call(self.backward, each=back), copies))
+            told = {"squares": float} if self.waits else {}
+            alive = list(self._done(fleet, fleet.call(self.backward, each=back, like=told), copies))
             for c in back.keys() - set(alive):
                 copies[c].drop()
             trained += [c for c in alive if c not in more]
