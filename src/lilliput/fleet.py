@@ -107,6 +107,10 @@ class Fleet(Protocol):
     def weight(self, client: int) -> int:
         """How many labels of a client's data count, as in its replies."""
 
+    @property
+    def total_weight(self) -> int:
+        """The same of all clients together."""
+
     def call(
         self,
         handler: Callable,
@@ -187,6 +191,11 @@ class Job:
         if client not in self._weights:
             self._weights[client] = counted_in(self.data[client])
         return self._weights[client]
+
+    @cached_property
+    def total_weight(self) -> int:
+        """How many labels of all clients' data count."""
+        return sum(map(self.weight, self.clients))
 
     def handler(self, name: str) -> Any:
         """The device's half of that name; raises LookupError for what is not marked `@on_client`."""

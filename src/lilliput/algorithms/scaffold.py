@@ -60,7 +60,7 @@ class Scaffold(FedAvg):
             to=list(held),
         )
         weight: Weight = "uniform" if self.compat == "official" else getattr(self.combine, "weight", "uniform")
-        among = len(fleet.clients) if weight == "uniform" else sum(map(fleet.weight, fleet.clients))
+        among = len(fleet.clients) if weight == "uniform" else fleet.total_weight
         learnt = Sum(weight).over(state["control"])
         sums = reduce(replies, held, **model_sums(self.combine, state), control_delta=learnt)
         control = add(state["control"], sums["control_delta"], 1 / (among or 1))

@@ -149,6 +149,11 @@ class Round:
         self._calls = 0
         self._open: Stream | None = None
 
+    @property
+    def total_weight(self) -> int:
+        """How many labels of all clients' data count."""
+        return self.job.total_weight
+
     def sample(self, n: int | None) -> list[int]:
         """n of the clients that are up this round, ascending; all of them for None."""
         if self._cohort is not None:
