@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from lilliput import models
-from lilliput.fleet import Reply
+from lilliput.core.fleet import Reply
+from lilliput.core.tree import Tree
 from lilliput.lean.policy import keep_freed_memory
 from lilliput.submodel import reduce, weighted_mean
-from lilliput.tree import Tree
 
 GOAL_MS = 2.4
 COHORT = 50

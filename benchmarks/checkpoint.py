@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
-from lilliput import checkpoint, tree
-from lilliput.store import Store
+from lilliput.core import tree
+from lilliput.experiment import checkpoint
+from lilliput.wire.store import Store
 
 SHAPES = {"0.weight": (32, 64), "0.bias": (32,), "1.weight": (10, 32), "1.bias": (10,)}  # an MLP for 8 x 8 digits
 GOAL = 1.0

@@ -23,9 +23,11 @@ from typing import Any
 import torch
 
 import lilliput
-from lilliput import codecs, data, models, random
+from lilliput import data, models
 from lilliput.algorithms import CseFsl, FedAvg, FslSage, SplitFedV1, SplitFedV2
-from lilliput.tasks import Split
+from lilliput.core import random
+from lilliput.splitter import Split
+from lilliput.wire import codecs
 
 SEEDS, ROUNDS, CLIENTS, BATCH = (0, 1, 2), 8, 5, 64
 TRAINING: dict[str, Any] = {"optimizer": "adam", "lr": 1e-3, "optimizer_state": "keep"}

@@ -25,10 +25,10 @@ import torch
 
 from lilliput import Experiment
 from lilliput.algorithms import FedAvg, FedSub
+from lilliput.core.fleet import Profile
 from lilliput.data.batches import ListBatches
 from lilliput.engines.dry import predict
 from lilliput.engines.prediction import RoundCost
-from lilliput.fleet import Profile
 from lilliput.models.transformers import empty
 from lilliput.subspace import matched
 from lilliput.subspace.basis import sketch_rows

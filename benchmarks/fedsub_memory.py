@@ -27,13 +27,13 @@ import torch
 from allocator import examples, materialised, peak
 from lilliput import Experiment, footprint, lean, wire
 from lilliput.algorithms import FedAvg, FedSub
+from lilliput.core.tree import size
 from lilliput.engines import Sequential
-from lilliput.fleet import Job, Response
+from lilliput.engines.device import Job, Response
 from lilliput.footprint import Setting, Steps, measured
 from lilliput.subspace import replace_with_subspace
 from lilliput.tasks import Supervised
-from lilliput.training import Training
-from lilliput.tree import size
+from lilliput.training.settings import Training
 
 RANKS = (64, 128, 256)
 QUICK = {"layers": 2, "vocabulary": 2000}

@@ -29,8 +29,9 @@ import numpy as np
 import torch
 
 import lilliput
-from lilliput import data, models, random
+from lilliput import data, models
 from lilliput.algorithms import FedAvg, FedSub, Scaffold
+from lilliput.core import random
 from lilliput.engines.base import QuorumError
 from lilliput.subspace import matched
 from lilliput.tasks import Supervised

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from lilliput import lean
+from lilliput.core.meter import Instrument
 from lilliput.lean import policy
-from lilliput.meter import Instrument
 from lilliput.models.llama import LLAMA
 from lilliput.tasks.recompute import checkpointed
 

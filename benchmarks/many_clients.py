@@ -19,8 +19,8 @@ import torch
 
 from lilliput import Experiment, models
 from lilliput.algorithms import FedAvg, Scaffold
+from lilliput.core.fleet import Profile
 from lilliput.data.batches import ArrayBatches
-from lilliput.fleet import Profile
 from lilliput.tasks import Supervised
 
 FLEETS, COHORT, EXAMPLES, GOAL = (100, 10_000, 100_000), 50, 20, 1.5

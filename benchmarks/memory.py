@@ -30,8 +30,9 @@ from allocator import peak
 from lilliput import Experiment, models
 from lilliput.algorithms import CseFsl, FedAvg
 from lilliput.engines import Sequential
-from lilliput.fleet import Response
-from lilliput.tasks import Split, Supervised
+from lilliput.engines.device import Response
+from lilliput.splitter import Split
+from lilliput.tasks import Supervised
 
 CUTS = {"resnet18": "layer3", "gpt2": "transformer.h.1"}
 QUICK: dict[str, dict[str, Any]] = {"resnet18": {"width": 16}, "gpt2": {"layers": 3, "hidden": 64, "heads": 2}}

@@ -33,10 +33,10 @@ from torch import Tensor, nn
 
 from lilliput import Experiment, models
 from lilliput.algorithms import FedAvg
+from lilliput.core.random import generator
 from lilliput.data.batches import ArrayBatches
 from lilliput.engines import Sequential
 from lilliput.lean.policy import exact
-from lilliput.random import generator
 from lilliput.tasks import Supervised
 
 CLIENTS, COHORT, EXAMPLES, BATCH, CLASSES, LR, SEED = 100, 10, 500, 20, 10, 0.05, 0

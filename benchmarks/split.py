@@ -30,7 +30,7 @@ from lilliput import Experiment, models
 from lilliput.algorithms import CseFsl, FedAvg, FslSage, SplitFedV1
 from lilliput.engines import Sequential
 from lilliput.lean.policy import keep_freed_memory
-from lilliput.tasks import Split
+from lilliput.splitter import Split
 
 CLIENTS, BATCHES, BATCH, CLASSES = 3, 6, 32, 10
 TRAINING: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "optimizer_state": "keep"}

@@ -36,7 +36,7 @@ PYTHON = [sys.executable, "-c"]
 COMMAND = [sys.executable, "-m", "lilliput", "run", "algorithm=fedavg", "model=mlp", "dataset=digits", "rounds=1"]
 PROGRAMS = {
     "import torch": [*PYTHON, "import torch"],
-    "import lilliput": [*PYTHON, "import lilliput, lilliput.experiment"],
+    "import lilliput": [*PYTHON, "import lilliput, lilliput.experiment.experiment"],
     "first round, Python": [*PYTHON, FIRST_ROUND],
     "first round, command line": COMMAND,
 }

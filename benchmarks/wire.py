@@ -22,7 +22,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from lilliput import header, wire
+from lilliput import wire
+from lilliput.wire import header
 
 
 def resnet18() -> dict[str, Tensor]:

@@ -7,8 +7,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lilliput.header import DTYPES
-from lilliput.wire import encode
+from lilliput.wire.header import DTYPES
+from lilliput.wire.image import encode
 
 keys = st.text(max_size=6) | st.sampled_from(["", "/", "~", "~0", "~1", "a/b", "params", "__proto__", "codec.x"])
 floats = st.floats() | st.sampled_from([math.nan, math.inf, -math.inf, -0.0, 5e-324])

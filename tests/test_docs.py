@@ -13,7 +13,7 @@ import pytest
 
 from lilliput.cli import main as lilliput
 from lilliput.config.axes import AXES
-from lilliput.registry import normal
+from lilliput.core.registry import normal
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -1,4 +1,4 @@
-"""The shape of the package: imports point downwards, and importing it costs torch and nothing else."""
+"""The shape of the package: rooms import lower rooms, files form no circle, and importing it costs torch alone."""
 
 from __future__ import annotations
 
@@ -6,27 +6,25 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "lilliput"
-LAYERS = {
-    0: "tree random registry sources layers labels",
-    1: "wire header replies",
-    2: "codecs store fleet ledger meter data",
-    3: "models optim optimizers updates lean subspace",
-    4: "tasks training passes scaling step local submodel splitter",
-    5: "algorithms footprint",
-    6: "engines evaluation",
-    7: "checkpoint stop identity logs loop experiment report pretraining",
-    8: "recipes config cli __main__",
-}
-LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
-
-
-def unit(path: Path) -> str:
-    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+# From the ground up: a room imports only rooms of lines above its own.
+FLOORS = [
+    "core",
+    "wire lean data submodel",
+    "models engines optim",
+    "experiment tasks subspace",
+    "training report",
+    "splitter recipes",
+    "footprint algorithms",
+    "config pretraining",
+    "cli",
+]
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 
 
 def runtime(tree: ast.AST) -> Iterator[ast.AST]:
@@ -37,37 +35,47 @@ def runtime(tree: ast.AST) -> Iterator[ast.AST]:
             yield from runtime(child)
 
 
+def module(path: Path) -> str:
+    """The dotted name of a file's module below the package."""
+    return ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {module(path): path for path in sorted(SOURCE.rglob("*.py")) if path != SOURCE / "__init__.py"}
+
+
 def imports(path: Path) -> set[str]:
-    """The units of the package that a file imports, wherever in the file."""
+    """The package's modules that a file imports, wherever in the file."""
     found = set()
     for node in runtime(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "lilliput":
-            parts = node.module.split(".")
-            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+            below = node.module.removeprefix("lilliput").removeprefix(".")
+            names = {f"{below}.{alias.name}".removeprefix(".") for alias in node.names}
+            found |= {name if name in FILES else below for name in names}
         elif isinstance(node, ast.Import):
-            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("lilliput.")}
-    return found & LAYER.keys()
+            found |= {a.name.removeprefix("lilliput.") for a in node.names if a.name.startswith("lilliput.")}
+    return found & FILES.keys() - {module(path)}
 
 
-FILES = sorted(p for p in SOURCE.rglob("*.py") if p.parent != SOURCE or p.name != "__init__.py")
+GRAPH = {name: imports(path) for name, path in FILES.items()}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
-def test_imports_point_to_lower_layers(path: Path) -> None:
-    own = unit(path)
-    for other in imports(path) - {own}:
-        assert LAYER[other] <= LAYER[own], f"{path.name} (layer {LAYER[own]}) imports {other} (layer {LAYER[other]})"
+def test_the_package_holds_rooms_and_nothing_else() -> None:
+    entries = {path.name for path in SOURCE.iterdir() if path.name != "__pycache__"}
+    assert entries == {*FLOOR, "__init__.py", "__main__.py", "py.typed"} and len(entries) <= 24
 
 
-def test_units_form_no_cycle() -> None:
-    graph: dict[str, set[str]] = {}
-    for path in FILES:
-        graph.setdefault(unit(path), set()).update(imports(path) - {unit(path)})
-    done: set[str] = set()
-    while graph.keys() - done:
-        free = {name for name in graph.keys() - done if graph[name] <= done}
-        assert free, f"a cycle among {sorted(graph.keys() - done)}"
-        done |= free
+@pytest.mark.parametrize("name", [name for name in FILES if name != "__main__"])
+def test_imports_point_to_lower_rooms(name: str) -> None:
+    own = name.split(".")[0]
+    for other in {imported.split(".")[0] for imported in GRAPH[name]} - {own}:
+        assert FLOOR[other] < FLOOR[own], f"{name} (floor {FLOOR[own]}) imports {other} (floor {FLOOR[other]})"
+
+
+def test_files_form_no_circle() -> None:
+    try:
+        TopologicalSorter(GRAPH).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' <- '.join(error.args[1])}")
 
 
 HEAVY = [
@@ -87,7 +95,8 @@ HEAVY = [
 
 
 @pytest.mark.parametrize(
-    "module", ["lilliput", "lilliput.optim", "lilliput.experiment", "lilliput.algorithms", "lilliput.engines"]
+    "module",
+    ["lilliput", "lilliput.optim", "lilliput.experiment", "lilliput.algorithms", "lilliput.engines"],
 )
 def test_importing_loads_torch_and_nothing_heavier(module: str) -> None:
     code = (

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import lilliput
 from lilliput.engines import Sequential
-from lilliput.tasks import Split
+from lilliput.splitter import Split
 
 WORDS, WIDTH = 7, 4
 

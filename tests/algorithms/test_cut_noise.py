@@ -12,10 +12,10 @@ from split_toys import language, run, texts, two_parts
 from torch import Tensor, nn
 
 import lilliput
-from lilliput import random
 from lilliput.algorithms import SPLIT, FslSage, SplitFedV1
+from lilliput.core import random
 from lilliput.engines import Sequential, Workers
-from lilliput.fleet import Device
+from lilliput.engines.device import Device
 
 SETTINGS: dict[str, Any] = {"lr": 0.1, "local_epochs": 2, "cut_noise": 0.5}
 

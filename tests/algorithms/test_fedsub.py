@@ -352,7 +352,7 @@ def test_other_momenta_and_bases_have_that_fixed_point_too() -> None:
 )  # fmt: skip
 def test_a_forgotten_state_takes_a_fresh_optimizers_step(settings: dict[str, Any]) -> None:
     from lilliput.algorithms.spaces import forgotten
-    from lilliput.step import Trainer
+    from lilliput.training.step import Trainer
 
     def trainer() -> Trainer:
         torch.manual_seed(0)

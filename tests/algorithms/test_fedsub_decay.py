@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import lilliput
 from lilliput.algorithms import FedAvg, FedSub
-from lilliput.step import Trainer, step
 from lilliput.subspace import subspace_layers
 from lilliput.tasks import Supervised
+from lilliput.training.step import Trainer, step
 
 DECAY, LR = 0.3, 0.05
 

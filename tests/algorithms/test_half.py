@@ -12,7 +12,7 @@ from split_toys import run, three_parts, two_parts
 
 import lilliput
 from lilliput.algorithms import SPLIT, SplitFedV1
-from lilliput.fleet import Device
+from lilliput.engines.device import Device
 from lilliput.tasks.resident import Resident, Residents
 
 SETTINGS: dict[str, Any] = {"lr": 0.1, "momentum": 0.5, "local_epochs": 2}

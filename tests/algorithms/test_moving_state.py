@@ -11,7 +11,7 @@ from moving_toys import LAYERS, moving_parts
 from split_toys import run
 
 from lilliput.algorithms import SPLIT, FedAvg, SplitFedV1
-from lilliput.fleet import Device
+from lilliput.engines.device import Device
 
 SETTINGS: dict[str, Any] = {"lr": 0.1, "momentum": 0.5, "local_epochs": 2}
 

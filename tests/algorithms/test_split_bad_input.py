@@ -11,8 +11,9 @@ from split_toys import language, run, texts, three_parts, two_parts
 from torch import Tensor, nn
 
 from lilliput.algorithms import SPLIT, CseFsl, FslSage, SplitFedV1, SplitFedV2
-from lilliput.fleet import Device
-from lilliput.tasks import Split, Supervised
+from lilliput.engines.device import Device
+from lilliput.splitter import Split
+from lilliput.tasks import Supervised
 
 
 @pytest.fixture(autouse=True)

@@ -31,12 +31,12 @@ from fixtures import assert_same_state, batches
 from split_toys import run, two_parts
 from torch import Tensor, nn
 
-from lilliput import tree
 from lilliput.algorithms import CseFsl, FslSage, SplitFedV1
 from lilliput.algorithms.fsl_sage import Aligner
-from lilliput.fleet import Reply
+from lilliput.core import tree
+from lilliput.core.fleet import Reply
+from lilliput.splitter import Split
 from lilliput.submodel import reduce, uniform_mean, weighted_mean
-from lilliput.tasks import Split
 
 METHODS = "algorithms/test_split_methods.py"
 HELD = {

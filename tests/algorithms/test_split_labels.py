@@ -10,8 +10,8 @@ from fixtures import assert_same_state, batches
 from split_toys import language, run, text, three_parts, two_parts
 from torch import Tensor
 
-from lilliput import tree
 from lilliput.algorithms import SPLIT, FedAvg, SplitFedV1
+from lilliput.core import tree
 from lilliput.submodel import uniform_mean
 
 SETTINGS: dict[str, Any] = {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.01, "local_epochs": 2}

@@ -16,15 +16,18 @@ from fixtures import assert_same_state, batches, network
 from torch import Tensor, nn
 
 import lilliput
-from lilliput import models, random, tree, wire
+from lilliput import models, wire
 from lilliput.algorithms import SPLIT, CseFsl, FedAvg, FslSage, SplitFedV1, SplitFedV2
 from lilliput.algorithms.fsl_sage import Aligner
+from lilliput.core import random, tree
+from lilliput.core.fleet import Client, Reply, on_client
+from lilliput.core.tree import Body
 from lilliput.data.batches import ArrayBatches
 from lilliput.engines import Sequential
-from lilliput.fleet import Client, Device, Reply, on_client
-from lilliput.step import Trainer
-from lilliput.tasks import Split, Supervised
-from lilliput.tree import Body
+from lilliput.engines.device import Device
+from lilliput.splitter import Split
+from lilliput.tasks import Supervised
+from lilliput.training.step import Trainer
 
 SETTINGS: dict[str, Any] = {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.01, "local_epochs": 2}
 ONE = {0: [batch for c in (0, 1, 2) for batch in batches()[c]]}  # six batches on one client

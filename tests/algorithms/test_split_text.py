@@ -13,13 +13,13 @@ from fixtures import assert_same_state
 from split_toys import Embed, language, run, text, texts, wider
 from torch import Tensor, nn
 
-from lilliput import tree
 from lilliput.algorithms import SPLIT, CseFsl, FedAvg, FslSage, SplitFedV1, SplitFedV2
 from lilliput.algorithms.fsl_sage import Aligner
-from lilliput.algorithms.memory import remembered
+from lilliput.algorithms.splitting.memory import remembered
+from lilliput.core import tree
+from lilliput.core.fleet import Reply
 from lilliput.engines import Sequential
-from lilliput.fleet import Reply
-from lilliput.tasks import Split
+from lilliput.splitter import Split
 
 SETTINGS: dict[str, Any] = {"lr": 0.5, "local_epochs": 2}
 

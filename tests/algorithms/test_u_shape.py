@@ -11,10 +11,10 @@ from fixtures import assert_same_state, batches
 from split_toys import run, three_parts
 from torch import nn
 
-from lilliput import tree
 from lilliput.algorithms import CseFsl, FedAvg, FslSage, SplitFedV1, SplitFedV2
-from lilliput.fleet import Device
-from lilliput.tasks import Split
+from lilliput.core import tree
+from lilliput.engines.device import Device
+from lilliput.splitter import Split
 
 SETTINGS: dict[str, Any] = {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.01, "local_epochs": 2}
 ONE = {0: [batch for c in (0, 1, 2) for batch in batches()[c]]}

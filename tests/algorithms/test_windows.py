@@ -14,11 +14,12 @@ from split_toys import run, three_parts, two_parts
 from test_split_methods import Boaster
 
 import lilliput
-from lilliput import Profile, codecs
+from lilliput import Profile
 from lilliput.algorithms import SplitFedV1, splitfed_v1
-from lilliput.algorithms.half import Half
+from lilliput.algorithms.splitting.half import Half
 from lilliput.engines import Sequential, Workers
 from lilliput.engines.dry import predict
+from lilliput.wire import codecs
 
 SETTINGS: dict[str, Any] = {"lr": 0.1, "momentum": 0.5, "local_epochs": 2, "cohort": 5}
 SERVER = 4 * (8 * 3 + 3)  # bytes of the server's part

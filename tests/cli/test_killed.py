@@ -14,7 +14,7 @@ import pytest
 import torch
 from saying import Cli
 
-from lilliput import checkpoint
+from lilliput.experiment import checkpoint
 
 ROUNDS = 40
 WORDS = (

@@ -13,7 +13,7 @@ import torch
 import yaml
 from saying import FAST, Cli, Runs
 
-from lilliput import checkpoint
+from lilliput.experiment import checkpoint
 from lilliput.report.live import Lines
 
 MACHINE = ("seconds", "examples_per_second", "process_memory_bytes")

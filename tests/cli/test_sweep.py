@@ -12,7 +12,7 @@ import torch
 import yaml
 from saying import FAST, Cli, Runs
 
-from lilliput import checkpoint
+from lilliput.experiment import checkpoint
 from lilliput.report.live import Lines
 
 pytest.importorskip("hydra")

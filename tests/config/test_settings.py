@@ -15,8 +15,8 @@ from lilliput.config.axes import AXES
 from lilliput.config.build import make_algorithm
 from lilliput.config.fields import docs, fields_of
 from lilliput.config.shared import NEUTRAL, top, training
+from lilliput.core.registry import normal
 from lilliput.models import MODELS
-from lilliput.registry import normal
 
 METHOD = """
 from dataclasses import dataclass
@@ -292,7 +292,11 @@ def test_every_axis_takes_a_path(axis: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "answer"),
-    [("nope.py:Mine", "no file"), ("lilliput.tree:Mine", "has no 'Mine'"), ("no.such.module:Mine", "does not import")],
+    [
+        ("nope.py:Mine", "no file"),
+        ("lilliput.core.tree:Mine", "has no 'Mine'"),
+        ("no.such.module:Mine", "does not import"),
+    ],
 )
 def test_a_path_that_leads_nowhere_is_refused(path: str, answer: str) -> None:
     with pytest.raises(ValueError, match=answer):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from lilliput.core.random import generator
 from lilliput.data import ArrayBatches, Dataset, federate
 from lilliput.data.augment import Augment, crop, cutout, flip, normalise
-from lilliput.random import generator
 
 
 def images(n=13, channels=3, height=8, width=6, dtype=torch.uint8):

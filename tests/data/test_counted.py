@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from lilliput.core.labels import counted, counted_in, labels
 from lilliput.data.batches import ArrayBatches, ListBatches, Pooled
 from lilliput.data.token_batches import TokenBatches
-from lilliput.labels import counted, counted_in, labels
 
 torch.manual_seed(0)
 Y = torch.randint(4, (23,)).masked_fill(torch.rand(23) < 0.4, -100)

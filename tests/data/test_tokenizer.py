@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from lilliput.core.sources import from_hub
 from lilliput.data.tokenizer import tokenizer
-from lilliput.sources import from_hub
 
 
 @pytest.mark.parametrize(

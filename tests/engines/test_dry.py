@@ -14,14 +14,16 @@ import torch
 from torch import nn
 
 import lilliput
-from lilliput import codecs, models
+from lilliput import models
 from lilliput.algorithms import CseFsl, FedAvg, FslSage, SplitFedV1
+from lilliput.core.fleet import Profile
 from lilliput.data.batches import ArrayBatches
 from lilliput.engines import Dry, Sequential, Workers
 from lilliput.engines.dry import ledgers, predict
-from lilliput.fleet import Profile
-from lilliput.tasks import Split, Supervised
-from lilliput.updates import OPTIMIZERS
+from lilliput.splitter import Split
+from lilliput.tasks import Supervised
+from lilliput.training.updates import OPTIMIZERS
+from lilliput.wire import codecs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "laws"))
 from fixtures import METHODS, batches, experiment

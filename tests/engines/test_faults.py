@@ -15,16 +15,17 @@ import torch
 from fixtures import assert_same_state, batches, experiment, network
 
 import lilliput
-from lilliput import checkpoint
 from lilliput.algorithms import FedAvg
+from lilliput.core.fleet import Client, Profile, on_client
+from lilliput.core.tree import Body
 from lilliput.data.batches import as_batches
 from lilliput.engines import DivergedError, QuorumError, Round, Sequential, Workers
-from lilliput.fleet import Client, Device, Job, Profile, Request, Tag, on_client
-from lilliput.replies import ReplyRefused, check, schemas
-from lilliput.store import Store
+from lilliput.engines.device import Device, Job, Request, Tag
+from lilliput.engines.replies import ReplyRefused, check, schemas
+from lilliput.experiment import checkpoint
 from lilliput.submodel import Sum
 from lilliput.tasks import Supervised
-from lilliput.tree import Body
+from lilliput.wire.store import Store
 
 ENGINES: dict[str, Callable[[], Any]] = {"sequential": Sequential, "workers": lambda: Workers(2)}
 every_engine = pytest.mark.parametrize("engine", ENGINES)
@@ -132,7 +133,7 @@ def test_the_server_refuses_what_a_device_should_have(
     fault: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name, passed in {"check": 0.0, "sized": None}.items():
-        monkeypatch.setattr(f"lilliput.fleet.{name}", lambda *_, passed=passed: passed)
+        monkeypatch.setattr(f"lilliput.engines.device.{name}", lambda *_, passed=passed: passed)
     check_dropped(fault, Sequential(), tmp_path)
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from fixtures import assert_same_history, experiment
 
-from lilliput import checkpoint, store
 from lilliput.engines import Sequential, Workers, serving
-from lilliput.fleet import Device
+from lilliput.engines.device import Device
+from lilliput.experiment import checkpoint
+from lilliput.wire import store
 
 ENGINES: dict[str, Callable[[], Any]] = {
     "sequential": Sequential,

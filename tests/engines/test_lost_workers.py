@@ -18,13 +18,14 @@ from fixtures import TwoCalls, assert_same_history, assert_same_state, batches, 
 
 import lilliput
 from lilliput.algorithms import FedAvg
+from lilliput.core.fleet import Client, Profile, on_client
+from lilliput.core.tree import Body
 from lilliput.data.batches import as_batches
 from lilliput.engines import Round, Sequential, Workers
+from lilliput.engines.device import Job
 from lilliput.engines.serving import interrupts_deferred
-from lilliput.fleet import Client, Job, Profile, on_client
-from lilliput.store import Store
 from lilliput.tasks import Supervised
-from lilliput.tree import Body
+from lilliput.wire.store import Store
 
 ENGINES: dict[str, Callable[[], Any]] = {
     "sequential": Sequential,

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lilliput.engines.base import Memory
-from lilliput.store import Store
+from lilliput.wire.store import Store
 
 CLIENT = st.integers(0, 3)
 STEPS = st.lists(

@@ -9,7 +9,7 @@ from lilliput import footprint, models
 from lilliput.footprint import Setting, Steps, trace
 from lilliput.optim import lowbit
 from lilliput.tasks.supervised import Supervised
-from lilliput.training import Training
+from lilliput.training.settings import Training
 
 pytest.importorskip("transformers")
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 import lilliput
 from lilliput.algorithms import CseFsl, FslSage, SplitFedV1, SplitFedV2
 from lilliput.algorithms.fsl_sage import Aligner
-from lilliput.algorithms.shared_half import SharedHalfFedAvg
-from lilliput.step import Trainer
-from lilliput.tasks import Split
+from lilliput.algorithms.splitting.shared_half import SharedHalfFedAvg
+from lilliput.splitter import Split
+from lilliput.training.step import Trainer
 
 HERE = Path(__file__).parent
 TRAINING = {

@@ -12,10 +12,11 @@ from torch import nn
 
 import lilliput
 from lilliput.algorithms import ALGORITHMS, SPLIT, FedAvg, FedSub, SplitFedV1, SplitFedV2
-from lilliput.fleet import Client, Fleet, Model, on_client
+from lilliput.core.fleet import Client, Fleet, Model, on_client
+from lilliput.core.tree import Body, add, scale
+from lilliput.splitter import Split
 from lilliput.submodel import Mean, Slice, reduce
-from lilliput.tasks import Split, Supervised
-from lilliput.tree import Body, add, scale
+from lilliput.tasks import Supervised
 
 
 @dataclass(frozen=True)

@@ -56,9 +56,9 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def moving_parts(kind: str) -> lilliput.tasks.Split:
+def moving_parts(kind: str) -> lilliput.splitter.Split:
     """The layer in each part."""
     torch.manual_seed(3)
     client = nn.Sequential(nn.Linear(6, 8), LAYERS[kind](), nn.Tanh())
     server = nn.Sequential(nn.Linear(8, 8), LAYERS[kind](), nn.Tanh(), nn.Linear(8, 3))
-    return lilliput.tasks.Split(client, server, nn.Sequential(LAYERS[kind](), nn.Linear(8, 3)))
+    return lilliput.splitter.Split(client, server, nn.Sequential(LAYERS[kind](), nn.Linear(8, 3)))

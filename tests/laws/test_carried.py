@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 import lilliput
 from lilliput.algorithms import SPLIT
-from lilliput.header import CODES
 from lilliput.pretraining import Pretrain, network
-from lilliput.tasks import Split, Supervised
+from lilliput.splitter import Split
+from lilliput.tasks import Supervised
+from lilliput.wire.header import CODES
 
 DTYPES = [*CODES, torch.complex32, torch.complex128]
 TRAINED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

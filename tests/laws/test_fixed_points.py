@@ -23,7 +23,7 @@ from lilliput.engines import Sequential
 from lilliput.submodel import uniform_mean, weighted_mean
 from lilliput.subspace import seeded_basis
 from lilliput.tasks import Supervised
-from lilliput.updates import sgd_weight
+from lilliput.training.updates import sgd_weight
 
 INSIDE, OUT, ROWS, CLIENTS = 4, 2, 6, 3
 REACH = 0.5  # lr a

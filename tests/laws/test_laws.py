@@ -13,11 +13,12 @@ import torch
 from fixtures import METHODS, TAILED, assert_same_history, assert_same_state, batches, experiment, timeless
 
 import lilliput
-from lilliput import tree, wire
+from lilliput import wire
 from lilliput.algorithms import SPLIT
-from lilliput.codecs import bf16, build
+from lilliput.core import tree
 from lilliput.engines import Auto, Sequential, Workers
 from lilliput.engines.base import QuorumError
+from lilliput.wire.codecs import bf16, build
 
 ENGINES: dict[str, Callable[[], Any]] = {
     "sequential": Sequential,

@@ -11,11 +11,11 @@ from fixtures import assert_same_state, batches, experiment, network
 from torch import nn
 
 import lilliput
-from lilliput import updates
 from lilliput.algorithms import Centralized, FedAvg, FedNova, FedProx, LocalOnly, Moon, Scaffold
 from lilliput.engines import Sequential
 from lilliput.submodel import uniform_mean, weighted_mean
 from lilliput.tasks import Supervised
+from lilliput.training import updates
 
 SETTINGS = {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.01, "local_epochs": 2, "cohort": 3}
 

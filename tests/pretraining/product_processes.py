@@ -17,11 +17,11 @@ from small import SMALL
 from torch import Tensor
 
 import lilliput
-from lilliput.labels import IGNORED
-from lilliput.passes import separate
+from lilliput.core.labels import IGNORED
 from lilliput.pretraining import network
 from lilliput.pretraining.parallel import Sums, World
 from lilliput.pretraining.run import Run
+from lilliput.training.passes import separate
 
 WORLD = 2
 EPS = {"eps": 0.01}  # so large that a gradient of another size moves weights otherwise

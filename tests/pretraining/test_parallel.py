@@ -14,7 +14,7 @@ from pretraining_processes import CASES, settings
 from small import without_clock
 
 import lilliput
-from lilliput.checkpoint import CheckpointError
+from lilliput.experiment.checkpoint import CheckpointError
 
 pytest.importorskip("transformers")
 SCRIPT = Path(__file__).with_name("pretraining_processes.py")

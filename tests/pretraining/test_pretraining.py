@@ -12,10 +12,10 @@ import torch
 from small import SMALL, text, without_clock
 
 import lilliput
-from lilliput.checkpoint import CheckpointError
+from lilliput.core.tree import tensors
+from lilliput.experiment.checkpoint import CheckpointError
 from lilliput.pretraining import Pretrain, Result, saved
-from lilliput.training import warmup_rounds
-from lilliput.tree import tensors
+from lilliput.training.settings import warmup_rounds
 
 pytest.importorskip("transformers")
 GALORE = {"optimizer": "galore_adamw", "optimizer_options": {"rank": 4, "update_proj_gap": 3}}

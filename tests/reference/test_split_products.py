@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import lilliput
 from lilliput import algorithms
-from lilliput.tasks import Split
+from lilliput.splitter import Split
 
 LEFT_OUT = {"method": ["fedavg"], "precision": ["float32", "float32", "bf16"]}
 ADDED: dict[str, list[Any]] = {"cut": [1, 0, 4], "tail": [False, True]}

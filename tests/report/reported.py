@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from lilliput.stop import Stop
+from lilliput.experiment.stop import Stop
 
 Row = dict[str, Any]
 

@@ -8,7 +8,7 @@ import pytest
 from reported import rows, write
 
 from lilliput.cli import main as lilliput
-from lilliput.fleet import Profile
+from lilliput.core.fleet import Profile
 from lilliput.report import ablations, plots
 from lilliput.report.figures import Described, described, setting, value
 from lilliput.report.runs import read

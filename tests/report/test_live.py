@@ -6,7 +6,7 @@ from reported import experiment, rows
 from rich.console import Console
 
 from lilliput.algorithms import FedAvg
-from lilliput.experiment import Experiment
+from lilliput.experiment.experiment import Experiment
 from lilliput.report.live import Lines, Table, Watch, live
 from lilliput.tasks import Supervised
 

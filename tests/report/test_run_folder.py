@@ -4,8 +4,8 @@ import pytest
 from reported import rows, write
 
 from folders import snapshot
-from lilliput.checkpoint import CheckpointError
-from lilliput.logs import Log
+from lilliput.experiment.checkpoint import CheckpointError
+from lilliput.experiment.logs import Log
 from lilliput.report.runs import Target, find, reached, read, series
 
 

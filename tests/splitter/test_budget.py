@@ -7,11 +7,11 @@ import torch
 from exact import IMAGES, convolutional
 
 import lilliput
-from lilliput.meter import Instrument
+from lilliput.core.meter import Instrument
 from lilliput.splitter import bytes_per_round, memory, middle
 from lilliput.splitter.budget import _update, parsed
 from lilliput.splitter.valueless import Undecided, moved, on_meta
-from lilliput.training import Training
+from lilliput.training.settings import Training
 
 PLACES = ["layer1.0", "layer2.0", "layer3.0", "layer4.0", "fc"]
 

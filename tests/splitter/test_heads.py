@@ -15,8 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import lilliput
 from lilliput import models, splitter
-from lilliput.splitter import check_auxiliary
-from lilliput.tasks import Split
+from lilliput.splitter import Split, check_auxiliary
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*are one tensor of:UserWarning")
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import lilliput
 from lilliput import models
-from lilliput.meter import Instrument
+from lilliput.core.meter import Instrument
 from lilliput.splitter import Client, Server
 from lilliput.splitter.blank import Blank
 from lilliput.splitter.parts import everything

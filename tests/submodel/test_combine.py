@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lilliput.fleet import Reply
+from lilliput.core.fleet import Reply
 from lilliput.submodel.combine import Mean, Sum
 from lilliput.submodel.slices import WHOLE, Slice
 

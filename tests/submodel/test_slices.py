@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lilliput import Slice
-from lilliput.fleet import Reply
+from lilliput.core.fleet import Reply
+from lilliput.core.tree import Tree
 from lilliput.submodel import Mean, Sum, reduce
-from lilliput.tree import Tree
 
 LAYOUT = {"hidden": [("a.weight", 0), ("a.bias", 0), ("b.weight", 1)]}
 

@@ -14,8 +14,9 @@ from lilliput import Experiment
 from lilliput.algorithms import FedAvg, FslSage, SplitFedV1
 from lilliput.data import Dataset, Federated, federate, load
 from lilliput.models import build, lora
+from lilliput.splitter import Split
 from lilliput.splitter.blank import Blank
-from lilliput.tasks import Split, Supervised, accuracy, perplexity
+from lilliput.tasks import Supervised, accuracy, perplexity
 from lilliput.tasks.generation import answers
 from lilliput.tasks.scores import scores
 

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lilliput.core.fleet import Client, Profile
 from lilliput.data.batches import ListBatches
 from lilliput.data.token_batches import TokenBatches
-from lilliput.fleet import Client, Profile
-from lilliput.local import fit
 from lilliput.tasks import Supervised, accuracy, perplexity
-from lilliput.training import Training
+from lilliput.training.fit import fit
+from lilliput.training.settings import Training
 
 WORDS, LONGEST = 11, 9
 

@@ -15,7 +15,7 @@ from torch import nn
 import lilliput
 from lilliput import models
 from lilliput.algorithms import CseFsl, FedAvg, FslSage, SplitFedV1, SplitFedV2
-from lilliput.tasks import Split
+from lilliput.splitter import Split
 
 
 def run(algorithm: Any, on: Any, data: Any, rounds: int = 2, **options: Any) -> Any:

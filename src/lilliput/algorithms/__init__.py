@@ -12,7 +12,7 @@ from lilliput.algorithms.scaffold import Scaffold
 from lilliput.algorithms.splitfed_v1 import SplitFedV1
 from lilliput.algorithms.splitfed_v2 import SplitFedV2
 
-# Over a task that says where the model is cut (`tasks.Split`).
+# Over a task that says where the model is cut (`splitter.Split`).
 SPLIT: dict[str, type] = {
     "splitfed_v1": SplitFedV1,
     "splitfed_v2": SplitFedV2,

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lilliput.algorithms.fedavg import measured, train
-from lilliput.fleet import Client, Fleet, Model, on_client
-from lilliput.training import Training
-from lilliput.tree import Body
+from lilliput.core.fleet import Client, Fleet, Model, on_client
+from lilliput.core.tree import Body
+from lilliput.training.settings import Training
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,18 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from lilliput.algorithms.checks import check_head, look
-from lilliput.algorithms.device_end import begin, device_half, end, key_of, left, noisy, seen, take, total
 from lilliput.algorithms.fedavg import advance, model_sums
-from lilliput.algorithms.half import Half, Payload, gradients, plain
-from lilliput.algorithms.server_end import serve
-from lilliput.algorithms.splitting import UPLOAD, SplitTraining, check_order
-from lilliput.fleet import Client, Fleet, Reply, on_client
-from lilliput.labels import labels
+from lilliput.algorithms.splitting.checks import check_head, look
+from lilliput.algorithms.splitting.device import begin, device_half, end, key_of, left, noisy, seen, take, total
+from lilliput.algorithms.splitting.half import Half, Payload, gradients, plain
+from lilliput.algorithms.splitting.server import serve
+from lilliput.algorithms.splitting.settings import UPLOAD, SplitTraining, check_order
+from lilliput.core.fleet import Client, Fleet, Reply, on_client
+from lilliput.core.labels import labels
+from lilliput.core.tree import Body, Tree, add, mapped, sub
+from lilliput.splitter.task import portion
 from lilliput.submodel import reduce
-from lilliput.tasks.split import portion
-from lilliput.training import Training
-from lilliput.tree import Body, Tree, add, mapped, sub
+from lilliput.training.settings import Training
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from lilliput.fleet import Client, Fleet, Model, Reply, on_client
-from lilliput.local import Stats, fit
+from lilliput.core.fleet import Client, Fleet, Model, Reply, on_client
+from lilliput.core.tree import Body, Tree, add, add_, sub
 from lilliput.optim import MeanSubspace
-from lilliput.passes import Loss
-from lilliput.step import Correction
 from lilliput.submodel import Combine, Mean, Slice, SliceRule, full, reduce, weighted_mean
 from lilliput.tasks.carried import check_averaged
-from lilliput.training import Training
-from lilliput.tree import Body, Tree, add, add_, sub
+from lilliput.training.fit import Stats, fit
+from lilliput.training.passes import Loss
+from lilliput.training.settings import Training
+from lilliput.training.step import Correction
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lilliput.algorithms.fedavg import FedAvg, advance, model_for, model_reply, model_sums, train
-from lilliput.fleet import Client, Fleet, on_client
+from lilliput.core.fleet import Client, Fleet, on_client
+from lilliput.core.tree import Body, scale
 from lilliput.submodel import reduce
-from lilliput.tree import Body, scale
 
 
 @dataclass(frozen=True)

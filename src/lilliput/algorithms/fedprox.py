@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lilliput.algorithms.fedavg import FedAvg, model_reply, train
-from lilliput.fleet import Client, on_client
-from lilliput.step import pull_to
-from lilliput.tree import Body
+from lilliput.core.fleet import Client, on_client
+from lilliput.core.tree import Body
+from lilliput.training.step import pull_to
 
 
 @dataclass(frozen=True)

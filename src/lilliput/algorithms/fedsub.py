@@ -33,14 +33,14 @@ from torch import Tensor, nn
 
 from lilliput.algorithms.fedavg import model_reply, model_sums, start
 from lilliput.algorithms.spaces import Bases, Spaces, aligned, forgotten, spaces_of
-from lilliput.fleet import Client, Fleet, Model, on_client
-from lilliput.local import Stats, fit
-from lilliput.step import Correction, MeanGradient, giving, shift
+from lilliput.core.fleet import Client, Fleet, Model, on_client
+from lilliput.core.tree import Body, Tree, add, size
 from lilliput.submodel import Combine, Mean, reduce, weighted_mean
 from lilliput.subspace import PROJECTIONS, Basis, leading
 from lilliput.tasks.supervised import to_device
-from lilliput.training import Training
-from lilliput.tree import Body, Tree, add, size
+from lilliput.training.fit import Stats, fit
+from lilliput.training.settings import Training
+from lilliput.training.step import Correction, MeanGradient, giving, shift
 
 
 @dataclass(frozen=True)

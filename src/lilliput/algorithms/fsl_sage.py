@@ -20,20 +20,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lilliput import random, tree
-from lilliput.algorithms.checks import check_memory, fits
 from lilliput.algorithms.cse_fsl import CseFsl
-from lilliput.algorithms.device_end import begin, seen, sent, take, total
 from lilliput.algorithms.fedavg import advance, model_sums
-from lilliput.algorithms.half import Half, Payload, gradients, received
-from lilliput.algorithms.memory import remembered
-from lilliput.algorithms.server_end import slopes
-from lilliput.algorithms.splitting import UPLOAD
-from lilliput.fleet import Client, Fleet, Reply, on_client
-from lilliput.labels import counted
+from lilliput.algorithms.splitting.checks import check_memory, fits
+from lilliput.algorithms.splitting.device import begin, seen, sent, take, total
+from lilliput.algorithms.splitting.half import Half, Payload, gradients, received
+from lilliput.algorithms.splitting.memory import remembered
+from lilliput.algorithms.splitting.server import slopes
+from lilliput.algorithms.splitting.settings import UPLOAD
+from lilliput.core import random, tree
+from lilliput.core.fleet import Client, Fleet, Reply, on_client
+from lilliput.core.labels import counted
+from lilliput.core.tree import Body
+from lilliput.splitter.task import portion
 from lilliput.submodel import reduce
-from lilliput.tasks.split import portion
-from lilliput.tree import Body
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lilliput.algorithms.fedavg import FedAvg, model_reply, train
-from lilliput.fleet import Client, on_client
-from lilliput.passes import Loss
+from lilliput.core.fleet import Client, on_client
+from lilliput.core.tree import Body, Tree, clone, shapes
 from lilliput.tasks import frozen_norms
-from lilliput.tree import Body, Tree, clone, shapes
+from lilliput.training.passes import Loss
 
 
 @dataclass(frozen=True)

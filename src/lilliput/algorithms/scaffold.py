@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from lilliput.algorithms.fedavg import FedAvg, advance, model_for, model_reply, model_sums, train
-from lilliput.fleet import Client, Fleet, on_client
-from lilliput.local import fit
-from lilliput.step import shift
+from lilliput.core.fleet import Client, Fleet, on_client
+from lilliput.core.tree import Body, Tree, add, scale, sub, zeros_like
 from lilliput.submodel import Combine, Slice, Sum, reduce, uniform_mean
 from lilliput.submodel.combine import Weight
-from lilliput.tree import Body, Tree, add, scale, sub, zeros_like
+from lilliput.training.fit import fit
+from lilliput.training.step import shift
 
 
 @dataclass(frozen=True)

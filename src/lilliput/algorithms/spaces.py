@@ -12,12 +12,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from lilliput.header import ALIGNMENT
+from lilliput.core.tree import Tree
 from lilliput.subspace import Basis, Dense, Form, replace_with_subspace, seeded_basis
 from lilliput.subspace.basis import sketch, sketch_rows
 from lilliput.tasks import Supervised, frozen_norms
 from lilliput.tasks.resident import Residents
-from lilliput.tree import Tree
+from lilliput.wire.header import ALIGNMENT
 
 Bases = Mapping[str, Basis]
 

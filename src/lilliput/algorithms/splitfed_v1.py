@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from lilliput import tree
-from lilliput.algorithms.device_end import Part, begin, device_half, end, key_of, left, seen, sent, take, total
 from lilliput.algorithms.fedavg import advance, model_sums
-from lilliput.algorithms.half import Half
-from lilliput.algorithms.server_end import attempt, passed, pulled, released, serve, step
-from lilliput.algorithms.splitting import SplitTraining, devices, down, joined, servers
-from lilliput.fleet import Client, Fleet, Reply, on_client
-from lilliput.labels import labels
+from lilliput.algorithms.splitting.device import Part, begin, device_half, end, key_of, left, seen, sent, take, total
+from lilliput.algorithms.splitting.half import Half
+from lilliput.algorithms.splitting.server import attempt, passed, pulled, released, serve, step
+from lilliput.algorithms.splitting.settings import SplitTraining, devices, down, joined, servers
+from lilliput.core import tree
+from lilliput.core.fleet import Client, Fleet, Reply, on_client
+from lilliput.core.labels import labels
+from lilliput.core.tree import Body, sub
+from lilliput.splitter.task import portion
 from lilliput.submodel import reduce
-from lilliput.tasks.split import portion
-from lilliput.tree import Body, sub
 
 WINDOW_BYTES = 1 << 30  # of server copies at a time, without their optimizers' states
 

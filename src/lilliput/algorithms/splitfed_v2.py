@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Literal
 
 from lilliput.algorithms.fedavg import advance, model_sums
 from lilliput.algorithms.splitfed_v1 import SplitFedV1
-from lilliput.algorithms.splitting import check_order, devices, joined
-from lilliput.fleet import Fleet
+from lilliput.algorithms.splitting.settings import check_order, devices, joined
+from lilliput.core.fleet import Fleet
+from lilliput.core.tree import Body
 from lilliput.submodel import reduce
-from lilliput.tree import Body
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def _dispatch(args: list[str]) -> int:
         print(f"lilliput {__version__}")
         return 0
     if args[0] not in COMMANDS:
-        from lilliput.registry import nearest
+        from lilliput.core.registry import nearest
 
         raise ValueError(f"there is no command {args[0]!r}; {nearest(args[0], COMMANDS)}")
     # A module called `list` would hide the built-in from this package.

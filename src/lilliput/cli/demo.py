@@ -16,14 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lilliput import data, models, random
+from lilliput import data, models
 from lilliput.algorithms import Centralized, FedAvg, FedSub, FslSage, LocalOnly, SplitFedV1
 from lilliput.cli.compare import parsed
-from lilliput.experiment import Experiment
-from lilliput.fleet import Profile
+from lilliput.core import random
+from lilliput.core.fleet import Profile
+from lilliput.experiment.experiment import Experiment
+from lilliput.experiment.stop import Row
 from lilliput.report.text import duration
-from lilliput.stop import Row
-from lilliput.tasks import Split, Supervised, accuracy
+from lilliput.splitter import Split
+from lilliput.tasks import Supervised, accuracy
 
 DEVICES, LARGE = 20, range(10)  # devices 0-9 can hold the model, 10-19 cannot
 EARLY, LATE = range(5), range(5, 10)  # the digits that the large and the small devices have seen
@@ -213,7 +215,7 @@ def main(argv: Sequence[str]) -> int:
 def _draw(dataset: data.Dataset, held: data.Federated, outcomes: Sequence[Outcome], folder: Path) -> list[Path]:
     from lilliput.cli import demo_picture
 
-    return demo_picture.draw(dataset, held, outcomes, folder)
+    return demo_picture.draw(dataset, held, outcomes, LARGE, folder)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 HOLDS, TOO_SMALL = "#0072B2", "#D55E00"
 
 
-def draw(dataset: Dataset, held: Federated, outcomes: Sequence[Outcome], folder: Path) -> list[Path]:
-    """Write demo.png and demo.pdf into a folder."""
+def draw(
+    dataset: Dataset, held: Federated, outcomes: Sequence[Outcome], large: Sequence[int], folder: Path
+) -> list[Path]:
+    """Write demo.png and demo.pdf into a folder; `large` are the devices that can hold the model."""
     with plots.style():
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(9.2, 2.9), layout="constrained")
         who, what, when = figure.subplots(1, 3, width_ratios=(1.0, 1.05, 0.9))
-        _devices(who, dataset, held)
+        _devices(who, dataset, held, large)
         _scores(what, outcomes)
         _curves(when, outcomes)
         for ax, title in (
@@ -39,14 +41,12 @@ def draw(dataset: Dataset, held: Federated, outcomes: Sequence[Outcome], folder:
     return plots.save(figure, folder / "demo")
 
 
-def _devices(ax: Axes, dataset: Dataset, held: Federated) -> None:
+def _devices(ax: Axes, dataset: Dataset, held: Federated, large: Sequence[int]) -> None:
     """A dot for each device and digit, as large as it has examples."""
-    from lilliput.cli.demo import LARGE
-
     for device, index in held.partition.items():
         counts = torch.bincount(dataset.train[1][index], minlength=dataset.classes)
         digits = counts.nonzero().flatten()
-        colour = HOLDS if device in LARGE else TOO_SMALL
+        colour = HOLDS if device in large else TOO_SMALL
         ax.scatter([device + 1] * len(digits), digits, s=2.2 * counts[digits], color=colour, linewidths=0)
     for place, words, colour in ((5.5, "can hold the model", HOLDS), (15.5, "too small for it", TOO_SMALL)):
         ax.text(place, 10.0, words, color=colour, ha="center", fontsize=7)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lilliput.config.build import Built
+    from lilliput.core.fleet import Model
     from lilliput.data import Dataset
-    from lilliput.experiment import Experiment
-    from lilliput.fleet import Model
+    from lilliput.experiment.experiment import Experiment
 
 HELP = """usage: lilliput evaluate [FOLDER] [--best] [--generate [--beams=4 ...]] [key=value ...]
 
@@ -86,7 +86,7 @@ class Trained:
 
     def metrics(self) -> dict[str, float]:
         """What the experiment's metrics say of the models on its test set."""
-        from lilliput.evaluation import at_server
+        from lilliput.experiment.evaluation import at_server
 
         return at_server(self.experiment.task, self.models, self.experiment.test, self.device)
 
@@ -109,7 +109,7 @@ def of_weights(changes: Mapping[str, Any]) -> Trained:
     from lilliput.config import settings
     from lilliput.config.build import build, device
     from lilliput.config.checks import check
-    from lilliput.fleet import Model
+    from lilliput.core.fleet import Model
 
     s = settings(changes)
     if s["init"] is None:
@@ -149,8 +149,8 @@ def last_models(folder: Path, built: Built) -> dict[Any, Model]:
 
 def best_models(folder: Path) -> dict[Any, Model]:
     """The models of a run's best round."""
-    from lilliput.fleet import Model
-    from lilliput.wire import WireError, decode
+    from lilliput.core.fleet import Model
+    from lilliput.wire.image import WireError, decode
 
     file = folder / "best.safetensors"
     if not file.is_file():

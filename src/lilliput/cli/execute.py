@@ -17,7 +17,7 @@ from lilliput.config.build import Built, build
 from lilliput.config.checks import check, installed
 from lilliput.config.shared import LATER
 from lilliput.config.values import show
-from lilliput.stop import headline
+from lilliput.experiment.stop import headline
 
 
 @dataclass(frozen=True)

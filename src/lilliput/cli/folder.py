@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lilliput.config import Settings, from_file, settings
-from lilliput.store import replace
+from lilliput.wire.store import replace
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 

@@ -8,12 +8,13 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from lilliput.cli.run_words import USAGE
 from lilliput.config.axes import AXES, LOOSE, PROFILE, Axis
 from lilliput.config.fields import REQUIRED, Field, docs, fields_of, summary
 from lilliput.config.reader import near
 from lilliput.config.shared import Shared, top, training
 from lilliput.config.values import describe, show
-from lilliput.registry import is_path, normal
+from lilliput.core.registry import is_path, normal
 
 RUN = """usage: {usage}
 
@@ -45,8 +46,6 @@ published programs work too: num_clients, comm_round, client_sample_ratio, parti
 def run_help(name: str) -> str:
     """The help of `run`, or of one name or setting.  Raises ValueError for what has none."""
     if not name:
-        from lilliput.cli.run import USAGE
-
         return RUN.format(usage=USAGE, settings="\n".join(_shared()))
     if is_path(name):
         return _node(*_typed(name))

@@ -53,7 +53,7 @@ def _recipes() -> dict[str, str]:
 
 
 def _kind(word: str, kinds: Mapping[str, Any]) -> str:
-    from lilliput.registry import nearest, normal
+    from lilliput.core.registry import nearest, normal
 
     word = {"methods": "algorithms", "method": "algorithms", "data": "datasets"}.get(word, word)
     for kind in kinds:

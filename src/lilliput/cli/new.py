@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from lilliput import on_client
 from lilliput.algorithms.fedavg import FedAvg, advance, model_for, model_reply, model_sums, train
 from lilliput.submodel import reduce
-from lilliput.tree import add, zeros_like
+from lilliput.core.tree import add, zeros_like
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def write(text: str, folder: Path) -> list[Path]:
 def names(text: str) -> tuple[str, str]:
     """`my-method`, `my_method` or `MyMethod` as the file's name and the class's."""
     from lilliput.algorithms import ALGORITHMS
-    from lilliput.registry import normal
+    from lilliput.core.registry import normal
 
     words = [w for part in re.split(r"[-_\s]+", text) for w in re.split(r"(?<=[a-z0-9])(?=[A-Z])", part) if w]
     name = "_".join(word.lower() for word in words)

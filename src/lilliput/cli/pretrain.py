@@ -10,10 +10,9 @@ from typing import Any
 
 from lilliput.cli import folder as folders
 from lilliput.cli import pretrain_recipe as recipes
+from lilliput.cli.pretrain_recipe import settings
 from lilliput.config.layers import from_file, words
-from lilliput.config.single import read
 from lilliput.pretraining import Pretrain, Result, parallel, pretrain
-from lilliput.pretraining.published import ours
 
 HELP = """usage: lilliput pretrain [--config FILE] [--cfg] [--check] [--plain] [key=value ...]
 
@@ -51,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         name = next((str(layer["recipe"]) for layer in reversed(layers) if "recipe" in layer), None)
         if name is None:
             raise ValueError("--check compares with what was published; add recipe=..., see `lilliput list recipes`")
-        return recipes.check(name, lambda case: settings([*layers, {"case": case}]))
+        return recipes.check(name, layers)
     c = settings(layers)
     if "--cfg" in flags:
         print(folders.as_yaml(c), end="")
@@ -62,23 +61,6 @@ def main(argv: Sequence[str]) -> int:
         if world.first:
             print(made.path)
     return 0
-
-
-def settings(layers: Sequence[Mapping[str, Any]]) -> Pretrain:
-    """The settings that layers give, a recipe below all of them.  Raises ValueError for what does not go together."""
-    typed: dict[str, Any] = {}
-    for layer in layers:
-        translated, remarks = ours(layer)
-        typed = {**typed, **translated}
-        for remark in remarks:
-            print(f"lilliput: note: {remark}", file=sys.stderr)
-    typed.pop("program", None)
-    name, case = typed.pop("recipe", None), typed.pop("case", None)
-    below = recipes.row(str(name), case) if name is not None else {}
-    for one, other in (("steps", "tokens"), ("tokens", "steps")):  # one typed replaces the other of a recipe
-        if typed.get(one) is not None:
-            below.pop(other, None)
-    return read(Pretrain, below, typed, command="pretrain")
 
 
 def go_on(place: Path, changes: Mapping[str, Any], plain: bool = False) -> Result:

@@ -1,15 +1,18 @@
-"""Recipes of `lilliput pretrain`: the settings of one row, and what came of the rows that were run."""
+"""The settings of `lilliput pretrain`, a recipe's row below them, and what came of the rows that were run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lilliput.cli import folder as folders
+from lilliput.config.single import read
+from lilliput.core.registry import nearest
 from lilliput.pretraining import Pretrain
+from lilliput.pretraining.published import ours
 from lilliput.recipes import find
-from lilliput.registry import nearest
 
 # Settings that change how a run is taken or kept, not what it computes.
 FREE = frozenset({
@@ -18,7 +21,24 @@ FREE = frozenset({
 })  # fmt: skip
 
 
-def row(name: str, case: Any) -> dict[str, Any]:
+def settings(layers: Sequence[Mapping[str, Any]]) -> Pretrain:
+    """The settings that layers give, a recipe below all of them.  Raises ValueError for what does not go together."""
+    typed: dict[str, Any] = {}
+    for layer in layers:
+        translated, remarks = ours(layer)
+        typed = {**typed, **translated}
+        for remark in remarks:
+            print(f"lilliput: note: {remark}", file=sys.stderr)
+    typed.pop("program", None)
+    name, case = typed.pop("recipe", None), typed.pop("case", None)
+    below = _row(str(name), case) if name is not None else {}
+    for one, other in (("steps", "tokens"), ("tokens", "steps")):  # one typed replaces the other of a recipe
+        if typed.get(one) is not None:
+            below.pop(other, None)
+    return read(Pretrain, below, typed, command="pretrain")
+
+
+def _row(name: str, case: Any) -> dict[str, Any]:
     """The settings of one row of a recipe's table.  Raises ValueError with the rows that there are."""
     recipe = find(name, "pretrain")
     rows = recipe.layers("full")
@@ -29,16 +49,16 @@ def row(name: str, case: Any) -> dict[str, Any]:
     return dict(rows[str(case)])
 
 
-def check(name: str, of: Callable[[str], Pretrain]) -> int:
+def check(name: str, layers: Sequence[Mapping[str, Any]]) -> int:
     """Hold the finished runs of a recipe against what was published; nothing is trained.  0 unless not reproduced.
 
-    of: the settings of a case.
+    layers: the settings of the run, but for the case.
     """
     recipe = find(name, "pretrain")
     version = recipe.version("full")
     measured: dict[str, float | None] = {}
     for case in version.cases:
-        value = measured[case.name] = _measured(of(case.name), recipe)
+        value = measured[case.name] = _measured(settings([*layers, {"case": case.name}]), recipe)
         published = "" if case.published is None else f", published {case.published:g}"
         got = "not run" if value is None else f"{value:.2f}"
         print(f"{case.name}: {recipe.metric} {got}, expected {version.expectation(case)}{published}")
@@ -58,8 +78,6 @@ def _measured(c: Pretrain, recipe: Any) -> float | None:
 
 
 def _same(c: Pretrain, path: Path) -> bool:
-    from lilliput.cli.pretrain import settings
-
     layer = folders.layer_of(path)
     return layer.get("program") == "pretrain" and _bound(settings([layer])) == _bound(c)
 

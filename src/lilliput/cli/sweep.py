@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lilliput.cli.execute import Outcome, describe, ensure
-from lilliput.cli.run import Args
+from lilliput.cli.run_words import Args
 from lilliput.config import Settings, changed, expanded, words
 from lilliput.config.axes import AXES
 from lilliput.config.checks import check

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lilliput.registry import normal
+from lilliput.core.registry import normal
 
 OFF = object()  # in place of a value: as if the key had not been typed
 

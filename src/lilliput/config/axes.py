@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from lilliput.config.cutting import Auxiliary, Cut
 from lilliput.config.fields import Field, fields_of
-from lilliput.fleet import Profile
+from lilliput.core.fleet import Profile
+from lilliput.core.registry import is_path, normal, resolve
 from lilliput.models import lora
-from lilliput.registry import is_path, normal, resolve
 
 Target = Callable[..., Any]
 
@@ -116,7 +116,7 @@ def _losses() -> Mapping[str, Target]:
 
 
 def _optimizers() -> Mapping[str, Target]:
-    from lilliput.updates import OPTIMIZERS
+    from lilliput.training.updates import OPTIMIZERS
 
     return OPTIMIZERS
 
@@ -131,7 +131,7 @@ AXES: dict[str, Axis] = {
              _PUBLISHED, _PLANNED),
         Axis("slice", "slices", "which part of the model a client holds", _in("submodel", "SLICES"), planned=_PLANNED),
         Axis("combine", "combines", "how clients' changes become one", _in("submodel", "COMBINES"), planned=_PLANNED),
-        Axis("codec", "codecs", "how messages are made smaller", _in("codecs", "CODECS"), planned=_PLANNED),
+        Axis("codec", "codecs", "how messages are made smaller", _in("wire.codecs", "CODECS"), planned=_PLANNED),
         Axis("model", "models", "the network", _in("models", "MODELS"), frozenset({"shape", "classes"})),
         Axis("dataset", "data sets", "the data set", _in("data", "DATASETS"), aliases={"wikitext": "wikitext2"}),
         Axis("partition", "partitions", "how the data lies on clients", _in("data", "PARTITIONS"), aliases=_PARTITIONS),

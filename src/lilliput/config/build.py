@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 
-from lilliput import checkpoint, random
 from lilliput.config import cutting
 from lilliput.config.axes import AXES, LORA, PROFILE
 from lilliput.config.layers import from_file
 from lilliput.config.reader import changed
 from lilliput.config.settings import Settings
-from lilliput.experiment import Experiment
-from lilliput.fleet import Profile
-from lilliput.stop import Stop
+from lilliput.core import random
+from lilliput.core.fleet import Profile
+from lilliput.experiment import checkpoint
+from lilliput.experiment.experiment import Experiment
+from lilliput.experiment.stop import Stop
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ def federate(s: Settings, dataset: Any) -> Any:
 def make_task(s: Settings, dataset: Any, federated: Any, algorithm: Any) -> Any:
     """The model under the run's seed or with the weights of `init`, and its loss; cut in two for split methods."""
     from lilliput import models
-    from lilliput.tasks import Split, Supervised, accuracy, perplexity
+    from lilliput.splitter import Split
+    from lilliput.tasks import Supervised, accuracy, perplexity
 
     metrics = {"accuracy": accuracy} | ({"perplexity": perplexity} if dataset.kind in ("text", "tokens") else {})
     # A dry run allocates nothing, unless text is to be cut: what of a padding mask must travel depends on its values.
@@ -170,7 +172,7 @@ def cohort(value: float | None, clients: int | None) -> int | None:
 
 def make_codec(s: Settings) -> Any:
     """The codec of the name, or of names joined by +; None for none."""
-    from lilliput import codecs
+    from lilliput.wire import codecs
 
     if s["codec"] is None:
         return None

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from lilliput.config import build
 from lilliput.config.settings import Settings
 from lilliput.config.values import show
-from lilliput.training import warmup_rounds
+from lilliput.training.settings import warmup_rounds
 
 
 class Rule(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 from lilliput.config.aliases import meant
 from lilliput.config.shared import top
 from lilliput.config.values import parse
-from lilliput.registry import normal
+from lilliput.core.registry import normal
 
 Layer = Mapping[str, Any]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lilliput.codecs import is_built
 from lilliput.config.aliases import ALIASES
 from lilliput.config.axes import AXES, LOOSE, OPTIONAL, Axis, Choice
 from lilliput.config.cutting import uses
@@ -14,7 +13,8 @@ from lilliput.config.layers import Layer, named
 from lilliput.config.settings import Settings
 from lilliput.config.shared import top, training
 from lilliput.config.values import convert
-from lilliput.registry import is_path, nearest, normal
+from lilliput.core.registry import is_path, nearest, normal
+from lilliput.wire.codecs import is_built
 
 
 def settings(*layers: Layer, sweep: bool = False) -> Settings:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from lilliput.config.fields import Field, fields_of
 from lilliput.config.layers import Layer
 from lilliput.config.values import convert
-from lilliput.registry import nearest, normal
+from lilliput.core.registry import nearest, normal
 
 T = TypeVar("T")
 _OPTIONS = "_options"

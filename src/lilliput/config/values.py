@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union
 
-from lilliput.registry import normal
+from lilliput.core.registry import normal
 
 _ESCAPED = r"\\[\\()\[\]{}:=, \t]"  # what Hydra escapes in text without quotes
 _QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""

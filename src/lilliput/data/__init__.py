@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from lilliput.core.registry import resolve
 from lilliput.data import images, nlg, text, tokenised, wikitext
 from lilliput.data.batches import ArrayBatches, Batch, Batches, ListBatches, Pooled, as_batches, pooled
 from lilliput.data.datasets import Dataset
@@ -15,7 +16,6 @@ from lilliput.data.embedded import digits, stdlib
 from lilliput.data.federate import Federated, federate
 from lilliput.data.partition import PARTITIONS
 from lilliput.data.picture import class_counts, picture
-from lilliput.registry import resolve
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": digits,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lilliput.registry import nearest
+from lilliput.core.registry import nearest
 
 Draw = torch.Generator
 Step = Callable[[Tensor, Draw], Tensor]

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lilliput.labels import cloned, count, counted, counted_in, labels
+from lilliput.core.labels import cloned, count, counted, counted_in, labels
 
 Batch = Any
 Transform = Callable[[Tensor, "torch.Generator | None"], Tensor]
@@ -22,7 +22,8 @@ Transform = Callable[[Tensor, "torch.Generator | None"], Tensor]
 class Batches(Protocol):
     """A client's or a test set's data.
 
-    It may say by `counted()` how many of its labels count (see `lilliput.labels`); else every example counts as one.
+    It may say by `counted()` how many of its labels count (see `lilliput.core.labels`); else every example counts as
+    one.
     """
 
     examples: int

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lilliput.core.random import generator
 from lilliput.data.datasets import Dataset
 from lilliput.data.text import ASCII, from_texts, parted
-from lilliput.random import generator
 
 # Packages of every Python from 3.10 to 3.13; one that a distribution leaves out is left out here too.
 PACKAGES = (

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lilliput.core.random import generator
 from lilliput.data.augment import Augment
 from lilliput.data.batches import ArrayBatches, Batches, Transform
 from lilliput.data.datasets import Dataset, digest
 from lilliput.data.partition import split
 from lilliput.data.token_batches import TokenBatches
-from lilliput.random import generator
 
 EVALUATION_BATCH = 512
 EVALUATION_TEXTS, EVALUATION_LOGITS = 32, 1 << 27  # at most: logits over a vocabulary at every place are large

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from lilliput.core.sources import needs
 from lilliput.data.cache import Arrays, cached, files_key
-from lilliput.sources import needs
 
 IMAGE_FILES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 IMAGE_COLUMNS = ("img", "image")

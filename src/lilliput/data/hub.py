@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lilliput.core.sources import needs
 from lilliput.data.cache import Arrays, cached
 from lilliput.data.formats import IMAGE_COLUMNS, LABEL_COLUMNS, decoded
-from lilliput.sources import needs
 
 
 class Source(NamedTuple):

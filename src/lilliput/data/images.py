@@ -9,10 +9,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
+from lilliput.core.random import generator
 from lilliput.data import formats, hub
 from lilliput.data.cache import Arrays
 from lilliput.data.datasets import Dataset, existing
-from lilliput.random import generator
 
 Reader = Callable[[Path], "Arrays | None"]
 

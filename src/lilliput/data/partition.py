@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lilliput.core.random import key
+from lilliput.core.registry import nearest, resolve
 from lilliput.data.datasets import Dataset
-from lilliput.random import key
-from lilliput.registry import nearest, resolve
 
 Parts = Mapping[int, Any] | Sequence[Any]
 TRIES = 1000

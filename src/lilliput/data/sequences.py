@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lilliput import random
+from lilliput.core import random
+from lilliput.core.labels import IGNORED
 from lilliput.data.corpus import Corpus
-from lilliput.labels import IGNORED
 
 CHUNK = 16  # documents that are tokenised at a time when packing
 

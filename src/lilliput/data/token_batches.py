@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lilliput.core.labels import IGNORED
 from lilliput.data.batches import Batch
-from lilliput.labels import IGNORED
 
 
 class TokenBatches:

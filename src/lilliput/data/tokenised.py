@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lilliput.core.labels import IGNORED
 from lilliput.data.cache import Arrays, streamed
 from lilliput.data.corpus import Corpus, Files, Library, Source, corpora, count, read
 from lilliput.data.datasets import Dataset
 from lilliput.data.sequences import Sequences
 from lilliput.data.tokenizer import definition
 from lilliput.data.tokenizer import tokenizer as load_tokenizer
-from lilliput.labels import IGNORED
 
 ROWS = 1024  # sequences that are made at a time
 PROMPTS = 64  # sequences of the test set whose second half `lilliput evaluate --generate` lets a model write

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lilliput.sources import from_hub, is_place, line, place, transformers
+from lilliput.core.sources import from_hub, is_place, line, place, transformers
 
 
 def tokenizer(source: str) -> Any:

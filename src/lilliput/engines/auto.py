@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lilliput.core.tree import Body
 from lilliput.engines.base import Engine
+from lilliput.engines.device import Job, Request, Response
 from lilliput.engines.sequential import Sequential
 from lilliput.engines.workers import Workers, cores
-from lilliput.fleet import Job, Request, Response
-from lilliput.tree import Body
 
 WORTHWHILE_SECONDS = 0.05  # of a round; below this, processes cost more than they bring
 

@@ -16,12 +16,14 @@ from typing import Any, Protocol
 
 import torch
 
-from lilliput import random, wire
-from lilliput.fleet import Job, Profile, Reply, Request, Response, Tag, joined
-from lilliput.ledger import Entry, Ledger
-from lilliput.replies import MALFORMED, Like, ReplyRefused, Schema, check, norms, schemas, sized
-from lilliput.store import Store
-from lilliput.tree import Body, paths, tensors
+from lilliput import wire
+from lilliput.core import random
+from lilliput.core.fleet import Like, Profile, Reply
+from lilliput.core.ledger import Entry, Ledger
+from lilliput.core.tree import MALFORMED, Body, paths, tensors
+from lilliput.engines.device import Job, Request, Response, Tag, joined
+from lilliput.engines.replies import ReplyRefused, Schema, check, norms, schemas, sized
+from lilliput.wire.store import Store
 
 
 class QuorumError(RuntimeError):

@@ -20,16 +20,17 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map_only
 
+from lilliput.core.fleet import Client
+from lilliput.core.ledger import Ledger
+from lilliput.core.meter import Cost, Meter
+from lilliput.core.tree import Body, mapped
 from lilliput.data.batches import ArrayBatches, Batches, ListBatches
 from lilliput.engines.base import QuorumError, Round
+from lilliput.engines.device import Computed, Device, Job, Request
 from lilliput.engines.ghosts import Copies, Ghosts, copied, is_ghost
 from lilliput.engines.prediction import Prediction, RoundCost
 from lilliput.engines.sequential import Sequential
-from lilliput.fleet import Client, Computed, Device, Job, Request
-from lilliput.ledger import Ledger
-from lilliput.meter import Cost, Meter
-from lilliput.store import Store
-from lilliput.tree import Body, mapped
+from lilliput.wire.store import Store
 
 Out = TypeVar("Out")
 

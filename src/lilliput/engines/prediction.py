@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lilliput.ledger import Ledger, published
+from lilliput.core.ledger import Ledger, published
 
 Kinds = dict[tuple[str, str], int]  # ("up" or "down", kind or "headers") -> bytes
 

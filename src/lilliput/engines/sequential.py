@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 
 from lilliput import wire
-from lilliput.fleet import Device, Job, Request, Response
-from lilliput.tree import Body
+from lilliput.core.tree import Body
+from lilliput.engines.device import Device, Job, Request, Response
 
 
 class Sequential:

@@ -14,10 +14,10 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
+from lilliput.core.tree import Body
+from lilliput.engines.device import Device, Job, Request, Response
 from lilliput.engines.shared import Segment, View, receive_fd, send_fd
 from lilliput.engines.tuning import tuned
-from lilliput.fleet import Device, Job, Request, Response
-from lilliput.tree import Body
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

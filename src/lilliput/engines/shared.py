@@ -12,7 +12,7 @@ import socket
 import tempfile
 
 from lilliput import wire
-from lilliput.tree import Body
+from lilliput.core.tree import Body
 
 
 class Segment:

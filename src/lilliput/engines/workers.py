@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 
+from lilliput.core.tree import Body
 from lilliput.engines.attempts import WorkerLost
+from lilliput.engines.device import Job, Request, Response
 from lilliput.engines.serving import interrupts_deferred, serve
 from lilliput.engines.shared import Segment, View, receive_fd, send_fd
-from lilliput.fleet import Job, Request, Response
-from lilliput.tree import Body
 
 SECONDS_TO_END = 2.0  # that idle workers have together, when the engine closes
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
+from lilliput.core.sources import line
 from lilliput.footprint.formula import estimate as by_formula
 from lilliput.footprint.result import Footprint
 from lilliput.footprint.setting import Setting
 from lilliput.footprint.sizes import available
 from lilliput.footprint.steps import Steps
 from lilliput.footprint.trace import trace
-from lilliput.sources import line
 from lilliput.splitter.budget import parsed
 
 __all__ = [

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from lilliput.footprint.setting import Setting
-from lilliput.optimizers import projects
+from lilliput.optim.factory import projects
 
 RANK = 128  # of the other ways, where the setting has none
 WAYS: dict[str, dict[str, Any]] = {

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lilliput.core.meter import Instrument
 from lilliput.footprint.fakes import ACCELERATOR, CPU, Answers, blank, faking
-from lilliput.meter import Instrument
 from lilliput.optim import SubspaceOptimizer, subspace
 
 

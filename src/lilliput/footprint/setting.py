@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from lilliput import lean, optim
+from lilliput.core.registry import is_path, normal
 from lilliput.footprint.fakes import ACCELERATOR, twin
 from lilliput.footprint.steps import Steps, supervised_loss
-from lilliput.optimizers import build, settled
-from lilliput.registry import is_path, normal
+from lilliput.optim.factory import build, settled
 from lilliput.subspace import replace_with_subspace
-from lilliput.training import Training, check_step
+from lilliput.training.settings import Training, check_step
 
 LENGTH = 256  # tokens of a sequence, as published for low-rank pre-training
 

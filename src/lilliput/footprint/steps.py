@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lilliput import lean, optim, step
+from lilliput import lean, optim
+from lilliput.core.labels import labels
 from lilliput.footprint.scratch import renew
-from lilliput.labels import labels
-from lilliput.passes import Loss
 from lilliput.subspace import Columns, SubspaceLayer
 from lilliput.tasks.recompute import checkpointed
 from lilliput.tasks.supervised import cross_entropy
-from lilliput.training import Training
-from lilliput.updates import Wrapped
+from lilliput.training import step
+from lilliput.training.passes import Loss
+from lilliput.training.settings import Training
+from lilliput.training.updates import Wrapped
 
 
 class Steps:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lilliput.core.meter import Instrument
 from lilliput.footprint.fakes import ACCELERATOR, CPU, Answers, blank, faking, twin
 from lilliput.footprint.result import KINDS, Footprint
 from lilliput.footprint.steps import Steps
-from lilliput.meter import Instrument
 
 PROJECTIONS = ("P", "P2")  # names of the projections in a subspace optimizer's state
 

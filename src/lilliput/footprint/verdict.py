@@ -9,7 +9,7 @@ from typing import Any
 from lilliput.footprint.result import Footprint
 from lilliput.footprint.setting import Setting
 from lilliput.footprint.sizes import show
-from lilliput.optimizers import projects
+from lilliput.optim.factory import projects
 
 Changes = dict[str, Any]
 Measure = Callable[[Setting], Footprint]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lilliput.labels import IGNORED
+from lilliput.core.labels import IGNORED
 from lilliput.lean.remake import autocast_dtype, no_autocast, transformed
 
 CHUNK = 2**23  # logits at a time, 32 MiB of float32: from there on larger products are hardly faster

@@ -12,9 +12,9 @@ from typing import TypeVar
 
 from torch import nn
 
-from lilliput.layers import is_linear
-from lilliput.registry import nearest
-from lilliput.sources import line, needs
+from lilliput.core.layers import is_linear
+from lilliput.core.registry import nearest
+from lilliput.core.sources import line, needs
 
 M = TypeVar("M", bound=nn.Module)
 

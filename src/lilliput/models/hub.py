@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lilliput.sources import from_hub, is_place, line, place, quiet, transformers
+from lilliput.core.sources import from_hub, is_place, line, place, quiet, transformers
 
 
 def found(source: str) -> tuple[dict[str, Any], str | None]:

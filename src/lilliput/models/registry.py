@@ -13,13 +13,13 @@ from typing import Any
 
 from torch import nn
 
+from lilliput.core.registry import nearest, resolve
 from lilliput.models.char_lm import CharLM
 from lilliput.models.char_lstm import CharLSTM
 from lilliput.models.cnn import CNN, PflCNN, SimpleConv
 from lilliput.models.mlp import MLP
 from lilliput.models.resnet import BottleneckResNet, CifarResNet, ResNet
 from lilliput.models.transformers import NAMES, for_data, from_source
-from lilliput.registry import nearest, resolve
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,

@@ -13,12 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lilliput.core.registry import nearest, normal
+from lilliput.core.sources import line, quiet, transformers
 from lilliput.lean import patch as made_lean
 from lilliput.models.hub import filled, found
 from lilliput.models.images import image_shape
 from lilliput.models.llama import LLAMA
-from lilliput.registry import nearest, normal
-from lilliput.sources import line, quiet, transformers
 
 # What each of our names is made from; what is not said is the library's default, which is the smallest published size.
 NAMES: dict[str, dict[str, Any]] = {

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lilliput.core.tree import Tree
 from lilliput.optim.driver import SubspaceOptimizer
 from lilliput.optim.states import working_dtype
-from lilliput.tree import Tree
 
 
 def projections(optimizer: SubspaceOptimizer) -> Tree:

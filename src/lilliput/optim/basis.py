@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lilliput import random
+from lilliput.core import random
 from lilliput.optim.project import Basis, Side
 
 ORTHONORMAL = 1e-5  # the largest entry of B B^T - I that passes

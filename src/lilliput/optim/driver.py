@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lilliput.core.registry import nearest
 from lilliput.lean.policy import fast
 from lilliput.optim import checkpoint, dense, options, sharded, subspace
 from lilliput.optim.groups import split
@@ -23,7 +24,6 @@ from lilliput.optim.project import Basis, project
 from lilliput.optim.rules import Rule
 from lilliput.optim.states import Layout, allocate, layout, opened, working_dtype
 from lilliput.optim.update import apply_, product_dtype
-from lilliput.registry import nearest
 
 Group = dict[str, Any]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lilliput.layers import is_linear, own_weight
+from lilliput.core.layers import is_linear, own_weight
+from lilliput.core.registry import nearest
 from lilliput.optim import options as options_
 from lilliput.optim.options import matrix_shape
-from lilliput.registry import nearest
 
 WORDS = ("all-linear", "all-layers", "all")
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from lilliput.core.registry import nearest
 from lilliput.optim.pca import OPTIMIZERS as PCA
 from lilliput.optim.states import KINDS
-from lilliput.registry import nearest
 
 PROJECTIONS = ("std", "reverse_std", "right", "left", "full", "random", "seeded", *PCA)
 REFRESHES = ("power", "svd")

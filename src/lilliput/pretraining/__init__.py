@@ -6,30 +6,15 @@ lilliput.pretrain(model="llama_60m", data="c4", tokenizer="t5-base", optimizer="
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from lilliput.pretraining.config import Pretrain
+from lilliput.pretraining.result import Result
 
 __all__ = ["Pretrain", "Result", "pretrain"]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of a run: the rows of metrics.jsonl, the model (in shards under FSDP), and its folder if it has one."""
-
-    rows: list[dict[str, Any]]
-    model: nn.Module
-    folder: Path | None = None
-
-    @property
-    def perplexity(self) -> float:
-        """On the validation text, at the end."""
-        return float(self.rows[-1]["perplexity"])
 
 
 def pretrain(

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
+from lilliput.core.registry import is_path
 from lilliput.data.corpus import Corpus
 from lilliput.pretraining.config import Pretrain
 from lilliput.pretraining.parallel import World
-from lilliput.registry import is_path
 
 
 def check_model(c: Pretrain, model: nn.Module, tokenizer: Any) -> None:

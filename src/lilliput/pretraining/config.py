@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from lilliput.data.corpus import count
-from lilliput.optimizers import settled
-from lilliput.training import check_step, warmup_rounds
+from lilliput.optim.factory import settled
+from lilliput.training.settings import check_step, warmup_rounds
 
 
 @dataclass(frozen=True)

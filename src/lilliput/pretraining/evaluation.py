@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lilliput.core.labels import IGNORED, counted, labels
 from lilliput.data.corpus import count
 from lilliput.data.sequences import Batch
-from lilliput.labels import IGNORED, counted, labels
-from lilliput.tasks.autocast import autocast
+from lilliput.training.autocast import autocast
 
 if TYPE_CHECKING:
     from lilliput.pretraining.run import Run

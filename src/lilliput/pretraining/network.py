@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lilliput import checkpoint, lean, random
-from lilliput.labels import IGNORED
+from lilliput import lean
+from lilliput.core import random
+from lilliput.core.labels import IGNORED
+from lilliput.core.registry import is_path, resolve
+from lilliput.experiment import checkpoint
 from lilliput.pretraining.config import Pretrain
-from lilliput.registry import is_path, resolve
 from lilliput.tasks.carried import check_model
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from lilliput import optim
-from lilliput import optimizers as factory
+from lilliput.optim import factory
 from lilliput.pretraining.config import Pretrain
 from lilliput.pretraining.parallel import Sums, World
-from lilliput.step import Trainer, trained
-from lilliput.training import Training
-from lilliput.updates import Wrapped, from_body, to_body
+from lilliput.training.settings import Training
+from lilliput.training.step import Trainer, trained
+from lilliput.training.updates import Wrapped, from_body, to_body
 
 NAMES = tuple(factory.OPTIMIZERS)
 

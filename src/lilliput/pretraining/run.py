@@ -15,22 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lilliput import checkpoint, random
+from lilliput.core import random
+from lilliput.core.labels import counted, labels
+from lilliput.core.meter import process_memory
 from lilliput.data.ahead import Ahead
 from lilliput.data.corpus import Corpus
 from lilliput.data.sequences import Batch, Sequences
-from lilliput.labels import counted, labels
-from lilliput.logs import Log
-from lilliput.meter import process_memory
-from lilliput.passes import Part
+from lilliput.experiment import checkpoint
+from lilliput.experiment.logs import Log
 from lilliput.pretraining import network, optimizers, parallel, saved
 from lilliput.pretraining.config import Pretrain
 from lilliput.pretraining.evaluation import evaluate
 from lilliput.pretraining.parallel import World
 from lilliput.pretraining.saved import Progress
 from lilliput.pretraining.schedule import factor
-from lilliput.step import ready, step_on
 from lilliput.tasks.recompute import checkpointed
+from lilliput.training.passes import Part
+from lilliput.training.step import ready, step_on
 
 Row = dict[str, Any]
 

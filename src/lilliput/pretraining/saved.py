@@ -10,11 +10,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lilliput.checkpoint import DAMAGE, CheckpointError, check_files, damaged, read_manifest, recorded, supersede
+from lilliput.core.tree import Body
 from lilliput.data.sequences import Position
-from lilliput.identity import differences, told
-from lilliput.store import File, write
-from lilliput.tree import Body
+from lilliput.experiment.checkpoint import (
+    DAMAGE,
+    CheckpointError,
+    check_files,
+    damaged,
+    read_manifest,
+    recorded,
+    supersede,
+)
+from lilliput.experiment.identity import differences, told
+from lilliput.wire.store import File, write
 
 FORMAT, VERSION = "lilliput-pretraining", 2
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lilliput.pretraining.config import Pretrain
-from lilliput.training import fallen
+from lilliput.training.settings import fallen
 
 
 def factor(c: Pretrain, step: int) -> float:

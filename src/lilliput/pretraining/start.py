@@ -9,15 +9,16 @@ from typing import Any
 
 from torch import nn
 
-from lilliput import checkpoint
 from lilliput.data.corpus import corpora
 from lilliput.data.tokenizer import tokenizer as load_tokenizer
+from lilliput.experiment import checkpoint
+from lilliput.experiment.logs import Log
 from lilliput.lean.policy import tuned
-from lilliput.logs import Log
-from lilliput.pretraining import Result, network, parallel, saved
+from lilliput.pretraining import network, parallel, saved
 from lilliput.pretraining.checks import check_memory, check_model, check_text
 from lilliput.pretraining.config import Pretrain
 from lilliput.pretraining.parallel import World
+from lilliput.pretraining.result import Result
 from lilliput.pretraining.run import Run
 
 

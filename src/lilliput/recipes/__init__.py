@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from lilliput.core.registry import resolve
 from lilliput.recipes.fedavg import CIFAR10_CNN
 from lilliput.recipes.language import GPT2_E2E
 from lilliput.recipes.pretraining import PRETRAINING
 from lilliput.recipes.recipe import Case, Recipe, Verdict, Version
 from lilliput.recipes.splitting import SPLIT
 from lilliput.recipes.subspace import SUBSPACE
-from lilliput.registry import resolve
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe for recipe in (CIFAR10_CNN, *SPLIT, GPT2_E2E, *PRETRAINING, *SUBSPACE)

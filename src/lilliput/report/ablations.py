@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lilliput.fleet import Profile
-from lilliput.ledger import Entry, Ledger
+from lilliput.core.fleet import Profile
+from lilliput.core.ledger import Entry, Ledger
 from lilliput.report import plots
 from lilliput.report.labels import name_lines
 

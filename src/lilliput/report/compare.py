@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from lilliput.experiment.stop import headline
 from lilliput.report.runs import Row, Run, Target, find, largest, reached, read, series, total
 from lilliput.report.text import is_share, lower_is_better
-from lilliput.stop import headline
 
 # What two runs of one setting may differ in: the seed, and what only says where and how they ran.
 INCIDENTAL = {"seed", "name", "folder", "recipe", "scale", "case", "checkpoint_every", "engine", "device"}

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from lilliput.fleet import Profile
-from lilliput.registry import nearest
+from lilliput.core.fleet import Profile
+from lilliput.core.registry import nearest
 from lilliput.report import ablations, plots
 from lilliput.report.compare import Comparison, beside, common_metric, in_words
 from lilliput.report.runs import Run, Target, find, read, series, spent

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lilliput.experiment import Experiment
+from lilliput.experiment.experiment import Experiment
+from lilliput.experiment.stop import Row, better, headline
 from lilliput.report.text import duration, megabytes, number
-from lilliput.stop import Row, better, headline
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

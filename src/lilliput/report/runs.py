@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lilliput.experiment.stop import Stop
 from lilliput.report.text import lower_is_better, number
-from lilliput.stop import Stop
 
 Row = Mapping[str, Any]
 METRICS = "metrics.jsonl"

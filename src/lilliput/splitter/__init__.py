@@ -6,9 +6,10 @@ from lilliput.splitter.heads import auxiliary
 from lilliput.splitter.last import check_auxiliary
 from lilliput.splitter.parts import Client, Part, Payload, Server
 from lilliput.splitter.places import middle
+from lilliput.splitter.task import Split
 from lilliput.splitter.trace import calls
 
 __all__ = [
-    "Budget", "Client", "Part", "Payload", "Server",
+    "Budget", "Client", "Part", "Payload", "Server", "Split",
     "auxiliary", "bytes_per_round", "calls", "check_auxiliary", "memory", "middle", "split",
 ]  # fmt: skip

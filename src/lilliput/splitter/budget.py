@@ -12,13 +12,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lilliput.meter import Instrument
+from lilliput.core.meter import Instrument
 from lilliput.splitter.parts import Client
 from lilliput.splitter.probes import Inputs, call
 from lilliput.splitter.trace import states
 from lilliput.splitter.values import leaves, mapped
-from lilliput.training import Training
-from lilliput.updates import Update, make
+from lilliput.training.settings import Training
+from lilliput.training.updates import Update, make
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 

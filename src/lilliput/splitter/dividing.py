@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lilliput import random
+from lilliput.core import random
 from lilliput.splitter.blank import Blank, Outline, listed
 from lilliput.splitter.parts import Client, Server, Shape, half, wire_name
 from lilliput.splitter.probes import EXAMPLES, Inputs, call

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lilliput.layers import is_linear, sides
+from lilliput.core.layers import is_linear, sides
 from lilliput.splitter.parts import Part, Payload, Server
 from lilliput.splitter.trace import events, states
 from lilliput.splitter.valueless import Undecided, moved, on_meta

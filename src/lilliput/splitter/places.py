@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from lilliput.registry import nearest as similar
+from lilliput.core.registry import nearest as similar
 from lilliput.splitter.probes import SHARED, Inputs, call, probes
 from lilliput.splitter.trace import events
 from lilliput.splitter.verify import untouched

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lilliput import random
-from lilliput.layers import is_linear, sides
+from lilliput.core import random
+from lilliput.core.layers import is_linear, sides
 from lilliput.splitter.parts import core
 from lilliput.splitter.values import Call, leaves, mapped
 

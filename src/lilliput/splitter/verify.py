@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lilliput import random
+from lilliput.core import random
 from lilliput.splitter.blank import Blank
 from lilliput.splitter.parts import Client, Server
 from lilliput.splitter.probes import Inputs, call

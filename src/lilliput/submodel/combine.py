@@ -12,10 +12,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from lilliput import tree
-from lilliput.fleet import Reply
+from lilliput.core import tree
+from lilliput.core.fleet import Reply
+from lilliput.core.tree import Tree
 from lilliput.submodel.slices import WHOLE, Slice
-from lilliput.tree import Tree
 
 Weight = Literal["labels", "uniform"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lilliput.tree import Body, Tree
+from lilliput.core.tree import Body, Tree
 
 Layout = Mapping[str, Sequence[tuple[str, int]]]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lilliput.random import generator
+from lilliput.core.random import generator
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lilliput.optimizers import decouples, reads_weights
+from lilliput.optim.factory import decouples, reads_weights
 from lilliput.subspace.basis import Basis, leading, rotated, seeded_basis, sketch
 from lilliput.subspace.layer import SubspaceLayer
 from lilliput.subspace.shown import layers_of, shown

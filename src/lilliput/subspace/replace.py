@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from lilliput.layers import is_linear, is_transposed, own_weight
-from lilliput.registry import nearest
+from lilliput.core.layers import is_linear, is_transposed, own_weight
+from lilliput.core.registry import nearest
 from lilliput.subspace.basis import PROJECTIONS, Basis, seeded_basis
 from lilliput.subspace.conv import SubspaceConv2d
 from lilliput.subspace.layer import SubspaceLayer

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lilliput.header import CODES
 from lilliput.tasks.resident import buffers
+from lilliput.wire.header import CODES
 
 TRAINED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # A change of narrower or unsigned whole numbers may not fit into them, and a mean of such changes is wrong.

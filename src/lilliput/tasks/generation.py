@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lilliput.tree import Tree
+from lilliput.core.tree import Tree
 
 
 @torch.no_grad()

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lilliput import tree
-from lilliput.layers import is_linear, is_transposed, sides
+from lilliput.core import tree
+from lilliput.core.layers import is_linear, is_transposed, sides
+from lilliput.core.tree import Tree, shapes
 from lilliput.tasks.moving import Movable, Rest, copied, with_leaves
-from lilliput.tree import Tree, shapes
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 # What a module says of its own shape, by parameter, dimension and attribute; only the attributes matter to forward().

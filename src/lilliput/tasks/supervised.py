@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lilliput import lean, tree
-from lilliput.labels import IGNORED, counted, labels
-from lilliput.layers import is_linear
+from lilliput import lean
+from lilliput.core import tree
+from lilliput.core.labels import IGNORED, counted, labels
+from lilliput.core.layers import is_linear
+from lilliput.core.tree import Body, Tree
 from lilliput.tasks.carried import check_model
 from lilliput.tasks.recompute import frozen_norms
 from lilliput.tasks.resident import Resident, Residents, buffers
-from lilliput.tree import Body, Tree
 
 Outputs = dict[str, Any]
 

@@ -1,0 +1,1 @@
+"""Both ends of split learning, which all split methods share."""

@@ -1,0 +1,165 @@
+"""The device's end of split learning: a round by batch number, over as many calls as the method makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lilliput.algorithms.fedavg import model_reply
+from lilliput.algorithms.splitting.half import Half, Payload, plain
+from lilliput.algorithms.splitting.settings import SplitTraining, devices
+from lilliput.core import random, tree
+from lilliput.core.fleet import Client
+from lilliput.core.labels import count, counted, labels
+from lilliput.core.tree import Body
+from lilliput.splitter.task import portion
+from lilliput.tasks.supervised import to_device
+from lilliput.training.fit import Stats, round_batches
+from lilliput.training.settings import Training
+
+
+def begin(config: SplitTraining, client: Client, state: Body, msg: Body) -> Body:
+    """Stage what a round starts from: the device's parts will change, `start` stays for the delta."""
+    first: Body = {kind: msg[kind] for kind in ("params", "buffers", "tied") if kind in msg}
+    whole = {"params": msg["params"] | msg.get("tied", {}), "buffers": msg.get("buffers", {})}
+    if config.buffers == "local":
+        whole["buffers"] = state.get("buffers") or devices(client.task, client.task.init()).get("buffers", {})
+    opt, halves = state.get("opt", {}), client.task.halves
+    held = {name: {**portion(part, whole), "opt": opt.get(name, {})} for name, part in client.task.on_device.items()}
+    halves[client.id] = {name: _half(config, client, name, own) for name, own in held.items()}
+    tally = {"next": 0, "examples": 0, "weight": 0, "loss": 0.0}
+    return left({**state, "parts": {}, "start": first, **tally}, **halves[client.id])
+
+
+def device_half(config: SplitTraining, client: Client, state: Body, name: str = "client") -> Half:
+    """A part of the device's as the last call left it.
+
+    Like the epoch under way it stays with the task between calls; whoever does not have it makes it from the state.
+    """
+    held, halves = state["parts"][name], client.task.halves.setdefault(client.id, {})
+    if name not in halves or not halves[name].is_of(held):
+        halves[name] = _half(config, client, name, held)
+    return halves[name]
+
+
+def _half(config: SplitTraining, client: Client, name: str, held: Body) -> Half:
+    lr = config.lr_at(client.round, client.rounds)
+    return Half(client.task.on_device[name], held, config, lr, "train", client.device, peak=config.lr)
+
+
+def left(state: Body, **halves: Half) -> Body:
+    """The state with these parts as they are now."""
+    return {**state, "parts": state["parts"] | {name: half.live() for name, half in halves.items()}}
+
+
+def sent(config: SplitTraining, client: Client, state: Body, numbers: range) -> tuple[Body, Body]:
+    """Activations and, where the server takes the loss, labels of these batches; and the state after their forward.
+
+    A batch without a label that counts stays at home, see `step.step`.
+    """
+    half = device_half(config, client, state)
+    parts = dict(zip(numbers, take(client, config, numbers), strict=True))
+    batches = {n: part.batch for n, part in parts.items() if part.counted}
+    reply = {"cut": {str(n): noisy(config, client, n, half.sent(x, key_of(client, n))) for n, x in batches.items()}}
+    if client.task.tail_part is None:
+        reply["labels"] = {str(n): plain(labels(batch)) for n, batch in batches.items()}
+    return reply, left(state, client=half)
+
+
+def noisy(config: SplitTraining, client: Client, number: int, cut: Payload) -> Payload:
+    """What leaves the device of a batch's activations: with `cut_noise` added to its floats."""
+    if not config.cut_noise:
+        return cut
+    generator = random.generator(*key_of(client, number), "noise")
+
+    def add(x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x
+        return x.add(torch.randn(x.shape, generator=generator).to(x), alpha=config.cut_noise)
+
+    return tree.mapped(cut, add)
+
+
+class Part(NamedTuple):
+    """A batch on the client's device, and how many of its labels count."""
+
+    batch: Any
+    counted: int
+
+
+def seen(state: Body, parts: Iterable[Part], loss: Tensor | float) -> Body:
+    """The round's tally with these batches, whose mean loss this is, added."""
+    parts = list(parts)
+    weight = sum(part.counted for part in parts)
+    return {
+        "examples": state["examples"] + sum(count(part.batch) for part in parts),
+        "weight": state["weight"] + weight, "loss": state["loss"] + weight * loss,
+    }  # fmt: skip
+
+
+def end(config: SplitTraining, client: Client, state: Body) -> tuple[Body, Body]:
+    """What goes up at the end of a round, and the state that outlives it."""
+    client.task.halves.pop(client.id, None)
+    parts, first, weight = plain(state["parts"]), state["start"], state["weight"]
+    whole = {kind: {n: x for held in parts.values() for n, x in held[kind].items()} for kind in ("params", "buffers")}
+    metrics = {"loss": float(state["loss"]) / weight} if weight else {}
+    stats = Stats(state["next"], state["examples"], metrics, whole["buffers"])
+    tied = first.get("tied", {})
+    reply = model_reply({**first, "params": first["params"] | tied}, tree.clone(whole["params"]), stats)
+    if tied:
+        reply["tied_delta"] = {n: reply["delta"].pop(n) for n in tied}
+    staged = ("parts", "start", "next", "until", "examples", "weight", "loss", "opened", "opt")
+    kept = {name: x for name, x in state.items() if name not in staged}
+    if config.optimizer_state == "keep":
+        kept["opt"] = {name: held["opt"] for name, held in parts.items()}
+    if config.buffers == "local":
+        kept["buffers"] = whole["buffers"]
+    return reply, kept
+
+
+def key_of(client: Client, number: int) -> tuple[object, ...]:
+    """Names the randomness of the client's forward on a batch, whichever call it happens in."""
+    return client.seed, client.round, client.id, "batch", number
+
+
+def total(config: Training, client: Client) -> int:
+    """Batches of the client's round, over all local epochs."""
+    return config.local_steps if config.local_steps is not None else config.local_epochs * len(client.data)
+
+
+class _Stream(NamedTuple):
+    key: tuple
+    data: Any
+    numbers: range
+    parts: list[Part]
+    rest: Iterator
+
+
+def take(client: Client, config: Training, numbers: range) -> list[Part]:
+    """The batches of these numbers, in `fit`'s order over all local epochs of the round, on the client's device.
+
+    The epoch under way stays with the task between calls, as drawing it anew costs a pass over the data.  It decides
+    no number: whoever does not have it starts over and skips.
+    """
+    streams = client.task.streams
+    key = (client.seed, client.round, config.local_epochs, config.local_steps)
+    held: _Stream | None = streams.pop(client.id, None)
+    if held is None or held.key != key or held.data is not client.data or held.numbers.stop > numbers.stop:
+        held = _Stream(key, client.data, range(0), [], round_batches(client, config))
+    if held.numbers != numbers:
+        for _ in range(held.numbers.stop, numbers.start):
+            next(held.rest)
+        parts = [_part(next(held.rest), client) for _ in numbers]
+        held = _Stream(key, client.data, numbers, parts, held.rest)
+    if numbers.stop < total(config, client):
+        streams[client.id] = held
+    return held.parts
+
+
+def _part(batch: Any, client: Client) -> Part:
+    # Labels are counted where the batch is: to ask a GPU would be to wait for it.
+    n = counted(labels(batch))
+    return Part(to_device(batch, client.device, client.task.client_part.model), n)

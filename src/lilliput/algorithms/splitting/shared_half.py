@@ -1,0 +1,35 @@
+"""The baseline that FSL-SAGE (ICML 2025) was published with under the name of FedAvg, to replay its numbers.
+
+The clients' models share one server half, which nobody copied: it is trained through them in turn and never averaged.
+FedAvg proper, with a copy for each client, is `FedAvg`; it equals SplitFed v1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lilliput.algorithms.fedavg import FedAvg, advance, model_sums
+from lilliput.core.fleet import Fleet
+from lilliput.core.tree import Body
+from lilliput.splitter.task import portion
+from lilliput.submodel import reduce
+
+
+@dataclass(frozen=True)
+class SharedHalfFedAvg(FedAvg):
+    """FedAvg on a split task whose server half is one object for all clients.  Not a method to use."""
+
+    ordered: ClassVar[bool] = True
+
+    def round(self, state: Body, fleet: Fleet) -> Body:
+        half, replies = portion(fleet.task.server_part, state), []
+        for c in fleet.sample(self.cohort):
+            now = {kind: state[kind] | half.get(kind, {}) for kind in ("params", "buffers") if state.get(kind)}
+            for reply in fleet.call(self.train, now, to=[c]):
+                of = {"delta": "params", "buffer_delta": "buffers"}
+                own = {key: {n: reply.body[key][n] for n in half[of[key]]} for key in of if of[key] in half}
+                half = advance(half, own)
+                replies.append(reply)
+        mean = advance(state, reduce(replies, **model_sums(self.combine, state)))
+        return {**state, **{kind: tree | half.get(kind, {}) for kind, tree in mean.items()}}

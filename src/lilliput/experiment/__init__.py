@@ -1,0 +1,1 @@
+"""A run: its loop over rounds, when it stops, what it evaluates and how it resumes."""

@@ -1,0 +1,39 @@
+"""Codecs: bodies made smaller at the wire, for any method; what they cost in precision is theirs to say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lilliput.core.registry import nearest
+from lilliput.wire.codecs.base import PREFIX, Chain, Codec, chain
+from lilliput.wire.codecs.bf16 import BF16, bf16
+from lilliput.wire.codecs.int8 import Int8, int8
+
+CODECS: dict[str, Callable[..., Codec]] = {"none": chain, "bf16": bf16, "int8": int8}
+
+
+def build(text: str) -> Codec:
+    """The codec that a text names: `bf16`, of some kinds only `int8:cut:gradient`, several joined by "+".
+
+    `int8:activations+bf16` rounds activations and their gradients to int8 and then everything else to bfloat16.
+    Raises ValueError for an unknown name.
+    """
+    made = [_one(part.strip()) for part in text.split("+")]
+    return made[0] if len(made) == 1 else chain(*made)
+
+
+def is_built(text: str) -> bool:
+    """Whether a text is for `build`: ours by name with kinds, or several."""
+    return "+" in text or (":" in text and text.partition(":")[0].strip() in CODECS)
+
+
+def _one(text: str) -> Codec:
+    name, *kinds = text.split(":")
+    if name not in CODECS:
+        raise ValueError(f"unknown codec {name!r}; {nearest(name, CODECS)} (joined by '+')")
+    if name == "none" and kinds:
+        raise ValueError(f"codec {text!r}: none changes nothing, whatever the kind; leave {kinds[0]!r} out")
+    return CODECS[name](*kinds)
+
+
+__all__ = ["BF16", "CODECS", "PREFIX", "Chain", "Codec", "Int8", "bf16", "build", "chain", "int8", "is_built"]
