@@ -9,13 +9,11 @@ import memory
 
 @pytest.mark.parametrize("name", ["resnet18", "gpt2"])
 def test_the_ledger_agrees_with_the_allocator_and_with_the_shapes(name: str) -> None:
-    """Within 2 %, but for the scratch of convolutions, which only the allocator sees: how much depends on the CPU.
-
-    FLOPs exactly.
-    """
+    """But for the scratch of convolutions, which only the allocator sees: how much depends on the CPU.  FLOPs exactly."""
     if name == "gpt2":
         pytest.importorskip("transformers")
     found = memory.compared(name, quick=True, batch=16)
+    least = 0.8 if name == "resnet18" else 0.85
     for part in ("whole", "device"):
         assert (
             {"gpt2": 0.98, "resnet18": 0.8}[name]
