@@ -129,7 +129,7 @@ def test_finished_rows_of_a_recipe_are_held_against_what_was_published(lilliput:
         (["optimiser=adamw"], "there is no setting 'optimiser'; did you mean 'optimizer'?"),
         (["lr=fast"], "lr=fast must be a number"),
         (["seed.a=1"], "seed has no parts"),
-        (["--lr", "0.01"], "settings are written lr=..., flags are"),
+        (["-l", "0.01"], "settings are written key=value, flags are"),
         (["steps=10", "tokens=1M"], "give one of them"),
         (["data=nowhere.txt"], "there is no text at 'nowhere.txt'"),
         (["model.hiden=4"], "has no option 'hiden'; did you mean 'hidden'"),

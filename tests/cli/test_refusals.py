@@ -144,7 +144,7 @@ REFUSED = [
     ("resume runs/stopped rounds=0", "rounds=0 must be at least 1"),
     ("resume runs/stopped target=fast", "target"),
     ("resume runs/stopped loss=nowhere.py:loss", "nowhere.py"),
-    ("resume runs/stopped --fast", "--fast"),
+    ("resume runs/stopped --fast", "fast"),
     ("resume runs/stopped runs/done lr=0.5", "lr=0.5"),
     ("resume nowhere", "does not exist"),
     ("resume runs lr=0.5", "lr=0.5 instead of 0.1"),

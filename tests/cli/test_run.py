@@ -159,8 +159,8 @@ def test_changed_data_are_told(lilliput: Cli, tmp_path: Path) -> None:
     ("command", "answer"),
     [
         (("run", "algoritm=fedavg"), "did you mean 'algorithm'"),
-        (("run", "--rounds", "5"), "settings are written rounds=5"),
-        (("run", "--rounds=5"), "settings are written rounds=5"),
+        (("run", "--chck"), "did you mean '--check'"),
+        (("run", "-x"), "settings are written key=value"),
         (("run", "hydra.launcher.n_jobs=2"), "add -m"),
         (("run", "--check"), "add recipe="),
         (("run", "--config"), "--config needs a file"),

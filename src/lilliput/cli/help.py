@@ -18,9 +18,9 @@ from lilliput.core.registry import is_path, normal
 
 RUN = """usage: {usage}
 
-Trains one model on clients that keep their data.  Settings are written key=value; each has a default, so that
-`lilliput run` alone works.  What a single method, model, data set, ... has of its own stands under its name, and
-`partition.alpha` is `alpha` of the partition chosen; `lilliput run --help NAME` shows what a name has.
+Trains one model on clients that keep their data.  Settings are written key=value or --key value; each has a default,
+so that `lilliput run` alone works.  What a single method, model, data set, ... has of its own stands under its name,
+and `partition.alpha` is `alpha` of the partition chosen; `lilliput run --help NAME` shows what a name has.
 
   lilliput run algorithm=fedprox fedprox.mu=0.1 partition=dirichlet partition.alpha=0.3
   lilliput run dataset=cifar10 cifar10.folder=data/cifar10 model=resnet20 resnet20.norm=group clients=100 cohort=10

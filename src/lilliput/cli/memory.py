@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lilliput.cli.arguments import Line
 from lilliput.config.layers import words
 from lilliput.config.single import read
 from lilliput.footprint import Footprint, Setting, measured
 from lilliput.footprint.beside import beside
 from lilliput.footprint.sizes import show
 from lilliput.footprint.verdict import sentence
+from lilliput.pretraining.published import ours
 from lilliput.splitter.budget import parsed
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ settings, as of `lilliput pretrain`
 
 Short: batch, length, rank.  The keys of the published training script work too."""
 
+_LINE = Line(figure="a file to draw into: --figure memory")
 SHORT = {"batch": "batch_size", "length": "max_length"}
 LEFT_OUT = "not counted: the allocator's rounding, the device's context (about 0.5 GB of CUDA), workspace in kernels"
 NAMES = {"scratch": "update"}
@@ -49,7 +52,8 @@ def main(argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(HELP.format(settings="\n".join(_settings())))
         return 0
-    typed, figure = _words(list(argv))
+    flags, given = _LINE.parse(argv)
+    typed, _ = ours({SHORT.get(key, key): value for key, value in words(given).items()})
     limit, certify = typed.pop("gpu", None), bool(typed.pop("certify", True))
     setting = read(Setting, typed, command="memory")
     memory = None if limit is None else parsed(limit)
@@ -58,29 +62,11 @@ def main(argv: Sequence[str]) -> int:
     _print(setting, rows, memory)
     if memory is not None:
         print(sentence(setting, own, memory, measured))
-    if figure is not None:
+    if flags["figure"] is not None:
         from lilliput.cli.memory_picture import draw
 
-        print(*draw(rows, memory, figure), sep="\n")
+        print(*draw(rows, memory, flags["figure"]), sep="\n")
     return 0
-
-
-def _words(rest: list[str]) -> tuple[dict[str, Any], str | None]:
-    """(settings, file of the figure) of a command line.  Raises ValueError for a flag there is not."""
-    from lilliput.pretraining.published import ours
-
-    figure, typed = None, []
-    while rest:
-        word = rest.pop(0)
-        if word == "--figure" or word.startswith("--figure="):
-            figure = word.partition("=")[2] or (rest.pop(0) if rest else "")
-            if not figure:
-                raise ValueError("--figure needs a file to draw into: --figure memory")
-        elif word.startswith("-"):
-            raise ValueError(f"there is no flag {word!r}; settings are written key=value, the flag is --figure FILE")
-        else:
-            typed.append(word)
-    return ours({SHORT.get(key, key): value for key, value in words(typed).items()})[0], figure
 
 
 def _others(setting: Setting) -> dict[str, Footprint]:

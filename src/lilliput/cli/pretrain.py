@@ -10,6 +10,7 @@ from typing import Any
 
 from lilliput.cli import folder as folders
 from lilliput.cli import pretrain_recipe as recipes
+from lilliput.cli.arguments import Line
 from lilliput.cli.pretrain_recipe import settings
 from lilliput.config.layers import from_file, words
 from lilliput.pretraining import Pretrain, Result, parallel, pretrain
@@ -37,7 +38,7 @@ settings
 Names: `lilliput list models`; optimizers: {optimizers}.
 The keys of the published script work too: model_config, total_batch_size, max_train_tokens, galore_scale, ..."""
 
-FLAGS = ("--cfg", "--check", "--plain")
+_LINE = Line("--cfg", "--check", "--plain", config="a file")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,19 +46,20 @@ def main(argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(_help())
         return 0
-    layers, flags = _layers(list(argv))
-    if "--check" in flags:
+    flags, typed = _LINE.parse(argv)
+    layers = [*([from_file(flags["config"])] if flags["config"] is not None else []), words(typed)]
+    if flags["check"]:
         name = next((str(layer["recipe"]) for layer in reversed(layers) if "recipe" in layer), None)
         if name is None:
             raise ValueError("--check compares with what was published; add recipe=..., see `lilliput list recipes`")
         return recipes.check(name, layers)
     c = settings(layers)
-    if "--cfg" in flags:
+    if flags["cfg"]:
         print(folders.as_yaml(c), end="")
         return 0
     with parallel.joined(c.device) as world:
         made = _folder(c, world)
-        _run(c, made.path, world, made, plain="--plain" in flags)
+        _run(c, made.path, world, made, plain=flags["plain"])
         if world.first:
             print(made.path)
     return 0
@@ -132,25 +134,6 @@ def _reporters(c: Pretrain, place: Path, plain: bool) -> list[Any]:
     if c.wandb:
         found.append(WandB(place, config=c.as_dict()))
     return found
-
-
-def _layers(rest: list[str]) -> tuple[list[dict[str, Any]], set[str]]:
-    """(layers of settings, flags) of a command line.  Raises ValueError for a flag there is not."""
-    file, flags, typed = None, set(), []
-    while rest:
-        word = rest.pop(0)
-        if word in FLAGS:
-            flags.add(word)
-        elif word == "--config" or word.startswith("--config="):
-            file = word.partition("=")[2] or (rest.pop(0) if rest else "")
-        elif word.startswith("-"):
-            name = word.lstrip("-").partition("=")[0].replace("-", "_")
-            raise ValueError(
-                f"there is no flag {word!r}; settings are written {name}=..., flags are {', '.join(FLAGS)}"
-            )
-        else:
-            typed.append(word)
-    return [*([from_file(file)] if file is not None else []), words(typed)], flags
 
 
 def _help() -> str:

@@ -23,14 +23,13 @@ def main(argv: Sequence[str]) -> int:
     if not argv or {"-h", "--help"} & set(argv):
         print(HELP)
         return 0
+    from lilliput.cli.arguments import Line
     from lilliput.cli.execute import describe, go_on, going_on
     from lilliput.config import words
 
-    flags = [word for word in argv if word.startswith("-")]
-    if flags and flags != ["--plain"]:
-        raise ValueError(f"there is no flag {flags[0]!r}; `lilliput resume --help` tells what there is")
-    changes = words(word for word in argv if "=" in word)
-    places = [Path(word) for word in argv if "=" not in word and word not in flags]
+    flags, typed = Line("--plain").parse(argv)
+    changes = words(word for word in typed if "=" in word)
+    places = [Path(word) for word in typed if "=" not in word]
     waiting = [run for place in places for run in _waiting(place, changes)]
     for run in waiting:  # what any of them refuses is told before the first goes on
         if not _pretrained(run):
@@ -39,9 +38,9 @@ def main(argv: Sequence[str]) -> int:
         if _pretrained(run):
             from lilliput.cli import pretrain
 
-            pretrain.go_on(run, changes, plain=bool(flags))
+            pretrain.go_on(run, changes, plain=flags["plain"])
         else:
-            print(describe(go_on(run, changes, plain=bool(flags))))
+            print(describe(go_on(run, changes, plain=flags["plain"])))
     return 0
 
 

@@ -13,18 +13,19 @@ from lilliput.config.shared import NEUTRAL
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; its exit status."""
-    args = Args.parse(argv)
-    if args.help is not None:
+    asked = next((i for i, word in enumerate(argv) if word in ("-h", "--help")), None)
+    if asked is not None:
         from lilliput.cli.help import run_help
 
-        print(run_help(args.help))
+        print(run_help(argv[asked + 1] if asked + 1 < len(argv) else ""))
         return 0
+    args = Args.parse(argv)
     if args.sweep:
         from lilliput.cli.sweep import sweep
 
         return sweep(args)
     chosen = expanded(*args.layers(args.settings))
-    if args.show:
+    if args.cfg:
         from lilliput.cli.folder import as_yaml
 
         print("---\n".join(map(as_yaml, chosen)), end="")
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     if args.dry or chosen[0]["engine"] == "dry":
         from lilliput.cli.dry import dry
 
-        return dry(chosen, args.count)
+        return dry(chosen, args.count or "all")
     if chosen[0]["recipe"] is not None:
         return recipe(chosen, args)
     if args.check:

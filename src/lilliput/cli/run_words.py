@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lilliput.cli.arguments import Line
 from lilliput.config import from_file, words
 
 USAGE = "lilliput run [-m] [--config FILE] [--dry] [--count published] [--check] [--cfg] [--plain] [key=value ...]"
+
+
+_LINE = Line("-m", "--multirun", "--dry", "--check", "--cfg", "--plain", config="a file", count="all or published")
 
 
 @dataclass
@@ -20,30 +24,18 @@ class Args:
     config: str | None = None
     sweep: bool = False
     check: bool = False
-    show: bool = False
+    cfg: bool = False
     dry: bool = False
-    count: str = "all"
+    count: str | None = None
     plain: bool = False
-    help: str | None = None
 
     @classmethod
     def parse(cls, argv: Sequence[str]) -> Args:
-        """Raises ValueError for a flag there is not."""
-        args, rest = cls(), list(argv)
-        while rest:
-            word = rest.pop(0)
-            if word in _FLAGS:
-                setattr(args, _FLAGS[word], True)
-            elif word in ("-h", "--help"):
-                args.help = rest.pop(0) if rest else ""
-            elif word.partition("=")[0] in ("--config", "--count"):
-                setattr(args, word.partition("=")[0].removeprefix("--"), _value(word, rest))
-            elif word.startswith("-"):
-                raise ValueError(_unknown(word, rest))
-            elif word.startswith(("hydra.", "hydra/", "+hydra.", "++hydra.")):
-                args.hydra.append(word)
-            else:
-                args.settings.append(word)
+        """Raises ValueError for a flag that there is not."""
+        flags, typed = _LINE.parse(argv)
+        hydra = [word for word in typed if word.startswith(("hydra.", "hydra/", "+hydra.", "++hydra."))]
+        flags["sweep"] = flags.pop("m") | flags.pop("multirun")
+        args = cls([word for word in typed if word not in hydra], hydra, **flags)
         if args.dry and args.sweep:
             raise ValueError("--dry tells of one run; leave -m out, and repeat the command for others")
         if args.hydra and not args.sweep:
@@ -53,20 +45,3 @@ class Args:
     def layers(self, settings: Sequence[str]) -> list[dict[str, Any]]:
         """The configuration file, if any, and these words."""
         return [*([from_file(self.config)] if self.config else []), words(settings)]
-
-
-_FLAGS = {"-m": "sweep", "--multirun": "sweep", "--dry": "dry", "--check": "check", "--cfg": "show", "--plain": "plain"}
-
-
-def _value(word: str, rest: list[str]) -> str:
-    name, sign, value = word.partition("=")
-    if not sign and not rest:
-        raise ValueError(f"{name} needs {'a file' if name == '--config' else 'all or published'}")
-    return value if sign else rest.pop(0)
-
-
-def _unknown(word: str, rest: Sequence[str]) -> str:
-    name, sign, value = word.lstrip("-").partition("=")
-    value = value if sign else rest[0] if rest else "..."
-    setting = f"{name.replace('-', '_')}={value}"
-    return f"there is no flag {word!r}; settings are written {setting}, flags are {', '.join(_FLAGS)}"

@@ -23,7 +23,7 @@ from lilliput.config import Settings, changed, expanded, words
 from lilliput.config.axes import AXES
 from lilliput.config.checks import check
 from lilliput.config.shared import top
-from lilliput.config.values import parse, show
+from lilliput.config.values import is_one, parse, show
 
 TYPED = "as_typed."  # keys that are not in Hydra's tree as they stand: `partition.alpha`, published keys
 
@@ -64,6 +64,8 @@ def _for_hydra(word: str) -> str:
         raise ValueError(f"{word!r} is no setting; write key=value")
     key = key.lstrip("+")
     key = key if _in_tree(key) else f"+{TYPED}{key}"
+    if is_one(value):
+        return f"{key}='{value}'"
     try:
         OverridesParser.create().parse_override(f"{key}={value}")
         return f"{key}={value}"

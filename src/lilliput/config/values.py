@@ -32,10 +32,17 @@ def scalar(text: str) -> Any:
     return float(text) if _FLOAT.fullmatch(text) else text
 
 
+def is_one(text: str) -> bool:
+    """Whether commas are part of a single value: numbers after a name and a colon (cuda:0,1)."""
+    return re.fullmatch(r"\s*[A-Za-z_]\w*:[\d.,:eE+-]+\s*", text) is not None
+
+
 def parse(text: str) -> Any:
     """The value that a text on the right of `=` stands for.  Raises ValueError for a sweep or unbalanced brackets."""
     if not text.strip():
         return ""
+    if is_one(text):
+        return text.strip()
     tokens = _tokens(text)
     value, rest = _value(tokens, text)
     if not rest:
