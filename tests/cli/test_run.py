@@ -256,6 +256,12 @@ def test_a_setting_without_effect_is_remarked(lilliput: Cli) -> None:
     assert said.status == 0 and said.err == "lilliput: note: fedprox.mu does nothing here: algorithm is fedavg\n"
 
 
+def test_what_the_data_leave_without_effect_is_remarked_when_they_have_chosen(lilliput: Cli) -> None:
+    words = [word for word in FAST if not word.startswith("model=")]
+    said = lilliput("run", *words, "rounds=1", "mlp.hidden=[16]", "cnn.hidden=8")
+    assert said.status == 0 and said.err == "lilliput: note: cnn.hidden does nothing here: model is mlp\n"
+
+
 def test_settings_are_shown_without_running(lilliput: Cli, runs: Runs) -> None:
     said = lilliput("run", "--cfg", "lr=0.5")
     assert yaml.safe_load(said.out)["lr"] == 0.5 and not runs()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lilliput.cli.run_words import tell
 from lilliput.config import Settings, changed
 from lilliput.config.build import build
 from lilliput.config.checks import check
@@ -25,6 +26,7 @@ def dry(chosen: Sequence[Settings], count: str = "all") -> int:
         s = changed(s, {"engine": "dry"})
         check(s)
         built = build(s)
+        tell(built.settings.notes, s.notes)
         predicted = predict(built.experiment)
         head = f"{built.settings['algorithm']}, {built.settings['model']}, {built.settings['dataset']}"
         title = f"{s['case']}: {head}" if s["case"] else head

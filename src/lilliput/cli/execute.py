@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from lilliput.cli import folder as folders
 from lilliput.cli.machine import environment
+from lilliput.cli.run_words import tell
 from lilliput.config import Settings, changed, flat
 from lilliput.config.axes import AXES
 from lilliput.config.build import Built, build
@@ -53,6 +54,7 @@ def start(s: Settings, plain: bool = False, quiet: bool = False, plots: bool = T
         raise ValueError("engine=dry trains nothing, so there is no run to keep; `lilliput run --dry` tells its cost")
     folders.refuse_taken(s)
     built = build(s)
+    tell(built.settings.notes, s.notes)
     made = folders.make(built.settings)
     path = made.path
     noting = folders.Noting(path, built.settings, lambda run: _facts(s, built))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from lilliput.cli.run_words import Args
+from lilliput.cli.run_words import Args, tell
 from lilliput.config import Settings, expanded, flat
 from lilliput.config.shared import NEUTRAL
 
@@ -31,8 +30,7 @@ def main(argv: Sequence[str]) -> int:
         print("---\n".join(map(as_yaml, chosen)), end="")
         return 0
     for s in chosen:
-        for remark in s.notes.values():
-            print(f"lilliput: note: {remark}", file=sys.stderr)
+        tell(s.notes)
     if args.dry or chosen[0]["engine"] == "dry":
         from lilliput.cli.dry import dry
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,3 +46,10 @@ class Args:
     def layers(self, settings: Sequence[str]) -> list[dict[str, Any]]:
         """The configuration file, if any, and these words."""
         return [*([from_file(self.config)] if self.config else []), words(settings)]
+
+
+def tell(notes: Mapping[str, str], told: Mapping[str, str] | None = None) -> None:
+    """Say what was noted of settings, but for what was told before."""
+    for key, remark in notes.items():
+        if key not in (told or {}):
+            print(f"lilliput: note: {remark}", file=sys.stderr)

@@ -102,6 +102,8 @@ class Reader:
         for name in self.nodes:
             if name not in chosen and name not in OPTIONAL:
                 axis = "algorithm" if name in LOOSE else self.known[name][0][0].key
+                if self.top.get(axis) == "auto" and axis in ("model", "partition"):
+                    continue  # the data decide; what they leave without a use is noted when they have
                 for f in self.nodes[name] if name not in LOOSE or not uses(name, choices["algorithm"].target) else ():
                     self.notes[f"{name}.{f}"] = f"{name}.{f} does nothing here: {axis} is {self.top[axis]}"
         nodes = self._own_nodes(choices)
