@@ -96,8 +96,15 @@ def test_what_does_not_go_together_is_refused(
     assert not list(tmp_path.rglob("metrics.jsonl"))
 
 
-@pytest.mark.parametrize("flag", ["--beems=4", "--beams=four", "--beams"])
-def test_evaluate_knows_its_flags(lilliput: Cli, flag: str) -> None:
+@pytest.mark.parametrize(
+    ("flag", "why"),
+    [
+        ("--beems=4", "no flag '--beems'; did you mean '--beams'"),
+        ("--beams=four", "--beams=four must be a whole number"),
+        ("--beams", "--beams needs a whole number"),
+    ],
+)
+def test_evaluate_knows_its_flags(lilliput: Cli, flag: str, why: str) -> None:
     said = lilliput("evaluate", "runs/a", "--generate", flag)
     assert said.status == 2
-    assert f"no flag {flag!r}" in said.err
+    assert why in said.err

@@ -158,7 +158,7 @@ REFUSED = [
         ("unreadable", "config.yaml"), ("moved", "the data of hurt/moved is not what it was"), ("old", "version 1"),
     )),
     ("evaluate runs/stopped --best", "no best model"),
-    ("evaluate runs/done --fast", "--fast"),
+    ("evaluate runs/done --fast", "fast"),
     ("evaluate runs/done lr=-1", "lr is -1"),
     ("evaluate runs/pre", "perplexity"),
     ("evaluate runs/done dataset=cifar10 cifar10.folder=nowhere", "nowhere"),

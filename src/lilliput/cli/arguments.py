@@ -15,7 +15,9 @@ class Line(argparse.ArgumentParser):
     def __init__(self, *switches: str, **valued: str):
         """switches: flags without a value.  valued: names of flags with one, and what the value is, in words."""
         super().__init__(add_help=False, allow_abbrev=False)
-        self._flags = {switch: "" for switch in switches} | {f"--{name}": words for name, words in valued.items()}
+        self._flags = {switch: "" for switch in switches} | {
+            f"--{name.replace('_', '-')}": words for name, words in valued.items()
+        }
         for flag, words in self._flags.items():
             if words:
                 self.add_argument(flag)
@@ -33,7 +35,7 @@ class Line(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """argparse itself prints its usage and exits."""
-        if match := re.fullmatch(r"argument (--\w+): expected one argument", message):
+        if match := re.fullmatch(r"argument (--[\w-]+): expected one argument", message):
             raise ValueError(f"{match[1]} needs {self._flags[match[1]]}")
         unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
         raise ValueError(f"there is no flag {unknown!r}; settings are written key=value, flags are {self._listed()}")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lilliput.cli.arguments import Line
+from lilliput.config.values import convert, describe
 
 if TYPE_CHECKING:
     from lilliput.config.build import Built
@@ -32,11 +35,12 @@ Without a folder: a model by name with weights from a file.
   --first=N             only the first N prompts
   --out=FILE            write the texts beside their references, as lines of JSON"""
 
-# What `--generate` takes: each flag's type.
-SEARCH: dict[str, Callable[[str], Any]] = {
-    "beams": int, "new-tokens": int, "length-penalty": float, "no-repeat": int, "batch-size": int, "first": int,
+# What `--generate` takes: the type of each flag.
+SEARCH: dict[str, type] = {
+    "beams": int, "new_tokens": int, "length_penalty": float, "no_repeat": int, "batch_size": int, "first": int,
     "out": str,
 }  # fmt: skip
+_LINE = Line("--best", "--generate", **{name: describe(kind) for name, kind in SEARCH.items()} | {"out": "a file"})
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,33 +50,25 @@ def main(argv: Sequence[str]) -> int:
         return 0
     from lilliput.config import words
 
-    flags = [word for word in argv if word.startswith("-")]
-    places = [Path(word) for word in argv if "=" not in word and word not in flags]
-    search = _search([flag for flag in flags if flag not in ("--best", "--generate")])
-    if len(places) > 1 or (search and "--generate" not in flags):
+    flags, typed = _LINE.parse(argv)
+    places = [Path(word) for word in typed if "=" not in word]
+    search = {
+        name: convert(flags[name], kind, f"--{name.replace('_', '-')}")
+        for name, kind in SEARCH.items()
+        if flags[name] is not None
+    }
+    if len(places) > 1 or (search and not flags["generate"]):
         raise ValueError(
             "evaluate takes one folder, --best, --generate and settings; `lilliput evaluate --help` tells more"
         )
-    changes = words(word for word in argv if "=" in word and word not in flags)
-    found = of_run(places[0], changes, "--best" in flags) if places else of_weights(changes)
-    metrics = written(found, search) if "--generate" in flags else found.metrics()
+    changes = words(word for word in typed if "=" in word)
+    found = of_run(places[0], changes, flags["best"]) if places else of_weights(changes)
+    metrics = written(found, search) if flags["generate"] else found.metrics()
     from lilliput.report.text import number
 
     for name, value in metrics.items():
         print(f"{name} {number(name, value)}")
     return 0
-
-
-def _search(flags: Sequence[str]) -> dict[str, Any]:
-    """`--beams=4` and its like as arguments of `answers`."""
-    found = {}
-    for flag in flags:
-        name, _, value = flag.removeprefix("--").partition("=")
-        try:
-            found[name.replace("-", "_")] = SEARCH[name](value)
-        except (KeyError, ValueError):
-            raise ValueError(f"evaluate has no flag {flag!r}; `lilliput evaluate --help` tells what there is") from None
-    return found
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lilliput.cli.arguments import Line
+
 HELP = """usage: lilliput list [KIND ...] [--markdown]
 
 KIND is one or more of: {kinds}; all of them by default.
@@ -17,8 +19,8 @@ def main(argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(HELP.format(kinds=", ".join(kinds)))
         return 0
-    words = [word for word in argv if word != "--markdown"]
-    if "--markdown" in argv:
+    flags, words = Line("--markdown").parse(argv)
+    if flags["markdown"]:
         if words != ["recipes"]:
             raise ValueError("--markdown is for recipes: lilliput list recipes --markdown")
         from lilliput.recipes.markdown import markdown

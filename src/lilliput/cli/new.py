@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lilliput.cli.arguments import Line
+
 HELP = """usage: lilliput new method NAME [--folder FOLDER]
 
 Writes NAME.py, a method that runs as it is and is yours to change, and test_NAME.py, the laws that every method obeys.
@@ -28,8 +30,8 @@ from dataclasses import dataclass
 
 from lilliput import on_client
 from lilliput.algorithms.fedavg import FedAvg, advance, model_for, model_reply, model_sums, train
-from lilliput.submodel import reduce
 from lilliput.core.tree import add, zeros_like
+from lilliput.submodel import reduce
 
 
 @dataclass(frozen=True)
@@ -120,20 +122,13 @@ def test_without_momentum_it_is_fedavg():
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; its exit status."""
-    args = list(argv)
-    if not args or {"-h", "--help"} & set(args):
+    if not argv or {"-h", "--help"} & set(argv):
         print(HELP)
         return 0
-    folder = Path()
-    if "--folder" in args:
-        at = args.index("--folder")
-        if len(args) == at + 1:
-            raise ValueError("--folder needs a folder")
-        folder = Path(args[at + 1])
-        del args[at : at + 2]
-    if len(args) != 2 or args[0] != "method":
+    flags, words = Line(folder="a folder").parse(argv)
+    if len(words) != 2 or words[0] != "method":
         raise ValueError("write `lilliput new method NAME`")
-    for path in write(args[1], folder):
+    for path in write(words[1], Path(flags["folder"] or "")):
         print(path)
     return 0
 
