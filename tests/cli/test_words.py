@@ -10,6 +10,7 @@ from saying import FAST, Cli, Runs
 from lilliput.cli import COMMANDS
 from lilliput.cli.help import GROUPS
 from lilliput.config.axes import AXES, PROFILE, Axis, Choice
+from lilliput.config.fields import summary
 from lilliput.config.shared import top
 from lilliput.recipes import RECIPES
 
@@ -39,6 +40,12 @@ def test_every_name_has_help_and_a_line_in_the_list(lilliput: Cli) -> None:
             assert all(f"{choice.name}.{name}=" in said for name in choice_fields(axis, choice)), choice.name
             assert f"\n  {choice.name} " in listed or f"\n  {choice.name}\n" in listed
     assert all(name in listed for name in RECIPES)
+
+
+@pytest.mark.parametrize("axis", AXES.values(), ids=lambda axis: axis.key)
+def test_no_two_names_are_said_to_be_the_same(axis: Axis) -> None:
+    lines = [summary(choice.target) for choice in axis.nodes()]
+    assert len(set(lines)) == len(lines) and all(lines)
 
 
 def choice_fields(axis: Axis, choice: Choice) -> list[str]:

@@ -99,6 +99,8 @@ def _source(target: Any) -> list[str]:
 
 def summary(target: Any) -> str:
     """The first sentence of an object's docstring, else of its module's: what `lilliput list` prints."""
+    if isinstance(target, functools.partial) and "__doc__" in vars(target):
+        return str(target.__doc__)
     inner = target.func if isinstance(target, functools.partial) else target
     text = inner.__doc__ if inner.__doc__ and not _made_by_dataclass(inner) else inspect.getmodule(inner).__doc__ or ""  # type: ignore[union-attr]
     paragraph = " ".join(inspect.cleandoc(text).split("\n\n")[0].split())

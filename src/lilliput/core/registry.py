@@ -6,7 +6,8 @@ import difflib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +27,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {next(k for k in known if normal(k) == close[0])!r}?"
     return f"choose one of {', '.join(known)}" if known else "there are none"
+
+
+def described(words: str, make: Callable[..., Any], *args: Any, **options: Any) -> partial[Any]:
+    """`partial(make, ...)` with a docstring of its own, for one of several names that share a factory."""
+    made = partial(make, *args, **options)
+    made.__doc__ = words
+    return made
 
 
 def is_path(name: str) -> bool:

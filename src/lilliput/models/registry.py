@@ -13,34 +13,47 @@ from typing import Any
 
 from torch import nn
 
-from lilliput.core.registry import nearest, resolve
+from lilliput.core.registry import described, nearest, resolve
 from lilliput.models.char_lm import CharLM
 from lilliput.models.char_lstm import CharLSTM
 from lilliput.models.cnn import CNN, PflCNN, SimpleConv
 from lilliput.models.mlp import MLP
 from lilliput.models.resnet import BottleneckResNet, CifarResNet, ResNet
-from lilliput.models.transformers import NAMES, for_data, from_source
+from lilliput.models.transformers import NAMES, for_data, from_source, summary
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
     "cnn": CNN,
     "cnn_pfl": PflCNN,
     "simple_conv": SimpleConv,
-    "resnet20": partial(CifarResNet, (3, 3, 3)),
-    "resnet32": partial(CifarResNet, (5, 5, 5)),
-    "resnet44": partial(CifarResNet, (7, 7, 7)),
-    "resnet56": partial(CifarResNet, (9, 9, 9)),
-    "resnet110": partial(CifarResNet, (18, 18, 18)),
-    "resnet1202": partial(CifarResNet, (200, 200, 200)),
-    "resnet10": partial(ResNet, (1, 1, 1, 1)),
-    "resnet14": partial(ResNet, (1, 1, 2, 2)),
-    "resnet18": partial(ResNet, (2, 2, 2, 2)),
-    "resnet22": partial(ResNet, (2, 2, 3, 3)),
-    "resnet26": partial(ResNet, (3, 3, 3, 3)),
-    "resnet50": partial(BottleneckResNet, (3, 4, 6, 3)),
+    **{
+        f"resnet{layers}": described(
+            f"CIFAR ResNet of {layers} layers and at most 64 channels (He et al., 2016); for images of 32 pixels",
+            CifarResNet,
+            ((layers - 2) // 6,) * 3,
+        )
+        for layers in (20, 32, 44, 56, 110, 1202)
+    },
+    **{
+        f"resnet{2 * sum(blocks) + 2}": described(
+            f"ResNet of {2 * sum(blocks) + 2} layers and up to 512 channels, {tier}", ResNet, blocks
+        )
+        for blocks, tier in {
+            (1, 1, 1, 1): "InCo's smallest tier",
+            (1, 1, 2, 2): "InCo's second tier",
+            (2, 2, 2, 2): "as torchvision has it; InCo's third tier",
+            (2, 2, 3, 3): "InCo's fourth tier",
+            (3, 3, 3, 3): "InCo's largest tier",
+        }.items()
+    },
+    "resnet50": described(
+        "ResNet of 50 layers with bottleneck blocks, as torchvision has it; for larger images",
+        BottleneckResNet,
+        (3, 4, 6, 3),
+    ),
     "char_lm": CharLM,
     "char_lstm": CharLSTM,
-    **{name: partial(for_data, name) for name in NAMES},
+    **{name: described(summary(name), for_data, name) for name in NAMES},
     "pretrained": from_source,
 }
 

@@ -33,6 +33,15 @@ NAMES: dict[str, dict[str, Any]] = {
     "t5_encoder": {"model_type": "t5"},
     "vit": {"model_type": "vit"},
 }
+FAMILIES = {
+    "gpt2": "GPT-2 {size}, freshly initialised: a language model for texts to complete",
+    "llama": "LLaMA of about {size} parameters, {num_hidden_layers} blocks of width {hidden_size}: a language model",
+    "bert": "BERT-base, freshly initialised: classifies texts",
+    "roberta": "RoBERTa-base, freshly initialised: classifies texts",
+    "distilbert": "DistilBERT, freshly initialised: classifies texts with half of BERT-base's blocks",
+    "t5": "The encoder of T5-small under a linear classifier, freshly initialised: classifies texts",
+    "vit": "ViT-base, freshly initialised: classifies images in patches",
+}
 # What a family is used for.  Others are what the architecture in their config.json says.
 USES = {
     "gpt2": "CausalLM", "llama": "CausalLM", "vit": "ImageClassification", "t5": "TextEncoding",
@@ -57,6 +66,13 @@ WORDS = {
 # flash-attn, which takes padding as well.
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 PADDING = 128  # published vocabularies are padded to a multiple of this at most
+
+
+def summary(name: str) -> str:
+    """One line on one of `NAMES`: what it is, and what it is for."""
+    made = NAMES[name]
+    size = name.partition("_")[2] or "small"
+    return FAMILIES[made["model_type"]].format(**{**made, "size": size.upper() if size[0].isdigit() else size})
 
 
 class EncoderClassifier(nn.Module):

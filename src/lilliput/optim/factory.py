@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput import optim
-from lilliput.core.registry import nearest, resolve
+from lilliput.core.registry import described, nearest, resolve
 
 Optimizer = str | Callable[..., Any]  # a name of ours, `torch.optim:RMSprop`, or a function of (parameters, lr, ...)
 
@@ -29,6 +29,10 @@ def _subspace(
     return optimizer(params, lr=lr, **subspace, **options)
 
 
+def _galore(words: str, optimizer: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    return described(words, _subspace, optimizer, **options)
+
+
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
@@ -36,20 +40,53 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "adamw8bit": optim.GaLoreAdamW8bit,
     "adafactor": optim.GaLoreAdafactor,
     "lion": optim.Lion,
-    "galore_adamw": partial(_subspace, optim.GaLoreAdamW),
-    "galore_adamw8bit": partial(_subspace, optim.GaLoreAdamW8bit),
-    "galore_adafactor": partial(_subspace, optim.GaLoreAdafactor),
-    "galore_lion": partial(_subspace, optim.GaLoreLion),
-    "fira": partial(_subspace, optim.GaLoreAdamW, update="fira"),
-    # APOLLO's own projection is random, and its paper's scales are 1 and the root of 128.
-    "apollo": partial(_subspace, optim.GaLoreAdamW, update="apollo", proj_type="seeded", scale=1.0),
-    "apollo_mini": partial(
-        _subspace, optim.GaLoreAdamW, update="apollo_mini", proj_type="seeded", rank=1, scale=128**0.5
+    "galore_adamw": _galore(
+        "AdamW in GaLore's subspaces (Zhao et al., 2024): a fraction of Adam's memory", optim.GaLoreAdamW
     ),
-    "online_subspace_adamw": partial(_subspace, optim.GaLoreAdamW, proj_type="continuous"),
-    "online_subspace_adamw8bit": partial(_subspace, optim.GaLoreAdamW8bit, proj_type="continuous"),
-    "online_subspace_adafactor": partial(_subspace, optim.GaLoreAdafactor, proj_type="continuous"),
-    "online_subspace_lion": partial(_subspace, optim.GaLoreLion, proj_type="continuous"),
+    "galore_adamw8bit": _galore(
+        "GaLore's AdamW with moments in 8-bit codes: a quarter of its state", optim.GaLoreAdamW8bit
+    ),
+    "galore_adafactor": _galore(
+        "Adafactor in GaLore's subspaces: second moments by rows and columns", optim.GaLoreAdafactor
+    ),
+    "galore_lion": _galore("Lion in GaLore's subspaces: one moment instead of AdamW's two", optim.GaLoreLion),
+    "fira": _galore(
+        "GaLore's AdamW that adds the rest of the gradient, scaled (Fira): nearer to full rank",
+        optim.GaLoreAdamW,
+        update="fira",
+    ),
+    # APOLLO's own projection is random, and its paper's scales are 1 and the root of 128.
+    "apollo": _galore(
+        "AdamW in a random subspace that only scales the channels of the whole gradient (APOLLO): needs no SVD",
+        optim.GaLoreAdamW,
+        update="apollo",
+        proj_type="seeded",
+        scale=1.0,
+    ),
+    "apollo_mini": _galore(
+        "APOLLO of rank one, with one scale for each matrix: the smallest state",
+        optim.GaLoreAdamW,
+        update="apollo_mini",
+        proj_type="seeded",
+        rank=1,
+        scale=128**0.5,
+    ),
+    "online_subspace_adamw": _galore(
+        "AdamW whose subspace moves by online PCA in every step (Liang et al., 2024): no jumps, no SVD",
+        optim.GaLoreAdamW,
+        proj_type="continuous",
+    ),
+    "online_subspace_adamw8bit": _galore(
+        "AdamW in a subspace that moves by online PCA, with moments in 8-bit codes",
+        optim.GaLoreAdamW8bit,
+        proj_type="continuous",
+    ),
+    "online_subspace_adafactor": _galore(
+        "Adafactor whose subspace moves by online PCA in every step", optim.GaLoreAdafactor, proj_type="continuous"
+    ),
+    "online_subspace_lion": _galore(
+        "Lion whose subspace moves by online PCA in every step", optim.GaLoreLion, proj_type="continuous"
+    ),
 }
 ALIASES = {"adam8bit": "adamw8bit"}
 BY_SIZE = ("Adafactor", "GaLoreAdafactor", "ASGD")  # whose steps go by the size of the weight

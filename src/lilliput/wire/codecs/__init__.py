@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lilliput.core.registry import nearest
+from lilliput.core.registry import described, nearest
 from lilliput.wire.codecs.base import PREFIX, Chain, Codec, chain
 from lilliput.wire.codecs.bf16 import BF16, bf16
 from lilliput.wire.codecs.int8 import Int8, int8
 
-CODECS: dict[str, Callable[..., Codec]] = {"none": chain, "bf16": bf16, "int8": int8}
+CODECS: dict[str, Callable[..., Codec]] = {"none": described("Messages as they are", chain), "bf16": bf16, "int8": int8}
 
 
 def build(text: str) -> Codec:
