@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -26,3 +27,25 @@ def own_weight(module: nn.Module) -> nn.Parameter | None:
     """A layer's weight, if it is a parameter of its own: under a parametrization `module.weight` is made by a forward,
     which may change what the module remembers (spectral norm)."""
     return module._parameters.get("weight")
+
+
+class StridedPointwise(nn.Conv2d):
+    """A 1 x 1 convolution with a stride that first leaves out the pixels it does not look at.
+
+    torch 2.13 on CPUs without AVX-512 writes beyond the gradient of such a convolution of fewer than 8 channels if its
+    images are in channels_last, and the process dies.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows, columns = self.stride
+        return F.conv2d(input[..., ::rows, ::columns], weight, bias, groups=self.groups)
+
+
+def make_safe(model: nn.Module) -> None:
+    """Let a model's strided 1 x 1 convolutions of few channels work in channels_last; parameters stay as they are."""
+    for module in model.modules():
+        if (
+            type(module) is nn.Conv2d and module.kernel_size == (1, 1) and max(module.stride) > 1
+            and module.padding == (0, 0) and module.in_channels < 8
+        ):  # fmt: skip
+            module.__class__ = StridedPointwise

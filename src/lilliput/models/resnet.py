@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lilliput.core.layers import make_safe
 from lilliput.models.images import channels_last, image_shape
 
 Norm = Callable[[int], nn.Module]
@@ -183,6 +184,7 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        make_safe(self)
 
     def _stage(self, inputs: int, width: int, count: int, stride: int, norm: Norm) -> nn.Sequential:
         """`count` blocks, the first of which changes size and so has a projection for its shortcut."""

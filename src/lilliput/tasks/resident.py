@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core import tree
-from lilliput.core.layers import is_linear, is_transposed, sides
+from lilliput.core.layers import is_linear, is_transposed, make_safe, sides
 from lilliput.core.tree import Tree, shapes
 from lilliput.tasks.moving import Movable, Rest, copied, with_leaves
 
@@ -119,6 +119,7 @@ class Residents:
             module = self._build(params, device).to(device)
             if any(isinstance(m, nn.Conv2d) for m in module.modules()):
                 # Pooling in channels_last is an order of magnitude faster on a CPU, convolutions of few channels too.
+                make_safe(module)
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             resident = self._residents[key] = Resident(module)
             if len(self._residents) > self._limit:
