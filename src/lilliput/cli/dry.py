@@ -26,7 +26,7 @@ def dry(chosen: Sequence[Settings], count: str = "all") -> int:
         s = changed(s, {"engine": "dry"})
         check(s)
         built = build(s)
-        tell(built.settings.notes, s.notes)
+        tell(built.remarks)
         predicted = predict(built.experiment)
         head = f"{built.settings['algorithm']}, {built.settings['model']}, {built.settings['dataset']}"
         title = f"{s['case']}: {head}" if s["case"] else head

@@ -54,7 +54,7 @@ def start(s: Settings, plain: bool = False, quiet: bool = False, plots: bool = T
         raise ValueError("engine=dry trains nothing, so there is no run to keep; `lilliput run --dry` tells its cost")
     folders.refuse_taken(s)
     built = build(s)
-    tell(built.settings.notes, s.notes)
+    tell(built.remarks)
     made = folders.make(built.settings)
     path = made.path
     noting = folders.Noting(path, built.settings, lambda run: _facts(s, built))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lilliput.cli import folder as folders
+from lilliput.cli.run_words import tell
 from lilliput.config.single import read
 from lilliput.core.registry import nearest
 from lilliput.pretraining import Pretrain
@@ -27,8 +27,7 @@ def settings(layers: Sequence[Mapping[str, Any]]) -> Pretrain:
     for layer in layers:
         translated, remarks = ours(layer)
         typed = {**typed, **translated}
-        for remark in remarks:
-            print(f"lilliput: note: {remark}", file=sys.stderr)
+        tell(remarks)
     typed.pop("program", None)
     name, case = typed.pop("recipe", None), typed.pop("case", None)
     below = _row(str(name), case) if name is not None else {}

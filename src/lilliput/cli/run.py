@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
         print("---\n".join(map(as_yaml, chosen)), end="")
         return 0
     for s in chosen:
-        tell(s.notes)
+        tell(s.notes.values())
     if args.dry or chosen[0]["engine"] == "dry":
         from lilliput.cli.dry import dry
 

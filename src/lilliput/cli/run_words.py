@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,8 +48,7 @@ class Args:
         return [*([from_file(self.config)] if self.config else []), words(settings)]
 
 
-def tell(notes: Mapping[str, str], told: Mapping[str, str] | None = None) -> None:
-    """Say what was noted of settings, but for what was told before."""
-    for key, remark in notes.items():
-        if key not in (told or {}):
-            print(f"lilliput: note: {remark}", file=sys.stderr)
+def tell(remarks: Iterable[str]) -> None:
+    """Say on the error stream what was noted of settings."""
+    for remark in remarks:
+        print(f"lilliput: note: {remark}", file=sys.stderr)

@@ -33,6 +33,7 @@ class Built:
     engine: Any
     dataset: Any
     federated: Any
+    remarks: tuple[str, ...]  # on settings that do nothing now that the data have chosen
 
 
 def build(s: Settings, folder: Path | None = None, reporters: Any = ()) -> Built:
@@ -41,7 +42,8 @@ def build(s: Settings, folder: Path | None = None, reporters: Any = ()) -> Built
     Raises ValueError, before anything trains, for what does not go together.
     """
     dataset = load(s)
-    s = settled(s, dataset)
+    typed, s = s, settled(s, dataset)
+    remarks = tuple(remark for key, remark in s.notes.items() if key not in typed.notes)
     federated = federate(s, dataset)
     algorithm = make_algorithm(s, len(federated.train))
     task = make_task(s, dataset, federated, algorithm)
@@ -53,7 +55,7 @@ def build(s: Settings, folder: Path | None = None, reporters: Any = ()) -> Built
         profile=None if s["profile"] == "none" else s["profile"], reporters=reporters,
         reply_limit=reply_limit(task),
     )  # fmt: skip
-    return Built(experiment, s, make_engine(s), dataset, federated)
+    return Built(experiment, s, make_engine(s), dataset, federated, remarks)
 
 
 def load(s: Settings) -> Any:
