@@ -140,13 +140,13 @@ def reached(make: Any, s: Case) -> bool:
 MANY = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 
 
-@settings(max_examples=5, **MANY)
+@settings(max_examples=3, **MANY)
 @given(drawn(SGD))
 def test_scaffold_ends_in_the_weighted_optimum(s: Case) -> None:
     assert reached(scaffold, s), s
 
 
-@settings(max_examples=5, **MANY)
+@settings(max_examples=3, **MANY)
 @given(drawn(SGD | SUBSPACES))
 def test_fedsub_ends_in_the_weighted_optimum(s: Case) -> None:
     assert reached(fedsub, s), s
@@ -208,7 +208,8 @@ def test_in_full_dimension_fedsub_under_an_adaptive_optimizer_is_scaffold(s: Cas
     torch.testing.assert_close(found, plain_scaffold(s, 20), atol=1e-10, rtol=0)
 
 
-@settings(max_examples=5, **MANY)
+@pytest.mark.slow
+@settings(max_examples=10, **MANY)
 @given(drawn(ADAPTIVE | SUBSPACES))
 def test_under_an_adaptive_optimizer_it_ends_in_the_optimum_as_scaffold_does(s: Case) -> None:
     s = PLAIN | s

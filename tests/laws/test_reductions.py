@@ -148,10 +148,10 @@ def test_fednova_tends_to_the_optimum_of_unequal_work_and_fedavg_does_not() -> N
     a second time takes FedAvg to 400/404 as the step shrinks.  FedNova's error is of the order of the step."""
     data = quadratics((1.0, 0.0, 2), (1.0, 1.0, 20))
     right, wrong = 20 / 22, 400 / 404
-    errors = [abs(optimum(FedNova(lr=lr), data, int(20 / lr)) - right) for lr in (0.02, 0.01, 0.005)]
+    errors = [abs(optimum(FedNova(lr=lr), data, int(8 / lr)) - right) for lr in (0.04, 0.02, 0.01)]
     assert errors[0] > 1.8 * errors[1] > 3.2 * errors[2]  # halves with the step
-    assert errors[2] < 0.01
-    assert optimum(FedAvg(lr=0.005), data, 2000) == pytest.approx(wrong, abs=0.005)
+    assert errors[2] < 0.02
+    assert optimum(FedAvg(lr=0.01), data, 400) == pytest.approx(wrong, abs=0.01)
     assert abs(wrong - right) > 0.07
 
 
@@ -269,7 +269,7 @@ def test_scaffold_learns_constant_gradients_in_one_round(momentum: float, dampen
 UNEQUAL = ((1.0, 0.0, 3), (10.0, 1.0, 7), (3.0, -1.0, 10), (6.0, 2.0, 5))
 
 
-@pytest.mark.parametrize("kept", ["reset", "keep"])
+@pytest.mark.parametrize("kept", ["reset", pytest.param("keep", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("momentum", "dampening", "nesterov"), MOMENTA)
 def test_scaffold_reaches_the_optimum_under_any_momentum_and_unequal_steps(
     kept: Any, momentum: float, dampening: float, nesterov: bool

@@ -16,6 +16,7 @@ from two_processes import CASES, RESUMED_AFTER, ROUTES, STEPS, branches, build, 
 from lilliput import optim
 
 every_case = pytest.mark.parametrize("case", CASES)
+pytestmark = pytest.mark.slow  # several starts of two processes each
 
 
 @pytest.fixture(scope="module")

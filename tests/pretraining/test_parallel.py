@@ -18,6 +18,7 @@ from lilliput.experiment.checkpoint import CheckpointError
 
 pytest.importorskip("transformers")
 SCRIPT = Path(__file__).with_name("pretraining_processes.py")
+pytestmark = pytest.mark.slow  # several starts of two processes each
 
 
 @pytest.fixture(scope="module")

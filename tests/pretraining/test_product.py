@@ -45,6 +45,7 @@ def compare(folder: Path, numbers: list[int], monkeypatch: pytest.MonkeyPatch) -
         assert apart(one, first["weights"][str(n)]) < 2e-6 < 1e-4 < apart(one, start), cases()[n]
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_step_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compare(tmp_path, DRAWN, monkeypatch)
 

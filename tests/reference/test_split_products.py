@@ -16,6 +16,7 @@ from typing import Any
 
 import nets
 import plain
+import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -94,7 +95,10 @@ def trained(method: type, s: Case, **others: Any) -> dict[str, Tensor]:
     return {**state["params"], **state.get("buffers", {})}
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+DRAWN: dict[str, Any] = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
+
+
+@settings(max_examples=20, **DRAWN)
 @given(CASES)
 def test_splitfed_v1_is_fedavg(case: Case) -> None:
     s = fitting(case)
@@ -160,7 +164,7 @@ COUNTING_SERVER: Case = {n: v[0] for n, v in (SPACE | LEFT_OUT | ADDED).items()}
 COUNTING_SERVER |= {"norm": "counter", "buffers": "local", "cut": 0}
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, **DRAWN)
 @given(CASES)
 @example(COUNTING_SERVER)
 def test_splitfed_v2_is_training_by_the_clients_in_turn(case: Case) -> None:
@@ -169,3 +173,10 @@ def test_splitfed_v2_is_training_by_the_clients_in_turn(case: Case) -> None:
     worst = max(float((found[n].double() - x.double()).abs().max()) for n, x in expected.items() if n in found)
     rounding = 1e-9 if s["dtype"] == "float64" else 2e-5 if s["precision"] == "float32" else 2e-3
     assert worst <= rounding * (1 if s["optimizer"] == "sgd" else 5), f"{worst}: {described(case)}"
+
+
+@pytest.mark.slow
+@settings(max_examples=80, **DRAWN)
+@given(st.sampled_from([test_splitfed_v1_is_fedavg, test_splitfed_v2_is_training_by_the_clients_in_turn]), CASES)
+def test_both_in_many_cases(law: Any, case: Case) -> None:
+    law.hypothesis.inner_test(case)

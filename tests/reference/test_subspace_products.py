@@ -11,6 +11,7 @@ import warnings
 from typing import Any
 
 import nets
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -75,8 +76,18 @@ def difference(case: Case) -> tuple[float, float]:
     return worst, rounding if s["optimizer"] == "sgd" else 5 * rounding
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+DRAWN: dict[str, Any] = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
+
+
+@settings(max_examples=20, **DRAWN)
 @given(CASES)
 def test_in_full_dimension_without_dual_fedsub_is_fedavg(case: Case) -> None:
     worst, rounding = difference(case)
     assert worst <= rounding, f"{worst}: {described(case)}"
+
+
+@pytest.mark.slow
+@settings(max_examples=80, **DRAWN)
+@given(CASES)
+def test_it_is_so_in_many_cases(case: Case) -> None:
+    test_in_full_dimension_without_dual_fedsub_is_fedavg.hypothesis.inner_test(case)

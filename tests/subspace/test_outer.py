@@ -311,6 +311,7 @@ def test_two_processes_are_the_engine(tmp_path: Path) -> None:
                 torch.testing.assert_close(own[name], x, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_two_processes_end_in_their_optimum_under_momentum_adam_and_unequal_steps(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(to_the_optimum, (free_port(), str(tmp_path)), nprocs=2)
     for rank in range(2):
