@@ -141,7 +141,16 @@ def _owners(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _plain(owner: nn.Module) -> dict[str, Any]:
-    return {name: x for name, x in vars(owner).items() if type(x) in _PLAIN and name not in _EVERY}
+    """Plain attributes, but for containers of parameters (an LSTM lists its weights), which stay the module's own."""
+    return {
+        name: x for name, x in vars(owner).items() if type(x) in _PLAIN and name not in _EVERY and not _has_parameter(x)
+    }
+
+
+def _has_parameter(x: Any) -> bool:
+    if type(x) is dict:
+        x = list(x.values())
+    return any(map(_has_parameter, x)) if type(x) is list else isinstance(x, nn.Parameter)
 
 
 def _without_graph(x: Any) -> Any:
