@@ -112,9 +112,7 @@ def test_arrays_of_anything_but_bytes_are_refused(tmp_path, data):
     x = pixels(10)
     write_cifar(tmp_path / "c", x, np.arange(10), x[:2], np.arange(2))
     (tmp_path / "c" / "test_batch").write_bytes(pickle.dumps({"data": data, "labels": [0, 1]}, 2))
-    with pytest.raises(
-        ValueError, match="test_batch is not a CIFAR batch: it has arrays of something other than"
-    ):
+    with pytest.raises(ValueError, match="test_batch is not a CIFAR batch: it has arrays of something other than"):
         load("cifar10", tmp_path / "c")
 
 
