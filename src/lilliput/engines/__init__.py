@@ -1,4 +1,4 @@
-"""Engines: where the device's half of a method runs.  The names that a command line knows."""
+"""Engines: where the device's half of a method runs, by the names of the command line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 
 
 def resolve(engine: str | Engine, **options: Any) -> Engine:
-    """The engine of this name with these options, or the object itself."""
+    """The engine of this name with these options, or `engine` itself if it is one.  Raises ValueError if unknown."""
     if not isinstance(engine, str):
         return engine
     if engine not in ENGINES:
