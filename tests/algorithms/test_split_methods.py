@@ -140,7 +140,7 @@ def test_the_order_of_clients_matters_to_version_two_alone() -> None:
 def test_the_server_takes_its_steps_in_the_stated_order(
     method: type, order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lilliput.algorithms import server_end
+    from lilliput.algorithms.splitting import server as server_end
 
     taken: list[tuple[int, int]] = []
     step = server_end.step
