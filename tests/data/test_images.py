@@ -216,14 +216,14 @@ def test_hugging_face_by_name(tmp_path, monkeypatch):
     d = load("hub", path=str(home), owner="writer_id", channels=1)
     assert d.test_owners.tolist() == [1, 1, 0, 2] and torch.equal(d.train[0], torch.from_numpy(x))
     with pytest.raises(ValueError, match=r"cifar10 cannot be loaded .* go online or set dataset.folder"):
-        monkeypatch.setattr("lilliput.data.images.KNOWN", {"cifar10": _elsewhere(tmp_path / "nowhere")})
+        monkeypatch.setattr("lilliput.data.images.IMAGE_SETS", {"cifar10": _elsewhere(tmp_path / "nowhere")})
         load("cifar10")
 
 
 def _elsewhere(path):
-    from lilliput.data.images import KNOWN
+    from lilliput.data.images import IMAGE_SETS
 
-    return KNOWN["cifar10"]._replace(source=hub.Source(str(path)))
+    return IMAGE_SETS["cifar10"]._replace(source=hub.Location(str(path)))
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,20 @@ from functools import partial
 from typing import Any
 
 from lilliput.algorithms.fedavg import advance, model_sums
-from lilliput.algorithms.splitting.device import Part, begin, device_half, end, key_of, left, seen, sent, take, total
+from lilliput.algorithms.splitting.device import (
+    CountedBatch,
+    begin,
+    device_half,
+    end,
+    key_of,
+    left,
+    seen,
+    sent,
+    take,
+    total,
+)
 from lilliput.algorithms.splitting.half import Half
-from lilliput.algorithms.splitting.server import attempt, passed, pulled, released, serve, step
+from lilliput.algorithms.splitting.server import passed, pulled, released, serve, step, try_client
 from lilliput.algorithms.splitting.settings import SplitTraining, devices, down, joined, servers
 from lilliput.core import tree
 from lilliput.core.fleet import Client, Fleet, Reply, on_client
@@ -118,7 +129,7 @@ class SplitFedV1(SplitTraining):
         """The clients that have taken their steps; takes the server's steps that waited for them."""
         for reply in replies:
             done = partial(released, copies[reply.client], reply)
-            if not self.waits or attempt(fleet, reply.client, done) is not None:
+            if not self.waits or try_client(fleet, reply.client, done) is not None:
                 yield reply.client
 
     def _turned(
@@ -130,11 +141,11 @@ class SplitFedV1(SplitTraining):
         # A shared server part must not change between a batch's forward and its backward.
         shared = len({id(half) for half in copies.values()}) < len(copies)
         for clients in [[c] for c in uploads] if shared else [list(uploads)]:
-            outputs = {c: attempt(fleet, c, partial(passed, fleet, copies[c], uploads[c])) for c in clients}
+            outputs = {c: try_client(fleet, c, partial(passed, fleet, copies[c], uploads[c])) for c in clients}
             middle = {c: {"middle": output} for c, output in outputs.items() if output is not None}
             for reply in fleet.call(self.turn, each=middle):
                 c = reply.client
-                gradient = attempt(fleet, c, partial(pulled, fleet, copies[c], uploads[c], reply, self.waits))
+                gradient = try_client(fleet, c, partial(pulled, fleet, copies[c], uploads[c], reply, self.waits))
                 if gradient is not None:
                     back[c] = {"gradient": gradient, **self._squares(copies[c])}
         return back, {c for c in back if uploads[c].body["more"]}
@@ -207,7 +218,7 @@ def windows(cohort: list[int], size: int) -> list[list[int]]:
     return [cohort[i : i + width] for i in range(0, len(cohort), width)]
 
 
-def _numbered(config: SplitTraining, client: Client, state: Body) -> dict[int, Part]:
+def _numbered(config: SplitTraining, client: Client, state: Body) -> dict[int, CountedBatch]:
     """The batches of the current exchange, by number."""
     numbers = range(state["next"], state["until"])
     return dict(zip(numbers, take(client, config, numbers), strict=True))

@@ -11,7 +11,7 @@ from lilliput.data.cache import Arrays, cached
 from lilliput.data.formats import IMAGE_COLUMNS, LABEL_COLUMNS, decoded
 
 
-class Source(NamedTuple):
+class Location(NamedTuple):
     """Where a data set is and what its columns are called; None finds the image and label columns by type."""
 
     path: str
@@ -21,7 +21,7 @@ class Source(NamedTuple):
     owner: str | None = None
 
 
-def fetch(name: str, source: Source, channels: int = 3) -> Arrays:
+def fetch(name: str, source: Location, channels: int = 3) -> Arrays:
     """Load train_x, train_y, test_x, test_y and, with an owner column, train_owner and test_owner.
 
     Without a split `test`, the test side is `validation`, or else the last tenth of each owner's examples (of all
@@ -47,7 +47,7 @@ def fetch(name: str, source: Source, channels: int = 3) -> Arrays:
     return cached(name, key, build)
 
 
-def _columns(side: Any, source: Source, channels: int, prefix: str) -> Arrays:
+def _columns(side: Any, source: Location, channels: int, prefix: str) -> Arrays:
     import datasets
 
     image = source.image or _typed(side, datasets.Image, IMAGE_COLUMNS)

@@ -17,7 +17,7 @@ from lilliput.data.datasets import Dataset, existing
 Reader = Callable[[Path], "Arrays | None"]
 
 
-class Known(NamedTuple):
+class ImageSet(NamedTuple):
     """A published data set: its facts, its format and its place on the hub."""
 
     classes: int
@@ -26,56 +26,56 @@ class Known(NamedTuple):
     std: tuple[float, ...] | None
     reader: Reader
     files: str  # the files that the reader looks for, as errors name them
-    source: hub.Source
+    source: hub.Location
     augment: tuple[str, ...] = ()
 
 
-KNOWN = {
-    "cifar10": Known(
+IMAGE_SETS = {
+    "cifar10": ImageSet(
         10, 3, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), formats.cifar,
-        "data_batch_1 to 5 and test_batch", hub.Source("uoft-cs/cifar10"), ("crop:4", "flip"),
+        "data_batch_1 to 5 and test_batch", hub.Location("uoft-cs/cifar10"), ("crop:4", "flip"),
     ),
-    "cifar100": Known(
+    "cifar100": ImageSet(
         100, 3, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), formats.cifar,
-        "train, test and meta", hub.Source("uoft-cs/cifar100", label="fine_label"), ("crop:4", "flip"),
+        "train, test and meta", hub.Location("uoft-cs/cifar100", label="fine_label"), ("crop:4", "flip"),
     ),
-    "cinic10": Known(
+    "cinic10": ImageSet(
         10, 3, (0.4789, 0.4723, 0.4305), (0.2421, 0.2383, 0.2587), formats.tree,
-        "train and test with a folder for each class", hub.Source("flwrlabs/cinic10"),
+        "train and test with a folder for each class", hub.Location("flwrlabs/cinic10"),
     ),
-    "svhn": Known(
+    "svhn": ImageSet(
         10, 3, (0.5,) * 3, (0.5,) * 3, formats.mat,
-        "train_32x32.mat and test_32x32.mat", hub.Source("ufldl-stanford/svhn", config="cropped_digits"),
+        "train_32x32.mat and test_32x32.mat", hub.Location("ufldl-stanford/svhn", config="cropped_digits"),
     ),
-    "mnist": Known(
+    "mnist": ImageSet(
         10, 1, (0.1307,), (0.3081,), formats.idx,
-        "train-images-idx3-ubyte and its three siblings", hub.Source("ylecun/mnist"),
+        "train-images-idx3-ubyte and its three siblings", hub.Location("ylecun/mnist"),
     ),
-    "fashion_mnist": Known(
+    "fashion_mnist": ImageSet(
         10, 1, (0.2860,), (0.3530,), formats.idx,
-        "train-images-idx3-ubyte and its three siblings", hub.Source("zalando-datasets/fashion_mnist"),
+        "train-images-idx3-ubyte and its three siblings", hub.Location("zalando-datasets/fashion_mnist"),
     ),
-    "femnist": Known(
+    "femnist": ImageSet(
         62, 1, None, None, lambda root: None,
-        "no files of its own", hub.Source("flwrlabs/femnist", label="character", owner="writer_id"),
+        "no files of its own", hub.Location("flwrlabs/femnist", label="character", owner="writer_id"),
     ),
 }  # fmt: skip
 
 
 def named(name: str, folder: str | None = None) -> Dataset:
-    """A data set of `KNOWN`.  Raises ValueError if `folder` lacks its files, or the hub cannot deliver it."""
-    known = KNOWN[name]
+    """A data set of `IMAGE_SETS`.  Raises ValueError if `folder` lacks its files, or the hub cannot deliver it."""
+    facts = IMAGE_SETS[name]
     if folder is None:
-        arrays = hub.fetch(name, known.source, known.channels)
+        arrays = hub.fetch(name, facts.source, facts.channels)
     else:
         root = existing(folder)
-        read = known.reader(root) or formats.parquet(root, known.channels)
+        read = facts.reader(root) or formats.parquet(root, facts.channels)
         if read is None or "test_x" not in read:
             raise ValueError(
-                f"{folder} does not hold {name}: neither {known.files}, nor train-*.parquet, test-*.parquet"
+                f"{folder} does not hold {name}: neither {facts.files}, nor train-*.parquet, test-*.parquet"
             )
         arrays = read
-    return _dataset(name, arrays, known.classes, known.mean, known.std, known.augment)
+    return _dataset(name, arrays, facts.classes, facts.mean, facts.std, facts.augment)
 
 
 def cifar10(folder: str | None = None) -> Dataset:
@@ -131,9 +131,9 @@ def femnist(folder: str | None = None) -> Dataset:
 
     folder: a copy of the Hugging Face data set; by default it comes from Hugging Face
     """
-    known = KNOWN["femnist"]
-    source = known.source if folder is None else known.source._replace(path=str(existing(folder)))
-    return _dataset("femnist", hub.fetch("femnist", source, known.channels), known.classes)
+    facts = IMAGE_SETS["femnist"]
+    source = facts.source if folder is None else facts.source._replace(path=str(existing(folder)))
+    return _dataset("femnist", hub.fetch("femnist", source, facts.channels), facts.classes)
 
 
 def image_folder(
@@ -171,7 +171,7 @@ def from_hub(
     """
     if not path:
         raise ValueError("hub needs a path: the data set's name on Hugging Face, such as uoft-cs/cifar10")
-    arrays = hub.fetch(path, hub.Source(path, config, image, label, owner), channels)
+    arrays = hub.fetch(path, hub.Location(path, config, image, label, owner), channels)
     return _dataset(Path(path).name, arrays, _classes(arrays))
 
 

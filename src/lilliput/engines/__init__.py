@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lilliput.engines.attempts import WorkerLost, attempt
+from lilliput.engines.attempts import WorkerLost, run_attempts
 from lilliput.engines.auto import Auto
 from lilliput.engines.base import DivergedError, Engine, QuorumError, Round
 from lilliput.engines.dry import Dry
@@ -25,8 +25,8 @@ __all__ = [
     "Sequential",
     "WorkerLost",
     "Workers",
-    "attempt",
     "resolve",
+    "run_attempts",
 ]
 
 

@@ -24,7 +24,7 @@ class WorkerLost(RuntimeError):
         self.client, self.late = client, late
 
 
-def attempt(begin: Callable[[int, Mapping[int, str]], Round], work: Callable[[Round], Out]) -> tuple[Round, Out]:
+def run_attempts(begin: Callable[[int, Mapping[int, str]], Round], work: Callable[[Round], Out]) -> tuple[Round, Out]:
     """Repeat a round until it loses no process; returns the last attempt's round and the result of its work.
 
     `begin(n, out)` begins attempt n, from 0, without the clients of `out`, which gives a reason for each.  `work` must

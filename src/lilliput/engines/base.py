@@ -55,7 +55,7 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-class Memory(MutableMapping[int, Body]):
+class ServerMemory(MutableMapping[int, Body]):
     """The server's own state per client, staged over the store until the round is committed.
 
     Staged state spills to disk like the store, with the same limit.
@@ -133,7 +133,7 @@ class Round:
         self.clients: Sequence[int] = job.clients
         self.examples: Mapping[int, int] = Examples(job.data)
         self.profiles: Mapping[int, Profile] = job.profiles
-        self.memory = Memory(store)
+        self.memory = ServerMemory(store)
         self.ledger = Ledger(number)
         self.quorum, self.timeout, self.progress = quorum, timeout, progress
         self.attempt, self.evaluating = attempt, False

@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from lilliput.experiment.stop import headline
-from lilliput.report.runs import Row, Run, Target, find, largest, reached, read, series, total
+from lilliput.report.runs import FinishedRun, Row, Target, find, largest, reached, read, series, total
 from lilliput.report.text import is_share, lower_is_better
 
 # Keys in which two runs of one setting may differ: the seed, and where and how they ran.
@@ -50,7 +50,7 @@ class Group:
     """The runs of one setting, one per seed."""
 
     label: str
-    runs: tuple[Run, ...]
+    runs: tuple[FinishedRun, ...]
     setting: Mapping[str, Any]
 
     @property
@@ -165,7 +165,10 @@ def compare(
 
 
 def beside(
-    runs: Sequence[Run], by: Sequence[str] | None = None, target: str | float | None = None, metric: str | None = None
+    runs: Sequence[FinishedRun],
+    by: Sequence[str] | None = None,
+    target: str | float | None = None,
+    metric: str | None = None,
 ) -> Comparison:
     """Compare runs that are read already; arguments and errors are those of `compare`."""
     _refuse_other_data(runs)
@@ -177,7 +180,7 @@ def beside(
     return Comparison(_groups(runs, by, notes), metric, aim, tuple(notes))
 
 
-def _refuse_other_data(runs: Sequence[Run]) -> None:
+def _refuse_other_data(runs: Sequence[FinishedRun]) -> None:
     recorded = [run for run in runs if run.environment.get("data")]
     for run in recorded[1:]:
         if run.environment["data"] != recorded[0].environment["data"]:
@@ -185,7 +188,7 @@ def _refuse_other_data(runs: Sequence[Run]) -> None:
             raise ValueError(f"the data of {shown} differ; compare runs on the same data")
 
 
-def common_metric(runs: Sequence[Run]) -> str:
+def common_metric(runs: Sequence[FinishedRun]) -> str:
     """The most important metric that every run evaluated.  Raises ValueError if there is none."""
     common = set.intersection(*({name for row in run.rows for name in row} for run in runs))
     first = headline([dict.fromkeys(common)])
@@ -195,7 +198,7 @@ def common_metric(runs: Sequence[Run]) -> str:
     return first[0] if first else "train_loss"
 
 
-def _groups(runs: Sequence[Run], by: Sequence[str] | None, notes: list[str]) -> tuple[Group, ...]:
+def _groups(runs: Sequence[FinishedRun], by: Sequence[str] | None, notes: list[str]) -> tuple[Group, ...]:
     settings = [_setting(run) for run in runs]
     keys = list(dict.fromkeys(key for setting in settings for key in setting))
     for key in by or ():
@@ -204,7 +207,7 @@ def _groups(runs: Sequence[Run], by: Sequence[str] | None, notes: list[str]) -> 
     differ = [key for key in keys if len({repr(setting.get(key)) for setting in settings}) > 1]
     # A setting that only some methods have appears in labels only if two of those methods differ in it.
     shown = by or [key for key in differ if len({repr(s[key]) for s in settings if key in s}) > 1]
-    grouped: dict[tuple[str, ...], list[Run]] = {}
+    grouped: dict[tuple[str, ...], list[FinishedRun]] = {}
     for run, setting in zip(runs, settings, strict=True):
         grouped.setdefault(tuple(repr(setting.get(key)) for key in (by or keys)), []).append(run)
     groups = []
@@ -217,7 +220,7 @@ def _groups(runs: Sequence[Run], by: Sequence[str] | None, notes: list[str]) -> 
     return tuple(groups)
 
 
-def _labels(groups: Sequence[Sequence[Run]], shown: Sequence[str], differ: Sequence[str]) -> list[str]:
+def _labels(groups: Sequence[Sequence[FinishedRun]], shown: Sequence[str], differ: Sequence[str]) -> list[str]:
     """A label for each group: the settings to show, or, if two groups share those, all that differ."""
     settings = [_setting(members[0]) for members in groups]
     for keys in (shown, differ):
@@ -227,7 +230,7 @@ def _labels(groups: Sequence[Sequence[Run]], shown: Sequence[str], differ: Seque
     return [str(members[0].folder) for members in groups]
 
 
-def _setting(run: Run) -> dict[str, Any]:
+def _setting(run: FinishedRun) -> dict[str, Any]:
     """A run's configuration without the incidental keys; its folder if it has no configuration."""
     if not run.config:
         return {"folder": str(run.folder)}
@@ -242,7 +245,7 @@ def in_words(setting: Mapping[str, Any], keys: Sequence[str]) -> str:
     return ", ".join(str(v) if k in bare else f"{k.rsplit('.', 1)[-1]} {v}" for k, v in given.items())
 
 
-def _one_a_seed(runs: Sequence[Run], label: str, notes: list[str]) -> tuple[Run, ...]:
+def _one_a_seed(runs: Sequence[FinishedRun], label: str, notes: list[str]) -> tuple[FinishedRun, ...]:
     """The last run of each seed, because two runs of a setting with one seed are one sample, not two."""
     last = {run.config.get("seed", run.folder): run for run in runs}
     if len(last) < len(runs):

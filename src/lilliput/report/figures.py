@@ -14,7 +14,7 @@ from lilliput.core.fleet import Profile
 from lilliput.core.registry import nearest
 from lilliput.report import ablations, plots
 from lilliput.report.compare import Comparison, beside, common_metric, in_words
-from lilliput.report.runs import Run, Target, find, read, series, spent
+from lilliput.report.runs import FinishedRun, Target, find, read, series, spent
 from lilliput.report.text import lower_is_better
 
 SPENT = ("rounds", "mb", "gb", "seconds")
@@ -76,17 +76,17 @@ class Described:
             raise ValueError(f"figure {self.name}: no run has {dict(self.where)}")
         return KINDS[self.kind](self, chosen, folder / self.name)
 
-    def _wanted(self, run: Run) -> bool:
+    def _wanted(self, run: FinishedRun) -> bool:
         return all(setting(run, key) in _listed(value) for key, value in self.where.items())
 
     def named(self, text: str) -> str:
         """A label with the replacements of `labels`."""
         return self.labels.get(text) or ", ".join(self.labels.get(part, part) for part in text.split(", "))
 
-    def lines(self, runs: Sequence[Run]) -> dict[str, list[Run]]:
+    def lines(self, runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
         """The runs by the label of their settings in `by`; by default, of their method."""
         keys = [key for key in _listed(self.by or "algorithm")]
-        labelled: dict[str, list[Run]] = {}
+        labelled: dict[str, list[FinishedRun]] = {}
         for run in runs:
             label = in_words({key: setting(run, key) for key in keys}, keys) or "all runs"
             labelled.setdefault(self.named(label), []).append(run)
@@ -115,7 +115,7 @@ def _described(tree: Mapping[str, Any], path: str | Path) -> Described:
     return Described(**tree)
 
 
-def setting(run: Run, key: str) -> Any:
+def setting(run: FinishedRun, key: str) -> Any:
     """The value of a key in a run's configuration; None if it has none."""
     first, _, rest = key.partition(".")
     if first == "mb" and rest:
@@ -123,7 +123,7 @@ def setting(run: Run, key: str) -> Any:
     return run.config.get(key, run.config.get(f"{run.config.get(first)}.{rest}"))
 
 
-def value(run: Run, metric: str, at: str | Mapping[str, float]) -> float | None:
+def value(run: FinishedRun, metric: str, at: str | Mapping[str, float]) -> float | None:
     """The metric's best or final value, or its last value within a budget; None if it was not evaluated."""
     if isinstance(at, Mapping):
         within = [row for row, so_far in spent(run.rows) if all(so_far[name] <= most for name, most in at.items())]
@@ -134,13 +134,13 @@ def value(run: Run, metric: str, at: str | Mapping[str, float]) -> float | None:
     return values[0] if values else None
 
 
-def _curves(figure: Described, runs: Sequence[Run], stem: Path) -> list[Path]:
+def _curves(figure: Described, runs: Sequence[FinishedRun], stem: Path) -> list[Path]:
     compared = _compared(figure, runs)
     groups, axes = {figure.named(group.label): group.rows for group in compared.groups}, _listed(figure.against)
     return plots.save(plots.curves(groups, compared.metric, axes, compared.target, figure.width), stem)
 
 
-def _table(figure: Described, runs: Sequence[Run], stem: Path) -> list[Path]:
+def _table(figure: Described, runs: Sequence[FinishedRun], stem: Path) -> list[Path]:
     compared = _compared(figure, runs)
     groups = tuple(group.called(figure.named(group.label)) for group in compared.groups)
     compared = Comparison(groups, compared.metric, compared.target)
@@ -152,11 +152,11 @@ def _table(figure: Described, runs: Sequence[Run], stem: Path) -> list[Path]:
     return written
 
 
-def _compared(figure: Described, runs: Sequence[Run]) -> Comparison:
+def _compared(figure: Described, runs: Sequence[FinishedRun]) -> Comparison:
     return beside(runs, _listed(figure.by) if figure.by else None, figure.target, figure.metric)
 
 
-def _setting(figure: Described, runs: Sequence[Run], stem: Path) -> list[Path]:
+def _setting(figure: Described, runs: Sequence[FinishedRun], stem: Path) -> list[Path]:
     metric, x = figure.metric or common_metric(runs), str(figure.x)
     points: dict[str, dict[float, list[float]]] = {}
     for name, members in figure.lines(runs).items():
@@ -170,7 +170,7 @@ def _setting(figure: Described, runs: Sequence[Run], stem: Path) -> list[Path]:
     return plots.save(ablations.against_setting(points, title, metric, figure.width), stem)
 
 
-def _latency(figure: Described, runs: Sequence[Run], stem: Path) -> list[Path]:
+def _latency(figure: Described, runs: Sequence[FinishedRun], stem: Path) -> list[Path]:
     aim = None if figure.target is None else Target.parse(figure.target, figure.metric or common_metric(runs))
     devices = {name: _device(link) for name, link in figure.links.items()}
     bars: dict[str, dict[str, tuple[float, float]]] = {}
@@ -189,14 +189,16 @@ def _device(link: Mapping[str, Any]) -> Profile:
     return Profile(**{key: float(rate) for key, rate in link.items()})  # type: ignore[arg-type]  # YAML: 20e6 is text
 
 
-def _last_round(run: Run, aim: Target | None) -> int:
+def _last_round(run: FinishedRun, aim: Target | None) -> int:
     """The round in which a run reached the target, 0 if it never did; without a target, its last round."""
     if aim is None:
         return run.rows[-1]["round"]
     return next((row["round"] for row in run.rows if aim.met(row)), 0)
 
 
-def _mean(runs: Sequence[Run], until: Mapping[Path, int], device: Profile, aim: Target | None) -> tuple[float, float]:
+def _mean(
+    runs: Sequence[FinishedRun], until: Mapping[Path, int], device: Profile, aim: Target | None
+) -> tuple[float, float]:
     """(seconds on the link, seconds computing), up to the target or per round: the mean over runs."""
     sums = [0.0, 0.0]
     for run in runs:
@@ -210,7 +212,7 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-KINDS: dict[str, Callable[[Described, Sequence[Run], Path], list[Path]]] = {
+KINDS: dict[str, Callable[[Described, Sequence[FinishedRun], Path], list[Path]]] = {
     "curves": _curves,
     "setting": _setting,
     "latency": _latency,

@@ -49,7 +49,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """One finished run.  `config` is flat with dotted keys; `notes` are warnings for the reader of its numbers."""
 
     folder: Path
@@ -104,7 +104,7 @@ def find(folders: Iterable[str | Path]) -> list[Path]:
     return list(unique)
 
 
-def read(folder: str | Path) -> Run:
+def read(folder: str | Path) -> FinishedRun:
     """Read the run in a folder.  Skips and notes a half-written last line; a run started from Python has no config.
 
     Raises ValueError with the damaged file and a remedy.
@@ -113,7 +113,7 @@ def read(folder: str | Path) -> Run:
     rows, notes = _rows(folder / METRICS)
     config = _yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else {}
     environment = _json(folder / "environment.json") if (folder / "environment.json").exists() else {}
-    return Run(folder, rows, flat(config), environment, notes)
+    return FinishedRun(folder, rows, flat(config), environment, notes)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

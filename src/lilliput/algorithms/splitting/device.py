@@ -83,14 +83,14 @@ def noisy(config: SplitTraining, client: Client, number: int, cut: Payload) -> P
     return tree.mapped(cut, add)
 
 
-class Part(NamedTuple):
+class CountedBatch(NamedTuple):
     """A batch on the client's device, and how many of its labels count."""
 
     batch: Any
     counted: int
 
 
-def seen(state: Body, parts: Iterable[Part], loss: Tensor | float) -> Body:
+def seen(state: Body, parts: Iterable[CountedBatch], loss: Tensor | float) -> Body:
     """The round's tally after adding these batches with this mean loss."""
     parts = list(parts)
     weight = sum(part.counted for part in parts)
@@ -134,11 +134,11 @@ class _Stream(NamedTuple):
     key: tuple
     data: Any
     numbers: range
-    parts: list[Part]
+    parts: list[CountedBatch]
     rest: Iterator
 
 
-def take(client: Client, config: Training, numbers: range) -> list[Part]:
+def take(client: Client, config: Training, numbers: range) -> list[CountedBatch]:
     """The batches with these numbers on the client's device, in `fit`'s order over all local epochs of the round.
 
     The task keeps the current epoch between calls, because drawing it again costs a pass over the data.  This does not
@@ -159,7 +159,7 @@ def take(client: Client, config: Training, numbers: range) -> list[Part]:
     return stream.parts
 
 
-def _part(batch: Any, client: Client) -> Part:
+def _part(batch: Any, client: Client) -> CountedBatch:
     # Counts labels before the batch moves, because asking a GPU would wait for it.
     n = counted(labels(batch))
-    return Part(to_device(batch, client.device, client.task.client_part.model), n)
+    return CountedBatch(to_device(batch, client.device, client.task.client_part.model), n)

@@ -69,7 +69,7 @@ def check_finite(values: Grads) -> None:
         raise ValueError("the loss or its gradient is not finite")
 
 
-def attempt(fleet: Fleet, client: int, run: Callable[[], Out]) -> Out | None:
+def try_client(fleet: Fleet, client: int, run: Callable[[], Out]) -> Out | None:
     """Run the server's part on a client's upload.
 
     If the upload does not fit, takes the client out for the round and returns None.
@@ -87,7 +87,7 @@ def serve(
 ) -> tuple[Body, float] | None:
     """Take a step on each batch of a reply, in order: (gradients at the cut by batch number, mean loss).
 
-    Returns None if the client is out, see `attempt`.  only: the number of the only batch to use.  waits: see `step`.
+    Returns None if the client is out, see `try_client`.  only: the number of the only batch to use.  waits: see `step`.
     """
 
     def run() -> tuple[Body, float]:
@@ -100,7 +100,7 @@ def serve(
                 weight, total = weight + counted(y), total + counted(y) * loss
         return out, total / max(weight, 1)
 
-    return attempt(fleet, reply.client, run)
+    return try_client(fleet, reply.client, run)
 
 
 def server_key(fleet: Fleet, client: int, number: str) -> tuple[object, ...]:
