@@ -13,7 +13,7 @@ from lilliput.training.settings import Training
 
 @dataclass(frozen=True)
 class LocalOnly(Training):
-    """Every client trains its own model on its own data; only the initial weights are shared: the lower bound.
+    """Every client trains its own model on its own data, without exchange: shows what federated training gains.
 
     cohort: clients that train per round; None for all.
     """
@@ -56,7 +56,7 @@ class LocalOnly(Training):
 
 @dataclass(frozen=True)
 class Centralized(LocalOnly):
-    """Trains one model on everyone's data in one place: the upper bound for federated methods."""
+    """Trains one model on everyone's data in one place: shows what federated training loses."""
 
     pooled: ClassVar[bool] = True
 

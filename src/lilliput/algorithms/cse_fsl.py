@@ -29,7 +29,7 @@ from lilliput.training.settings import Training
 
 @dataclass(frozen=True)
 class CseFsl(SplitTraining):
-    """Split learning in which devices train on an auxiliary head's loss: no gradients come back, and little goes up.
+    """Split learning in which devices train on an auxiliary head's loss: no gradient comes back, few activations go up.
 
     server_update_interval: q; of the batches with a label that counts, the device uploads 0, q, 2q, ... of each round.
     auxiliary:              shared: one head for all, averaged like the device's part; personal: a head per client that

@@ -38,7 +38,7 @@ from lilliput.submodel import reduce
 
 @dataclass(frozen=True)
 class FslSage(CseFsl):
-    """CSE-FSL whose server aligns the heads with its own gradients: devices do not train heads, and fit them better.
+    """CSE-FSL whose server fits the heads to its own gradients, so that devices do not train them: sends least.
 
     align_interval:   l; a client's head is aligned if its last alignment was l rounds ago, or if it never was.
     align_epochs, align_batch_size: passes of an alignment over the client's memory, and examples per step.

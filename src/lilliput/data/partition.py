@@ -29,7 +29,7 @@ TRIES = 1000
 
 
 def iid(dataset: Dataset, clients: int, seed: int) -> Parts:
-    """Deals the examples at random, the even case without skew; sizes differ by at most one."""
+    """Deals examples at random, so that clients have similar data; sizes differ by at most one."""
     return np.array_split(_rng(seed, "iid").permutation(len(dataset.train[0])), clients)
 
 
@@ -65,7 +65,7 @@ def _skewed(rng: np.random.RandomState, counts: np.ndarray, clients: int, alpha:
 
 
 def dirichlet_equal(dataset: Dataset, clients: int, seed: int, alpha: float = 0.5) -> Parts:
-    """Gives clients of equal size mixes of classes from a Dirichlet around the data set's mix: only classes skew.
+    """Draws each client's mix of classes from a Dirichlet around the data set's mix; sizes are equal: only classes skew.
 
     alpha: small is skewed, large is even
     The draws (clients, classes) are scaled alternately to the sizes of clients and classes (iterative proportional

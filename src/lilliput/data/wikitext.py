@@ -45,7 +45,7 @@ def wikitext2(
     folder: str | None = None, tokenizer: str = "gpt2", length: int = 512, packing: bool = True,
     train: Split = "train", test: Split = "test",
 ) -> Dataset:  # fmt: skip
-    """WikiText-2 as tokens: two million of Wikipedia, from the files of either release, from Parquet, or from the hub.
+    """WikiText-2 as tokens: good Wikipedia articles, from the files of either release, from Parquet, or from the hub.
 
     folder: has wiki.train.tokens, wiki.train.raw, Parquet files, or train.txt, and their siblings; by default the raw
             release comes from the hub
