@@ -7,7 +7,7 @@ single-threaded programs run in their own processes and take turns round by roun
 load on the machine affects them alike:
 
     loop      one resident model, autograd.grad, foreach SGD
-    tuned     loop with what helps on a CPU: freed memory kept and, for the CNN, channels_last and oneDNN's matmuls
+    tuned     the loop with freed memory kept and, for the CNN, channels_last and oneDNN's matmuls
     lilliput  Experiment(FedAvg) as a user runs it, on the sequential engine, with all its checks and counts
 
 They use the same batches in the same order from the same start, and must end with the same loss.  Results are medians of

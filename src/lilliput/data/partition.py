@@ -65,7 +65,7 @@ def _skewed(rng: np.random.RandomState, counts: np.ndarray, clients: int, alpha:
 
 
 def dirichlet_equal(dataset: Dataset, clients: int, seed: int, alpha: float = 0.5) -> Parts:
-    """Draws each client's mix of classes from a Dirichlet around the data set's mix; sizes are equal: only classes skew.
+    """Draws each client's mix of classes from a Dirichlet around the data set's; sizes are equal: only classes skew.
 
     alpha: small is skewed, large is even
     The draws (clients, classes) are scaled alternately to the sizes of clients and classes (iterative proportional
