@@ -10,8 +10,8 @@ load on the machine affects them alike:
     tuned     the loop with freed memory kept and, for the CNN, channels_last and oneDNN's matmuls
     lilliput  Experiment(FedAvg) as a user runs it, on the sequential engine, with all its checks and counts
 
-They use the same batches in the same order from the same start, and must end with the same loss.  Results are medians of
-CPU seconds per round after the first; a ratio is the median over turns.  Goals: MLP (2NN, 199 k parameters) at most
+They use the same batches in the same order from the same start, and must end with the same loss.  Results are medians
+of CPU seconds per round after the first; a ratio is the median over turns.  Goals: MLP (2NN, 199 k parameters) at most
 1.15 x loop, CNN (2.16 M) at most 1.10 x tuned.  A busy machine raises the MLP's ratio by a few hundredths, because its
 rounds take only 0.1 s.
 """
