@@ -1,11 +1,11 @@
-"""What the server pays to add one client's delta of 11.2 M parameters to the round's mean, and that its memory is O(1).
+"""The server's time to add one client's delta of 11.2 M parameters to the round's mean, and that its memory is O(1).
 
     python benchmarks/aggregation.py [--quick] [--check]
 
 Goal: at most 2.4 ms per client (the floor of 12 bytes moved per parameter is about 2.2 ms at 62 GB/s), with the same
-peak memory for ten times the clients.  Peers in the same run, taking turns: one axpy over a flat vector, foreach over
-the tensors, the loop over a state dict that hand-written programs have, and a stack with its mean.  CPU milliseconds,
-medians, with freed memory kept as a run of lilliput keeps it.
+peak memory for ten times the clients.  Peers take turns in the same run: one axpy over a flat vector, foreach over the
+tensors, a loop over a state dict as in hand-written programs, and a stack with its mean.  Results are medians of CPU
+milliseconds, with the memory settings of a lilliput run.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def flat_axpy(vectors: list[Tensor]) -> Tensor:
 
 
 def compare(repeats: int) -> dict[str, float]:
-    """Median CPU milliseconds per client of each way, the ways alternating; all must give the same mean."""
+    """Median CPU milliseconds per client of each way; the ways alternate, and must all give the same mean."""
     x = parameters()
     distinct = [{name: torch.randn_like(p) for name, p in x.items()} for _ in range(10)]
     flat = [torch.cat([d.flatten() for d in delta.values()]) for delta in distinct]
@@ -96,14 +96,14 @@ def compare(repeats: int) -> dict[str, float]:
 
 
 def peak_mib(clients: int) -> float:
-    """Peak resident MiB of a process that averages the replies of so many clients, as they stream in."""
+    """Peak resident MiB of a process that averages the replies of this many clients as they stream in."""
     code = f"import aggregation; aggregation.stream({clients})"
     done = subprocess.run([sys.executable, "-c", code], cwd=sys.path[0], capture_output=True, text=True, check=True)
     return float(done.stdout)
 
 
 def stream(clients: int) -> None:
-    """Print the peak resident MiB of this process after averaging so many deltas, each made when it is due."""
+    """Print the peak resident MiB of this process after averaging this many deltas, each made on demand."""
     keep_freed_memory()
     x = parameters()
     fresh = ({name: p.clone() for name, p in x.items()} for _ in range(clients))

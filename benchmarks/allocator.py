@@ -1,4 +1,4 @@
-"""Memory as torch's own CPU allocator reports it to torch's profiler: it knows nothing of what is measured."""
+"""Memory as torch's CPU allocator reports it to torch's profiler, independently of our own meters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lilliput.footprint import Setting
 
 
 def peak(run: Callable[[], Any]) -> int:
-    """The most bytes given out at a time while this runs, beyond what there was before."""
+    """The peak of bytes allocated while this runs, beyond those allocated before."""
     now = most = 0
     for change in changes(run):
         now += change
@@ -22,7 +22,7 @@ def peak(run: Callable[[], Any]) -> int:
 
 
 def changes(run: Callable[[], Any]) -> Iterator[int]:
-    """Bytes of every allocation, and less than zero of every release, while this runs, in their order."""
+    """The bytes of every allocation, and negative bytes of every release, in order, while this runs."""
     gc.collect()  # what others left behind is not to be released meanwhile
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
@@ -31,7 +31,7 @@ def changes(run: Callable[[], Any]) -> Iterator[int]:
 
 
 def trained(setting: Setting, model: nn.Module, steps: int = 3) -> None:
-    """Really train a setting's module, from nothing: a few steps, on random examples."""
+    """Build a setting's module and train it for a few steps on random examples."""
     training = setting.steps(materialised(model))
     for _ in range(steps):
         training.step(examples(setting.example(model)))
@@ -46,7 +46,7 @@ def materialised(model: nn.Module) -> nn.Module:
 
 
 def examples(batch: Any) -> Any:
-    """A batch of this form with numbers in it."""
+    """A batch of this form with values."""
     if isinstance(batch, dict):
         return {name: examples(x) for name, x in batch.items()}
     if isinstance(batch, tuple):

@@ -1,9 +1,9 @@
-"""What a checkpoint costs: SCAFFOLD with thousands of clients, each with control variates, and the rounds after it.
+"""The cost of checkpoints: SCAFFOLD with thousands of clients that have control variates, and later rounds.
 
     python benchmarks/checkpoint.py [--clients 10000] [--check]
 
-The first row writes the states of all clients, as after a first round of everyone; the others those of a cohort of 50.
-Goal: each at most 1 second.  Medians over five checkpoints, wall seconds; files are those that one checkpoint writes.
+The first row writes the states of all clients, as after a first round with everyone; the others write those of a cohort
+of 50.  Goal: each at most 1 second.  Results are medians of wall seconds over five checkpoints, and the files of one.
 """
 
 from __future__ import annotations

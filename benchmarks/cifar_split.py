@@ -1,12 +1,12 @@
-"""Accuracy for the bytes that it took: FedAvg and the split methods on CIFAR-10 at a scale for one CPU core.
+"""Accuracy against bytes: FedAvg and the split methods on CIFAR-10 at a scale for one CPU core.
 
     nice python benchmarks/cifar_split.py --data CIFAR10 --out results.jsonl
     python benchmarks/cifar_split.py --table results.jsonl [--figure split_cifar10.png]
 
 5,000 training and 2,000 test images; five clients (Dirichlet, alpha 1); a ResNet-10 with the ImageNet stem, cut before
 layer3 as published; Adam(1e-3), batches of 64, eight rounds of one epoch; q = 5, l = 4, alignments of 20 epochs over
-the newest 320 activations of a client.  Each method runs as it is, and with int8 activations and bfloat16 models, under
-three seeds.  Every run's line is appended to --out when it ends; called again, what is there is skipped.
+the newest 320 activations of a client.  Each method runs without codecs, and with int8 activations and bfloat16 models,
+under three seeds.  Each run appends a line to --out when it ends; runs with a line there are skipped.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ ACCURACIES = (0.3, 0.35, 0.4)  # where megabytes are
 
 
 def part(dataset: data.Dataset) -> data.Dataset:
-    """The first images of each class: 500 to train on and 200 to test on."""
+    """The first images of each class: 500 for training and 200 for testing."""
 
     def first(columns: Sequence[torch.Tensor], each: int) -> tuple[torch.Tensor, ...]:
         rows = torch.cat([(columns[1] == k).nonzero().flatten()[:each] for k in range(dataset.classes)])
@@ -91,17 +91,17 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def accuracy_at(curve: Sequence[Sequence[float]], megabytes: float) -> float | None:
-    """The best accuracy so far when that much was sent; None before the first round."""
+    """The best accuracy so far within this many megabytes; None before the first round."""
     return max((accuracy for sent, accuracy in curve if sent <= megabytes), default=None)
 
 
 def megabytes_at(curve: Sequence[Sequence[float]], accuracy: float) -> float | None:
-    """What was sent when the accuracy was first reached; None if it was not."""
+    """The megabytes sent when the accuracy was first reached; None if it never was."""
     return next((sent for sent, reached in curve if reached >= accuracy), None)
 
 
 def cell(values: Sequence[float | None], form: str) -> str:
-    """Mean and standard deviation, or how many of the runs have no value."""
+    """Mean and standard deviation, or the number of runs without a value."""
     known = [v for v in values if v is not None]
     if len(known) < len(values):
         return f"in {len(known)} of {len(values)} runs" if known else "none"

@@ -1,18 +1,18 @@
-"""Bytes of a round and simulated time on LLaMA: FedSub beside FedAvg and P = I, and beside the published figures.
+"""Bytes of a round and simulated time on LLaMA: FedSub, FedAvg and P = I, compared with the published figures.
 
     python benchmarks/fedsub_bytes.py [--model llama_60m] [--json]
 
-Nothing is trained: the dry engine runs the methods' own rounds over tensors without numbers, two clients, ten steps a
-round of 64 sequences of 1024 tokens, a new P every five rounds, as published.  Bytes are of one client and one round,
-payload; headers are apart.  Every row is checked against the closed formula, in float32:
+Nothing is trained: the dry engine runs the methods' own rounds on tensors without values, with two clients, ten steps a
+round of 64 sequences of 1024 tokens, and a new P every five rounds, as published.  Bytes are the payload of one client
+and one round; headers are separate.  Every row is checked against the closed formula, in float32:
 
     FedAvg   4 N up and down
     FedSub   4 (sum of m r + ordinary) up and down, the model 4 N down before round 1; svd, when P is new, also a sketch
              4 sum of (r + 8) n up and P, 4 sum of r n, down
-    for layers of m x n in a subspace of rank r; ordinary is the other parameters where they are averaged, else 0
+    for layers of m x n in a subspace of rank r; ordinary is the other parameters if they are averaged, else 0
 
-Seconds are the ledger's clock: what comes down, what is computed, what goes up, one after the other.  The device is as
-fast as makes FedAvg's step of LLaMA-60M take what was published.
+Seconds are those of the ledger's clock: download, computation and upload, one after the other.  The device's speed is
+chosen so that FedAvg's step of LLaMA-60M takes the published time.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Sizes = dict[str, tuple[int, int]]  # layer -> (m, n)
 
 
 def methods() -> dict[str, Any]:
-    """What is compared, by name."""
+    """The methods to compare, by name."""
     common: dict[str, Any] = {"lr": 1e-3, "local_steps": TAU}
     found: dict[str, Any] = {"FedAvg": FedAvg(**common)}
     common |= {"targets": TARGETS, "refresh": REFRESH}
@@ -110,7 +110,7 @@ def seconds(bytes: dict[str, int], flops: float, bps: float) -> tuple[float, flo
 
 
 def timed(rows: dict[str, dict[str, Any]]) -> None:
-    """Put seconds of a later round into every row, and milliseconds of one of its steps."""
+    """Add the seconds of a later round, and the milliseconds of one of its steps, to every row."""
     for found in rows.values():
         for link, bps in LINKS.items():
             sending, computing = seconds(found["later"], found["flops"], bps)

@@ -1,18 +1,18 @@
-"""Peak memory of a client on LLaMA-60M, batch 4 x 256: FedSub beside FedAvg, stock and lean.
+"""Peak memory of a client on LLaMA-60M, batch 4 x 256: FedSub compared with FedAvg, stock and lean.
 
     python benchmarks/fedsub_memory.py [--quick] [--optimizers sgd,adamw] [--precision float32,bf16]
-    python benchmarks/fedsub_memory.py --published      estimates beside the published bars; nothing is trained
+    python benchmarks/fedsub_memory.py --published      estimates and the published bars; nothing is trained
 
-Measured, as JSON and a table, in MB.  `steps` and `call` are torch's own CPU allocator's account of real training:
+Prints JSON and a table, in MB.  `steps` and `call` are peaks of torch's CPU allocator in real training:
 
-    steps  three steps of `local.step` on a model, its weights included: what training needs
-    call   the largest call of a handler in two rounds of an experiment of one client: what it is sent and keeps, the
-           module that it builds from that, two steps, and its reply.  While it trains, a client of FedAvg has the model
-           twice, to send the difference; one of FedSub all but the frozen x of its layers
-    ledger what the ledger says of that call
+    steps  three training steps of a model, its weights included
+    call   the largest call of a handler in two rounds of an experiment with one client: its message and state, the
+           module that it builds, two steps, and its reply.  While it trains, a client of FedAvg has the model twice, to
+           send the difference; a client of FedSub has everything twice but the frozen x of its layers
+    ledger the ledger's value for that call
 
-and by kind, each at its own largest, of the same steps on tensors without numbers (footprint): weights, gradients,
-states (of the optimizer, and duals), and activations, of which `kept` is there when the backward pass begins.
+and by kind, each at its own maximum, for the same steps on tensors without values (footprint): weights, gradients,
+states (of the optimizer, and duals), and activations, of which `kept` exists when the backward pass begins.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ PUBLISHED: dict[str, tuple[int, float, dict[int, float]]] = {
 
 
 class Calls(Sequential):
-    """Notes the allocator's peak in the call of each handler, on a device that has nothing but what it is sent."""
+    """Records the allocator's peak in each handler's call, on a device that has only what it was sent."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ def call(rank: int | None, options: dict[str, Any], given: Setting) -> dict[str,
 
 
 def steps(options: dict[str, Any], given: Setting) -> dict[str, Any]:
-    """The allocator's peak of three steps, and the kinds of what they need."""
+    """The allocator's peak of three steps, and their memory by kind."""
     config = Training(lr=1e-3, **options)
 
     def client(model: torch.nn.Module) -> Steps:
@@ -130,7 +130,7 @@ def rows(optimizer: str, precision: str, quick: bool) -> dict[str, dict[str, Any
 
 
 def published() -> dict[str, dict[str, Any]]:
-    """Estimates in GB, of transformers' model and of the lean one, beside the published bars.  Rank 0 is P = I."""
+    """Estimates in GB, for transformers' model and for the lean one, and the published bars.  Rank 0 is P = I."""
     found: dict[str, dict[str, Any]] = {}
     for name, (batch, fedavg, shares) in PUBLISHED.items():
         whole: dict[bool, float] = {}

@@ -1,4 +1,4 @@
-"""Subspace federated learning on clients that differ: FedSub, FedAvg and SCAFFOLD at a scale for one CPU core.
+"""Federated learning in subspaces on clients whose data differ: FedSub, FedAvg and SCAFFOLD, scaled to one CPU core.
 
     nice python benchmarks/fedsub_runs.py --setting images --data CIFAR10 --out runs.jsonl
     nice python benchmarks/fedsub_runs.py --setting text --out runs.jsonl
@@ -6,10 +6,10 @@
 
 images: a ResNet-20 with GroupNorm on 10,000 + 1,000 images of CIFAR-10, halved to 16 x 16 pixels; five clients, each
 with two classes that nobody else has.  text: a LLaMA of two blocks over 97 characters, on the source of Python's
-standard library; six clients, each with a package of its own.  Both: SGD, ten steps a round, FedSub at a quarter of
-each layer's width with cd projections, the other parameters averaged.  Each family's learning rate is the best of
-its setting's in a shorter run of seed 0; then three seeds of weights, batches and projections run on the same data.
-Every run's line is appended to --out when it ends; called again, what is there is skipped.
+standard library; six clients, each with its own package.  Both: SGD, ten steps a round, FedSub at a quarter of each
+layer's width with cd projections, the other parameters averaged.  Each family uses the learning rate that is best in a
+shorter run of seed 0; then three seeds of weights, batches and projections run on the same data.
+Each run appends a line to --out when it ends; runs with a line there are skipped.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ DRAWN = ("FedAvg", "SCAFFOLD", "P = I", "none, 5", "rotated, 5", "full, 5")
 
 @dataclass(frozen=True)
 class Setting:
-    """What a setting's runs have in common.  `short` are the rounds of the search for learning rates."""
+    """What the runs of a setting have in common.  `short` is the rounds of the search for learning rates."""
 
     metric: str
     clients: int
@@ -68,7 +68,7 @@ SETTINGS = {
 
 
 def images(folder: str) -> tuple[data.Dataset, data.Federated]:
-    """The first images of each class, 1,000 to train on and 100 to test on, halved; two classes to a client."""
+    """The first images of each class, 1,000 for training and 100 for testing, at half size; two classes per client."""
     whole = data.load("cifar10", folder=folder)
 
     def first(columns: Sequence[torch.Tensor], each: int) -> tuple[torch.Tensor, ...]:
@@ -84,7 +84,7 @@ def images(folder: str) -> tuple[data.Dataset, data.Federated]:
 
 
 def text() -> tuple[data.Dataset, data.Federated]:
-    """The largest packages, one to a client, in windows of 64 characters; up to 64 windows of each to test on."""
+    """The largest packages, one per client, in windows of 64 characters; up to 64 windows of each for testing."""
     whole, about = data.load("stdlib", length=64), SETTINGS["text"]
     assert whole.owners is not None and whole.test_owners is not None
     largest = whole.owners.bincount().argsort(descending=True)[: about.clients].sort().values
@@ -108,14 +108,14 @@ def task(setting: str, part: data.Dataset, seed: int) -> Supervised:
 
 
 def check_targets(made: Supervised) -> None:
-    """Most of the model must be in the layers that go into subspaces."""
+    """Check that most of the model is in layers that train in subspaces."""
     total = sum(p.numel() for p in made.model.parameters())
     share = sum(made.model.get_parameter(f"{layer}.weight").numel() for layer in matched(made.model)) / total
     assert share >= 0.9, f"{share:.1%} of {total} parameters are in subspace layers"
 
 
 def family(method: str) -> str:
-    """The method whose learning rate a method has: one dual has one, whatever the rounds between two P."""
+    """The family whose learning rate a method uses: a dual has one rate, however often P changes."""
     return f"{method.split(', ')[0]}, 5" if ", " in method else method
 
 
@@ -151,9 +151,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def value(setting: str, curve: Sequence[Sequence[float]], megabytes: float = math.inf) -> float:
-    """The metric once so much was sent, interpolated; NaN before the first evaluation.
+    """The metric after this many megabytes, interpolated; NaN before the first evaluation.
 
-    Accuracies, which jump on clients of few classes, are means of three evaluations.
+    Accuracies are means of three evaluations, because they jump if clients have few classes.
     """
     over = 3 if setting == "images" else 1
     means = [statistics.fmean(v for _, _, v in curve[max(0, end - over) : end]) for end in range(1, len(curve) + 1)]
@@ -183,7 +183,7 @@ def search(setting: str) -> Iterator[dict[str, Any]]:
 def runs(
     setting: str, lines: Sequence[dict[str, Any]], methods: Sequence[str], seeds: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
-    """The runs proper, at the learning rates that the search found."""
+    """The actual runs, at the learning rates that the search found."""
     for seed in seeds:
         for method in methods:
             lr = rate(lines, setting, method)
@@ -191,7 +191,7 @@ def runs(
 
 
 def cell(values: Sequence[float], form: str) -> str:
-    """Mean and standard deviation over the seeds, or how many of them have a value."""
+    """Mean and standard deviation over the seeds, or the number of seeds with a value."""
     known = [v for v in values if math.isfinite(v)]
     if len(known) < len(values) or not known:
         return f"in {len(known)} of {len(values)} runs" if known else "none"
@@ -199,7 +199,7 @@ def cell(values: Sequence[float], form: str) -> str:
 
 
 def table(lines: Sequence[dict[str, Any]], setting: str) -> str:
-    """In Markdown: each method after equal rounds, and once as much was sent as what sends least sends in all."""
+    """In Markdown: each method after equal rounds, and after as many bytes as the cheapest method sends in all."""
     about = SETTINGS[setting]
     lines = [line for line in lines if (line["setting"], line["rounds"]) == (setting, about.rounds)]
     least = math.floor(min((line["curve"][-1][1] for line in lines if line["curve"]), default=0))
@@ -217,7 +217,7 @@ def table(lines: Sequence[dict[str, Any]], setting: str) -> str:
 
 
 def searched(lines: Sequence[dict[str, Any]], setting: str) -> str:
-    """In Markdown: what the search for learning rates found."""
+    """In Markdown: the results of the search for learning rates."""
     about = SETTINGS[setting]
     out = [f"| {setting}: {' | '.join(map(str, about.rates))} |", "|---" * (len(about.rates) + 1) + "|"]
     for method in dict.fromkeys(map(family, METHODS)):
@@ -249,7 +249,7 @@ def figure(lines: Sequence[dict[str, Any]], setting: str, path: str) -> None:
 
 
 def append(path: Path, wanted: Iterator[dict[str, Any]], setting: str, folder: str | None) -> None:
-    """Run what is not there yet."""
+    """Run what has no line in the file yet."""
     part, held = images(folder or "CIFAR10") if setting == "images" else text()
     check_targets(task(setting, part, 0))
     done = [{key: value for key, value in line.items() if key not in ("curve", "cpu_seconds")} for line in read(path)]

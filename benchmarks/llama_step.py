@@ -1,12 +1,12 @@
-"""One training step of LLaMA-60M, batch 4 x 256: the lean step beside transformers, in turns: time, memory, losses.
+"""One training step of LLaMA-60M, batch 4 x 256: the lean step and transformers take turns: time, memory, losses.
 
     python benchmarks/llama_step.py [--quick] [--only time,kept,losses] [--turns 7] [--steps 50]
 
-Printed as JSON.  `time`: CPU milliseconds of a step, one thread, medians of turns; each side is a process of its own,
-as process settings cannot be taken back.  transformers is there as shipped (with torch's default AdamW), with our
-settings, and with the fused AdamW too, so that what the lean step gives and what the settings give stay apart.  `kept`:
-bytes that the forward pass keeps for the backward pass, gradients that it makes early, and the peak of what one step
-allocates.  `losses`: how far losses are from those of transformers in steps of fused AdamW on equal batches.
+Prints JSON.  `time`: CPU milliseconds of a step, one thread, medians of turns; each side runs in its own process,
+because process settings cannot be undone.  transformers runs as shipped (with torch's default AdamW), with our
+settings, and also with the fused AdamW, which separates the gain of the lean step from that of the settings.  `kept`:
+bytes that the forward pass keeps for the backward pass, gradients that it computes early, and the peak of a step's
+allocations.  `losses`: the distance of losses from those of transformers in steps of fused AdamW on equal batches.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def network(side: Side, quick: bool) -> Any:
 
 
 def batch(number: int, vocabulary: int) -> dict[str, Tensor]:
-    """Tokens as frequent as words are (Zipf), so that there is something to learn."""
+    """Tokens with the frequencies of words (Zipf), so that there is something to learn."""
     generator = torch.Generator().manual_seed(number)
     frequency = 1 / torch.arange(1, vocabulary + 1)
     ids = torch.multinomial(frequency, BATCH * LENGTH, replacement=True, generator=generator).view(BATCH, LENGTH)
@@ -128,7 +128,7 @@ class Step:
 
 
 def serve(side: Side, quick: bool) -> None:
-    """A step for every line on standard input, its seconds on standard output."""
+    """Take a step for every line on standard input, and print its seconds."""
     with policy.tuned(threads=1) if side.settings else nullcontext():
         step = Step(side, quick)
         for number, _ in enumerate(sys.stdin):
@@ -136,7 +136,7 @@ def serve(side: Side, quick: bool) -> None:
 
 
 def timed(part: str, turns: int, quick: bool, sides: list[str]) -> dict[str, float]:
-    """Milliseconds of each side: turns times one step of each, after two steps of warm-up."""
+    """Milliseconds of each side: `turns` rounds of one step each, after two steps of warm-up."""
     base = [sys.executable, __file__, *(["--quick"] if quick else [])]
     started = {
         name: subprocess.Popen([*base, "--serve", part, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -173,7 +173,7 @@ def kept(side: Side, quick: bool) -> dict[str, float]:
 def losses(steps: int, quick: bool) -> dict[str, Any]:
     """The largest relative distance between losses of the lean step and of transformers, at any of the steps.
 
-    Settings change the order of float32 sums as well: what they alone do to transformers' losses is there too.
+    The settings change the order of float32 sums too, so their effect alone on transformers' losses is also reported.
     """
     sides = {
         "shipped": (Step(Side(fused=True), quick), False),

@@ -1,10 +1,10 @@
-"""CPU seconds of a round as the fleet grows, the cohort staying as it is.
+"""CPU seconds of a round as the fleet grows and the cohort stays the same.
 
     python benchmarks/many_clients.py [--quick]
 
 Fleets of 100, 10,000 and 100,000 registered clients, cohorts of 50, one batch of 20 each, the MLP of simulation.py, on
-the sequential engine.  The fleets take turns, so that they share whatever else the machine does.  Medians of the CPU
-seconds of a round after the first; the goal is 1.5 times the smallest fleet's at most.
+the sequential engine.  The fleets take turns, so that other load on the machine affects them alike.  Results are
+medians of the CPU seconds of a round after the first; the goal is at most 1.5 times the smallest fleet's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ METHODS: dict[str, Any] = {"fedavg": FedAvg, "scaffold": Scaffold}
 
 
 class Clock:
-    """A reporter that takes the CPU seconds between rows."""
+    """A reporter that records the CPU seconds between rows."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -47,7 +47,7 @@ class Clock:
 
 
 def data(clients: int) -> dict[int, ArrayBatches]:
-    """Everyone has the same 20 examples: what is measured does not depend on what they are."""
+    """Gives every client the same 20 examples, because the measurement does not depend on them."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(EXAMPLES, 1, 28, 28, generator=generator), torch.randint(10, (EXAMPLES,), generator=generator)
     shared = ArrayBatches((x, y), batch_size=20)

@@ -1,17 +1,17 @@
-"""What a device needs of memory and FLOPs, whole model against its part of it, and whether the ledger says so rightly.
+"""Memory and FLOPs of a device with the whole model and with its part of it, and whether the ledger is right.
 
     python benchmarks/memory.py [--model resnet18 gpt2] [--batch 32] [--quick]
 
-One client, one round of two batches on this machine's CPU, under Adam: FedAvg trains the whole model; CSE-FSL the
-device's part (up to layer2 of ResNet-18, one of GPT-2's blocks) with an auxiliary head.  For each, as JSON:
+One client runs one round of two batches with Adam on this machine's CPU: FedAvg trains the whole model; CSE-FSL trains
+the device's part (up to layer2 of ResNet-18, one of GPT-2's blocks) with an auxiliary head.  For each, as JSON:
 
-    ledger_bytes     the peak that the ledger reports, of what operations allocate and a call holds
-    allocator_bytes  the peak of torch's CPU allocator in the call, from torch.profiler: it knows nothing of ours
-    resident_bytes   how much the process grew, by the kernel's own high-water mark (VmHWM, reset before the call)
+    ledger_bytes     the ledger's peak: what operations allocate and the call holds
+    allocator_bytes  the peak of torch's CPU allocator in the call, from torch.profiler, independent of our meter
+    resident_bytes   the growth of the process, by the kernel's high-water mark (VmHWM, reset before the call)
     flops            the ledger's, and by_shape, from the shapes of inputs and weights: products and convolutions, 2 per
-                     multiply-add, times three for the two gradients, but for the inputs' of the first layer
+                     multiply-add, times three for the two gradients, without that of the first layer's inputs
 
-The device's half runs as it would there: the message is decoded and the model built inside what is measured.
+The device's half runs as on a device: the measurement includes decoding the message and building the model.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ QUICK: dict[str, dict[str, Any]] = {"resnet18": {"width": 16}, "gpt2": {"layers"
 
 
 class Traced(Sequential):
-    """Notes what the call of each handler took, by the allocator and by the kernel, the first time it runs."""
+    """Records the memory of each handler's first call, by the allocator and by the kernel."""
 
     def __init__(self) -> None:
         super().__init__(wire=True)
@@ -54,7 +54,7 @@ class Traced(Sequential):
 
 
 def reset_resident() -> int:
-    """Begin a new high-water mark of the process; its bytes now."""
+    """Reset the high-water mark of the process; returns its bytes now."""
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
@@ -70,7 +70,7 @@ def _status(field: str) -> int:
 
 
 def tasks(name: str, quick: bool, batch: int) -> tuple[Supervised, Split, list[Any]]:
-    """The whole model's task, that of the model cut in two, and two batches."""
+    """The task of the whole model, the task of the cut model, and two batches."""
     torch.manual_seed(0)
     own = QUICK[name] if quick else {}
     if name == "resnet18":
@@ -86,7 +86,7 @@ def tasks(name: str, quick: bool, batch: int) -> tuple[Supervised, Split, list[A
 
 
 def by_shape(part: nn.Module, run: Callable[[], Any]) -> float:
-    """FLOPs of a step from the layers that a forward calls and what they are given."""
+    """The FLOPs of a step, from the layers that a forward calls and their inputs."""
     counts: list[float] = []
 
     def note(module: nn.Module, args: Any, out: Tensor) -> None:
@@ -108,7 +108,7 @@ def _is_conv1d(module: nn.Module) -> bool:
 
 
 def measured(method: Any, task: Supervised, data: list[Any]) -> dict[str, Any]:
-    """One client's round: the ledger's figures beside the independent ones."""
+    """One client's round: the ledger's figures and the independent ones."""
     engine = Traced()
     row = Experiment(method, task, {0: data}, rounds=1, evaluate="none").run(engine).rows[0]
     allocator, resident = engine.peaks["train"]

@@ -1,10 +1,10 @@
-"""Estimated memory of training beside what torch's allocator reports of the same training, on this machine's CPU.
+"""Estimated memory of training, compared with the report of torch's allocator on the same training, on this CPU.
 
-The report is torch.profiler's: every allocation and release of the CPU allocator, summed up; it knows nothing of ours.
+The report is torch.profiler's: it sums every allocation and release of the CPU allocator, independently of our meter.
 Prints JSON: for each configuration both peaks in bytes and their ratio, by a step on fake tensors and by formulas.
 
     python benchmarks/memory_estimate.py [--model llama_60m] [--batch 4] [--length 256] [--rank 128]
-    python benchmarks/memory_estimate.py --published         beside the tables of the papers; nothing is trained
+    python benchmarks/memory_estimate.py --published         compares with the papers' tables; nothing is trained
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def compared(setting: Setting) -> dict[str, Any]:
 
 
 def published() -> dict[str, Any]:
-    """Weights and states as the papers count them: every number 2 bytes, no buffers, no activations."""
+    """Weights and states as the papers count them: 2 bytes per number, without buffers and activations."""
     rows: dict[str, Any] = {}
     for size, (rank, figures) in PUBLISHED.items():
         for optimizer, figure in figures.items():

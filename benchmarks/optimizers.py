@@ -1,10 +1,10 @@
-"""One optimizer step on LLaMA-60M: ours beside torch, galore-torch, bitsandbytes and torchao, taking turns.
+"""One optimizer step on LLaMA-60M: ours, torch, galore-torch, bitsandbytes and torchao take turns.
 
     python benchmarks/optimizers.py [--quick] [--device cuda] [--as-shipped] [--contenders galore,adamw]
 
-58.1 M parameters, of which 25.3 M in 56 attention and MLP matrices that are projected to rank 128; random gradients
-whose spectrum decays, one thread.  Printed as JSON: CPU milliseconds per step (medians of turns), bytes of state,
-ratios and whether the goals hold.  On a GPU the times are the device's.  A peer that is not installed is left out.
+58.1 M parameters, of which 25.3 M are in 56 attention and MLP matrices that are projected to rank 128; random gradients
+whose spectrum decays, one thread.  Prints JSON: CPU milliseconds per step (medians of turns), bytes of state, ratios
+and whether the goals hold.  On a GPU the times are the device's.  Skips peers that are not installed.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Clock:
 
 
 def gradient(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Directions of strength i^-0.7, about as gradients of language models have them."""
+    """Directions of strength i^-0.7, similar to gradients of language models."""
     if len(shape) == 1 or shape[0] > 16 * HIDDEN:
         return torch.randn(shape, generator=generator) * 1e-3
     strength = torch.arange(1, min(shape) + 1, dtype=torch.float32) ** -0.7
@@ -91,7 +91,7 @@ def groups(model: Llama, **options: Any) -> list[dict[str, Any]]:
 
 
 def contenders() -> dict[str, Make]:
-    """Name: how to make it; peers that are not installed are missing."""
+    """{name: a function that makes it}, without peers that are not installed."""
     adamw = torch.optim.AdamW
     made: dict[str, Make] = {
         "torch adamw fused": lambda m: adamw(m.parameters(), lr=1e-3, fused=True),
@@ -129,7 +129,7 @@ def contenders() -> dict[str, Make]:
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """All tensors of the state; those inside objects (galore-torch's projector) by their attributes."""
+    """The bytes of all tensors of the state, including attributes of objects (galore-torch's projector)."""
 
     def size(x: Any) -> int:
         if isinstance(x, Tensor):
@@ -145,7 +145,7 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
 def steps(
     names: list[str], turns: int, layers: int, vocabulary: int, device: torch.device
 ) -> dict[str, dict[str, float]]:
-    """Milliseconds per step of each contender: turns times one step of each, after a warm-up of two steps."""
+    """Milliseconds per step of each contender: `turns` rounds of one step each, after a warm-up of two steps."""
     clock, everyone = Clock(device), {}
     model = Llama(layers, vocabulary).to(device)
     model.fill_gradients(device)
@@ -171,7 +171,7 @@ def steps(
 
 
 def floor_ms(layers: int, vocabulary: int, device: torch.device) -> float:
-    """The least a projected step can take here: its two products and one pass over what is not projected."""
+    """The least time of a projected step here: its two products and one pass over the unprojected parameters."""
     clock = Clock(device)
     shapes = ATTENTION_AND_MLP * layers
     work = []

@@ -1,11 +1,11 @@
-"""Perplexity, memory and speed of subspace optimizers on real text: a LLaMA of hidden 256 on the CPU, equal tokens.
+"""Perplexity, memory and speed of subspace optimizers on real text: a LLaMA with hidden size 256 on CPU, equal tokens.
 
     nice python benchmarks/pretrain_text.py --data TEXT --tokenizer TOKENIZER --out results.jsonl [--jobs 2]
     python benchmarks/pretrain_text.py --table results.jsonl [--figure curves.png]
 
 Stages, in this order: `tune` (each method at three learning rates, a quarter of the tokens, seed 0), `compare` (each
 method at its best rate, three seeds), `length` (three methods, sequences of 256 to 1024 tokens, equal tokens a step).
-Every run is a process of its own, whose line is appended to --out when it ends; called again, what is there is skipped.
+Each run is its own process and appends a line to --out when it ends; runs with a line there are skipped.
 Two thirds of the parameters are projected (6 layers, vocabulary 5,120, rank 64).
 """
 
@@ -46,7 +46,7 @@ BY_LENGTH = ("AdamW", "GaLore", "OSD, P by AdamW")
 
 
 def job(args: argparse.Namespace, stage: str, method: str, lr: float, seed: int = 0, length: int = 256) -> dict:
-    """What one run is known by: a line of the results without its numbers."""
+    """The identity of a run: a line of the results without its numbers."""
     tokens = args.tokens // 4 if stage == "tune" else args.tokens
     return {"stage": stage, "method": method, "lr": lr, "seed": seed, "length": length, "tokens": tokens}
 
@@ -67,14 +67,14 @@ def jobs(args: argparse.Namespace, stage: str, done: list[dict]) -> Iterator[dic
 
 
 def best_lr(method: str, done: list[dict]) -> float:
-    """The rate that tuning found best, else the paper's."""
+    """The best learning rate of the tuning, or the paper's if there was none."""
     method = SAME_RATE.get(method, method)
     tuned = [line for line in done if line["stage"] == "tune" and line["method"] == method]
     return min(tuned, key=lambda line: line["loss"])["lr"] if tuned else METHODS[method][2]
 
 
 def settings(known: dict, data: str, tokenizer: str) -> dict[str, Any]:
-    """A run in the words of `lilliput.pretrain`."""
+    """A run as arguments of `lilliput.pretrain`."""
     optimizer, options, _ = METHODS[known["method"]]
     return {
         "model": "llama_20m", "model_options": MODEL, "data": data, "tokenizer": tokenizer, "seed": known["seed"],
@@ -85,7 +85,7 @@ def settings(known: dict, data: str, tokenizer: str) -> dict[str, Any]:
 
 
 def one(known: dict, data: str, tokenizer: str) -> dict:
-    """Run it here; the line of the results."""
+    """Run a job in this process; returns its line of the results."""
     import lilliput
 
     started = time.process_time()
@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def child(known: dict, args: argparse.Namespace) -> dict:
-    """One run in a process of its own, so that its peak memory is its own."""
+    """Run a job in its own process, so that its peak memory is its own."""
     command = [sys.executable, __file__, "--one", json.dumps(known), "--data", args.data, "--tokenizer", args.tokenizer]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -182,7 +182,7 @@ def spread(values: list[float]) -> str:
 
 
 def main() -> None:
-    """Read the command line and do what it says."""
+    """Parse the command line and run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="a file or folder of text, with its own validation file")
     parser.add_argument("--tokenizer", help="a folder; about 5,000 tokens")

@@ -1,8 +1,8 @@
-"""Finding a subspace: warm power refresh and online PCA against the decomposition that the published programs take.
+"""Finding a subspace: warm power refresh and online PCA, compared with the decomposition of the published programs.
 
     python benchmarks/projections.py [--quick] [--device cuda] [--only refresh,pca] [--figure pca.png]
 
-Printed as JSON: CPU milliseconds (the device's on a GPU), the energy captured, and whether the goal holds.
+Prints JSON: CPU milliseconds (the device's on a GPU), the captured energy, and whether the goal holds.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def later(G: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def refreshes(turns: int, layers: int, device: torch.device) -> dict[str, Any]:
-    """Milliseconds to renew all projections: the decomposition that galore-torch takes, and one warm power step.
+    """Milliseconds to renew all projections: by galore-torch's decomposition, and by one warm power step.
 
-    The gradient has moved since the last refresh; `energy` is the share of what the decomposition would capture.
+    The gradient has moved since the last refresh; `energy` is relative to what the decomposition captures.
     """
     clock, generator = Clock(device), torch.Generator().manual_seed(1)
     first = [gradient(s, generator).to(device) for s in ATTENTION_AND_MLP * layers]
@@ -62,7 +62,7 @@ def refreshes(turns: int, layers: int, device: torch.device) -> dict[str, Any]:
 
 
 def captured(bases: list[Basis], grads: list[Tensor]) -> float:
-    """The share of the gradients' energy that the bases see."""
+    """The share of the gradients' energy in the bases."""
     seen = sum(float(project(g, b).square().sum()) for g, b in zip(grads, bases, strict=True))
     return seen / sum(float(g.square().sum()) for g in grads)
 

@@ -1,18 +1,19 @@
-"""A round of federated averaging: lilliput beside the plain loop that one would write by hand for the same work.
+"""A round of federated averaging: lilliput compared with a plain hand-written loop for the same work.
 
     python benchmarks/simulation.py [--quick] [--check] [--models mlp cnn]
 
-The work: 100 clients of 500 examples, 10 per round, batches of 20, one epoch, SGD: 250 steps per round.  Three programs
-of one thread do it, each in a process of its own, taking turns round by round (A B C A B C ...), so that they share
-whatever else the machine does:
+The work: 100 clients of 500 examples, 10 per round, batches of 20, one epoch, SGD: 250 steps per round.  Three
+single-threaded programs run in their own processes and take turns round by round (A B C A B C ...), so that other
+load on the machine affects them alike:
 
     loop      one resident model, autograd.grad, foreach SGD
-    tuned     the same with what pays on a CPU: freed memory kept and, for the CNN, channels_last and oneDNN's matmuls
-    lilliput  Experiment(FedAvg) as a user runs it, on the sequential engine, with all that it checks and counts
+    tuned     the loop with freed memory kept and, for the CNN, channels_last and oneDNN's matmuls
+    lilliput  Experiment(FedAvg) as a user runs it, on the sequential engine, with all its checks and counts
 
-They see the same batches in the same order from the same start, and must end with the same loss.  CPU seconds per round
-after the first, medians; a ratio is the median over turns.  Goals: MLP (2NN, 199 k parameters) at most 1.15 x loop, CNN
-(2.16 M) at most 1.10 x tuned.  A busy machine moves the MLP's ratio up by a few hundredths: its rounds are 0.1 s.
+They use the same batches in the same order from the same start, and must end with the same loss.  Results are medians
+of CPU seconds per round after the first; a ratio is the median over turns.  Goals: MLP (2NN, 199 k parameters) at most
+1.15 x loop, CNN (2.16 M) at most 1.10 x tuned.  A busy machine raises the MLP's ratio by a few hundredths, because its
+rounds take only 0.1 s.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ ROUNDS = {"mlp": (61, 41), "cnn": (11, 3)}  # in full and with --quick
 
 
 def by_hand(name: str) -> nn.Module:
-    """The network as one writes it down, with the parameters of lilliput's in the same order."""
+    """The network written by hand, with lilliput's parameters in the same order."""
     if name == "mlp":
         return nn.Sequential(
             nn.Flatten(), nn.Linear(784, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, CLASSES)
@@ -83,7 +84,7 @@ def weights(name: str) -> nn.Module:
 
 
 def loop(name: str, rounds: int, turn: Callable[[], None], tuned: bool) -> list[Tensor]:
-    """The hand-written program: the weights after `rounds`, `turn` being called after each of them."""
+    """The hand-written program: returns the weights after `rounds`, and calls `turn` after each round."""
     fast = tuned and name == "cnn"
     if tuned:
         libc = ctypes.CDLL(None)
@@ -146,7 +147,7 @@ def ours(name: str, rounds: int, turn: Callable[[], None]) -> list[Tensor]:
 
 
 def serve(program: str, name: str, rounds: int) -> None:
-    """One program: a line on stdin starts each round, a line on stdout answers with its CPU and wall seconds."""
+    """Run one program: each line on stdin starts a round, and a line on stdout reports its CPU and wall seconds."""
     torch.set_num_threads(1)
     started = [0.0, 0.0]
 
@@ -193,7 +194,7 @@ def take_turns(name: str, rounds: int) -> Iterator[tuple[str, list[float] | floa
 
 
 def measure(name: str, rounds: int) -> dict:
-    """Medians of CPU and wall seconds per round, the ratio that the goal is about, and the loss all ended with."""
+    """Medians of CPU and wall seconds per round, the ratio of the goal, and the common final loss."""
     seconds: dict[str, list] = {program: [] for program in PROGRAMS}
     for program, answer in take_turns(name, rounds):
         seconds[program].append(answer)

@@ -1,16 +1,16 @@
-"""Split learning: what cutting a model in two costs beside training it whole.
+"""Split learning: the cost of a cut model compared with the whole model.
 
     python benchmarks/split.py [--quick] [--check] [--models resnet18 resnet20]
 
 The work: 3 clients of 6 batches of 32 images (3, 32, 32), one epoch a round, SGD with momentum, on one thread.  The
 models are cut behind layer2 (ResNet-18, with the published stem) and layer1 (ResNet-20).
 
-    splitfed_v1   against FedAvg of the whole model and the device's forward once more, which no graph outliving a call
-                  costs: at most 1.1 times as long
+    splitfed_v1   against FedAvg of the whole model plus a second forward of the device, which is needed because no
+                  graph outlives a call: at most 1.1 times as long
     fsl_sage      against CSE-FSL, with the same head and q = 5, in rounds without an alignment: at most 1.05
 
-Printed as JSON: CPU seconds of a round that is not a run's first, medians over turns (A B C D A B C D ...), and ratios,
-the medians of those of single turns.
+Prints JSON: CPU seconds of a round after the first, medians over turns (A B C D A B C D ...), and medians of the ratios
+of single turns.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def data() -> dict[int, list[Any]]:
 
 
 class Clock:
-    """A reporter that notes the CPU seconds of each round after the first."""
+    """A reporter that records the CPU seconds of each round after the first."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -99,7 +99,7 @@ def forward_again(on: Split, owned: dict[int, list[Any]]) -> float:
 
 
 def measure(name: str, turns: int) -> dict[str, Any]:
-    """Medians of a round's CPU seconds, and the ratios that the goals are about."""
+    """Medians of a round's CPU seconds, and the ratios of the goals."""
     on, owned = task(name), data()
     programs: dict[str, Callable[[], float]] = {
         label: lambda method=method: second_round(method, on, owned) for label, method in METHODS.items()

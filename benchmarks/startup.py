@@ -1,10 +1,10 @@
-"""What a process pays before its first numbers: lilliput's import and first round, beside importing torch.
+"""The start of a process: lilliput's import and first round, compared with importing torch.
 
     python benchmarks/startup.py [--quick] [--check]
 
-Programs run in processes of their own and take turns.  Goals, in CPU seconds above `import torch`: import and a first
-round of federated averaging from Python at most 0.5, the same from the command line at most 1.0.  Medians; wall seconds
-are given beside them.
+Programs run in their own processes and take turns.  Goals, in CPU seconds above `import torch`: import and a first
+round of federated averaging at most 0.5 from Python, and at most 1.0 from the command line.  Results are medians of CPU
+and wall seconds.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ GOALS = {"first round, Python": 0.5, "first round, command line": 1.0}
 
 
 def seconds(command: list[str]) -> tuple[float, float]:
-    """CPU and wall seconds of a command, run to its end in an empty folder."""
+    """CPU and wall seconds of a command that runs to its end in an empty folder."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()

@@ -1,9 +1,9 @@
-"""Forward and backward of SubspaceLinear beside nn.Linear: the goal is no slower at a quarter of the width, cd faster.
+"""Forward and backward of SubspaceLinear and nn.Linear.  Goal: at a quarter of the width no slower, and cd faster.
 
     OMP_NUM_THREADS=1 python benchmarks/subspace_layers.py [--repeats 15]
 
-The shapes are LLaMA-60M's, for batch 4 x 256.  All layers take turns in one loop, so that what else the machine does
-meets them alike; CPU seconds, medians, and the ratio to nn.Linear.  Bytes are what the backward pass keeps.
+The shapes are LLaMA-60M's, for batch 4 x 256.  All layers take turns in one loop, so that other load on the machine
+affects them alike.  Prints medians of CPU seconds, ratios to nn.Linear, and the bytes kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TOKENS, SHAPES = 4 * 256, ((512, 512), (1376, 512), (512, 1376))  # (out, in)
 
 
 def layers(out: int, width: int, share: float) -> dict[str, nn.Module]:
-    """nn.Linear, and what stands for it."""
+    """nn.Linear and its replacements."""
     rank = int(share * width)
     plain = {"linear": nn.Linear(width, out, bias=False)}
     return plain | {
@@ -44,7 +44,7 @@ def step(layer: nn.Module, x: Tensor, slope: Tensor) -> Callable[[], None]:
 
 
 def kept(layer: nn.Module, x: Tensor) -> int:
-    """Bytes kept for the backward pass beside the layer's own tensors."""
+    """The bytes kept for the backward pass, without the layer's own tensors."""
     own = {t.untyped_storage().data_ptr() for t in (*layer.parameters(), *layer.buffers())}
     found: dict[int, int] = {}
 

@@ -2,9 +2,9 @@
 
     python benchmarks/wire.py [--quick] [--threads 1]
 
-Every round runs all contenders one after the other, so that a busy machine slows them alike.  Times are CPU
-milliseconds of this process, medians over rounds; the ratios are to torch.save (saving) and torch.load (loading).
-Prints one JSON object.  `goals` names what we promise; the exit status is 1 if one is missed.
+Every round runs all contenders one after the other, so that a busy machine slows them alike.  Times are medians over
+rounds of this process's CPU milliseconds; ratios are to torch.save (saving) and torch.load (loading).
+Prints one JSON object.  `goals` are our promises; the exit status is 1 if one is missed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
 
 
 def contenders(params: dict[str, Tensor]) -> dict[str, Callable[[], object]]:
-    """What is timed, by name; a name with "save" or "load" is compared to torch's."""
+    """The jobs to time, by name; names with "save" or "load" are compared with torch's."""
     body = {"params": params, "lr": 0.1, "metrics": {"loss": 1.0, "examples": 320}}
     buffer, file = bytearray(sum(wire.nbytes(body))), io.BytesIO()
     image, official = bytes(wire.encode(body)), safetensors.torch.save(params)
@@ -85,7 +85,7 @@ def contenders(params: dict[str, Tensor]) -> dict[str, Callable[[], object]]:
 
 
 def measure(jobs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """CPU milliseconds per round of each job, interleaved; a first round is dropped."""
+    """CPU milliseconds per round of each job, interleaved; drops the first round."""
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(rounds + 1):
         for name, job in jobs.items():

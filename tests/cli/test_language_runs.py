@@ -75,8 +75,8 @@ def test_a_run_is_scored_by_what_it_writes(lilliput: Cli, data: tuple[str, ...],
 @pytest.mark.parametrize(
     "words, why",
     [
-        (("model=mlp",), "model=mlp gives no logits at every token; choose one that writes, such as gpt2"),
-        (("model=bert", "bert.layers=1", "bert.hidden=12", "bert.mlp=12"), "model=bert gives no logits at every token"),
+        (("model=mlp",), "model=mlp does not give logits at every token; choose a causal model, such as gpt2"),
+        (("model=bert", "bert.layers=1", "bert.hidden=12", "bert.mlp=12"), "bert does not give logits at every token"),
         (("gpt2.positions=8",), "exceed the 8 positions of gpt2; cut the data's length to 8, or set positions="),
         (("gpt2.heads=5",), "hidden=32 does not divide into heads=5"),
         (("e2e.tokenizer=./nowhere",), "no tokenizer at './nowhere'"),

@@ -98,7 +98,7 @@ def test_a_held_out_share_parts_the_documents(folder: Path) -> None:
     [
         (b'{"text": 3}\n', "no text 'text'; there is text"),
         (b'{"content": "x"}\n', "there is content; set text_key"),
-        (b"{oops\n", r"a.jsonl:1 is no JSON"),
+        (b"{oops\n", r"a.jsonl:1 is not JSON"),
         (b"[1]\n", "no text 'text'"),
     ],
 )

@@ -93,7 +93,7 @@ def test_a_data_set_says_what_is_wrong_with_it():
         Dataset("d", (x, torch.zeros(3)), (x, torch.zeros(4)), 2)
     with pytest.raises(ValueError, match="3 owners for 4 examples"):
         Dataset("d", (x, torch.zeros(4)), (x, torch.zeros(4)), 2, owners=torch.zeros(3))
-    with pytest.raises(ValueError, match="kind 'sound' is none of"):
+    with pytest.raises(ValueError, match="kind 'sound' is not one of"):
         Dataset("d", (x, torch.zeros(4)), (x, torch.zeros(4)), 2, kind="sound")
 
 

@@ -90,7 +90,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, nasty):
     target = tmp_path / "ran"
     nasty.call = (nasty.call[0], tuple(arg.format(target) for arg in nasty.call[1]))
     (tmp_path / "c" / "data_batch_3").write_bytes(pickle.dumps({"data": nasty, "labels": []}))
-    with pytest.raises(ValueError, match=r"data_batch_3 is no CIFAR batch: it asks for .* which is not read"):
+    with pytest.raises(ValueError, match=r"data_batch_3 is not a CIFAR batch: it asks for .* which is not allowed"):
         load("cifar10", tmp_path / "c")
     assert not target.exists()
 
@@ -112,7 +112,7 @@ def test_arrays_of_anything_but_bytes_are_refused(tmp_path, data):
     x = pixels(10)
     write_cifar(tmp_path / "c", x, np.arange(10), x[:2], np.arange(2))
     (tmp_path / "c" / "test_batch").write_bytes(pickle.dumps({"data": data, "labels": [0, 1]}, 2))
-    with pytest.raises(ValueError, match="test_batch is no CIFAR batch: it has arrays of other things than bytes"):
+    with pytest.raises(ValueError, match="test_batch is not a CIFAR batch: it has arrays of something other than"):
         load("cifar10", tmp_path / "c")
 
 
@@ -121,7 +121,7 @@ def test_a_damaged_batch_is_named(tmp_path, content):
     x = pixels(10)
     write_cifar(tmp_path / "c", x, np.arange(10), x[:2], np.arange(2))
     (tmp_path / "c" / "test_batch").write_bytes(content)
-    with pytest.raises(ValueError, match="test_batch is no CIFAR batch"):
+    with pytest.raises(ValueError, match="test_batch is not a CIFAR batch"):
         load("cifar10", tmp_path / "c")
     (tmp_path / "c" / "test_batch").unlink()
     with pytest.raises(ValueError, match="there is no test_batch in"):
@@ -215,15 +215,15 @@ def test_hugging_face_by_name(tmp_path, monkeypatch):
     write_parquet(home / "test-0.parquet", x[:4], y[:4], ("image", "character"), writer_id=["w1", "w1", "w0", "w2"])
     d = load("hub", path=str(home), owner="writer_id", channels=1)
     assert d.test_owners.tolist() == [1, 1, 0, 2] and torch.equal(d.train[0], torch.from_numpy(x))
-    with pytest.raises(ValueError, match=r"cifar10 cannot be had .* go online or set dataset.folder"):
-        monkeypatch.setattr("lilliput.data.images.KNOWN", {"cifar10": _elsewhere(tmp_path / "nowhere")})
+    with pytest.raises(ValueError, match=r"cifar10 cannot be loaded .* go online or set dataset.folder"):
+        monkeypatch.setattr("lilliput.data.images.IMAGE_SETS", {"cifar10": _elsewhere(tmp_path / "nowhere")})
         load("cifar10")
 
 
 def _elsewhere(path):
-    from lilliput.data.images import KNOWN
+    from lilliput.data.images import IMAGE_SETS
 
-    return KNOWN["cifar10"]._replace(source=hub.Source(str(path)))
+    return IMAGE_SETS["cifar10"]._replace(source=hub.Location(str(path)))
 
 
 @pytest.mark.parametrize(

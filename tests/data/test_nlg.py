@@ -151,7 +151,7 @@ def test_files_and_tokenizers_that_will_not_do_are_refused(folder: Path, tiny: s
     with pytest.raises(ValueError, match="has no end of text"):
         load("e2e", str(folder), tokenizer=str(shared / "tokenizers" / "bert-base-uncased"))
     (folder / "test.txt").write_text("name : Cotto\n")
-    with pytest.raises(ValueError, match=r"test.txt:1 is no line"):
+    with pytest.raises(ValueError, match=r"test.txt:1 is not a line"):
         load("e2e", str(folder), tokenizer=tiny)
     for name, words in (("e2e", "there is no trainset.csv"), ("webnlg", "there are no .xml files")):
         with pytest.raises(ValueError, match=words):

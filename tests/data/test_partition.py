@@ -161,7 +161,7 @@ def test_a_partition_written_down(tmp_path):
     with pytest.raises(ValueError, match="no partition file"):
         split(dataset, "fixed", 2, file="nowhere.json")
     file.write_text("[1, 2")
-    with pytest.raises(ValueError, match="is no partition"):
+    with pytest.raises(ValueError, match="is not a partition"):
         split(dataset, "fixed", 2, file=str(file))
 
 

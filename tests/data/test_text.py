@@ -38,7 +38,7 @@ def test_clients_of_json_lines_keep_their_own_test_text(tmp_path):
 )
 def test_a_line_that_is_no_client_is_named(line, tmp_path):
     (tmp_path / "roles.jsonl").write_bytes(b'{"client_id": "w", "train": "abcd", "test": ""}\n' + line)
-    with pytest.raises(ValueError, match=r"roles\.jsonl:2 is no line of client_id, train and test"):
+    with pytest.raises(ValueError, match=r"roles\.jsonl:2 is not a line of client_id, train and test"):
         load("shakespeare_roles", tmp_path)
 
 

@@ -124,7 +124,7 @@ def test_c4_gives_as_many_tokens_as_are_asked_for_and_tests_on_its_own_split(mon
     [
         ({}, "needs one of dataset.source .* and dataset.folder"),
         ({"source": "c4"}, "dataset.tokens=100M"),
-        ({"source": "stdlib", "tokens": "many"}, "tokens=many is no number of tokens"),
+        ({"source": "stdlib", "tokens": "many"}, "tokens=many is not a number of tokens"),
         ({"source": "stdlib", "length": 1}, "length is 1"),
         ({"source": "stdlib", "owner": "author"}, "owner=author is a field of"),
         ({"source": "nowhere"}, "there is no text at 'nowhere'"),

@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lilliput.engines.base import Memory
+from lilliput.engines.base import ServerMemory
 from lilliput.wire.store import Store
 
 CLIENT = st.integers(0, 3)
@@ -28,7 +28,7 @@ STEPS = st.lists(
 def test_it_is_a_dict_that_a_round_ends_or_drops(steps: list[Any], limit: int) -> None:
     """`commit` leaves out one client; an abandoned round leaves everything as it was.  A body has 16 bytes."""
     store = Store(limit_bytes=limit)
-    memory, kept, now = Memory(store), dict[int, float](), dict[int, float]()
+    memory, kept, now = ServerMemory(store), dict[int, float](), dict[int, float]()
     for kind, c, value in steps:
         if kind == "set":
             memory[c], now[c] = {"x": torch.full((4,), float(value))}, float(value)
@@ -40,5 +40,5 @@ def test_it_is_a_dict_that_a_round_ends_or_drops(steps: list[Any], limit: int) -
             now = {n: x for n, x in now.items() if n != c} | ({c: kept[c]} if c in kept else {})
             kept = dict(now)
         else:
-            memory, now = Memory(store), dict(kept)
+            memory, now = ServerMemory(store), dict(kept)
         assert {n: float(memory[n]["x"][0]) for n in memory} == now and len(memory) == len(now)

@@ -86,7 +86,7 @@ def test_nothing_that_is_read_is_executed(tmp_path, monkeypatch):
     (tmp_path / "bomb.pt").write_bytes(pickle.dumps({"0.weight": Bomb()}, protocol=2))
     torch.save({"0.weight": Bomb()}, tmp_path / "zip.pt")
     for name in ("bomb.pt", "zip.pt"):
-        with pytest.raises(ValueError, match="damaged or is no file of weights"):
+        with pytest.raises(ValueError, match="damaged or not a file of weights"):
             models.load_weights(net(0), tmp_path / name)
     assert not (tmp_path / "exploded").exists()
 
@@ -98,7 +98,7 @@ def test_a_file_cut_short_is_refused(suffix, keep, tmp_path):
     (save_file if suffix == ".safetensors" else torch.save)(net(0).state_dict(), path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(keep * len(whole)) if keep < 1 else keep])
-    with pytest.raises(ValueError, match="is damaged or is no file of weights") as refusal:
+    with pytest.raises(ValueError, match="is damaged or not a file of weights") as refusal:
         models.load_weights(net(1), path)
     assert "\n" not in str(refusal.value)
 

@@ -249,7 +249,7 @@ def test_a_foreign_or_damaged_checkpoint_is_refused_by_name(tmp_path: Path) -> N
         ({"max_length": 128}, "max_length=128 exceeds the 64 positions.*set model.max_position_embeddings=128"),
         ({"batch_size": 7, "accumulate": 2}, "batch_size=7 does not divide into accumulate=2"),
         ({"steps": None, "tokens": 100}, "tokens=100 is below one step of 128 tokens"),
-        ({"steps": None, "tokens": "1X"}, "tokens=1X is no number of tokens; write 5000, 500M or 1.1B"),
+        ({"steps": None, "tokens": "1X"}, "tokens=1X is not a number of tokens; write 5000, 500M or 1.1B"),
         ({"tokens": "1M"}, "steps and tokens"),
         ({"warmup": 12}, "warmup=12 leaves none of 12 steps"),
         ({"optimizer": "galore_adam"}, "did you mean 'galore_adamw'"),

@@ -91,7 +91,7 @@ def test_groups_by_named_settings_say_what_else_they_mix(runs):
     comparison = compare([runs], by=["lr"])
     (group,) = comparison.groups
     assert group.label == "lr 0.1" and len(group.runs) == 6
-    assert comparison.notes == ("the runs of 'lr 0.1' differ in algorithm: their spread is not over seeds alone",)
+    assert comparison.notes == ("the runs of 'lr 0.1' differ in algorithm: their spread is not only over seeds",)
     with pytest.raises(ValueError, match=r"no run has a setting 'rank'.*algorithm, lr"):
         compare([runs], by=["rank"])
 

@@ -107,7 +107,7 @@ def test_the_example_draws_from_the_command_line(tmp_path, runs, capsys):
         ("figures: {a: {against: bytes}}", "against is 'bytes'; choose one of rounds, mb, gb"),
         ("figures: {a: {kind: setting}}", "kind setting needs x"),
         ("figures: {a: {at: {bytes: 3}}}", "'bytes'"),
-        ("figures: [", "no YAML"),
+        ("figures: [", "not YAML"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(tmp_path, text, answer):

@@ -1,4 +1,4 @@
-"""Federated methods, one file each; the names that a command line knows."""
+"""Federated methods, one file each, by the names of the command line."""
 
 from lilliput.algorithms.baselines import Centralized, LocalOnly
 from lilliput.algorithms.cse_fsl import CseFsl
@@ -12,7 +12,7 @@ from lilliput.algorithms.scaffold import Scaffold
 from lilliput.algorithms.splitfed_v1 import SplitFedV1
 from lilliput.algorithms.splitfed_v2 import SplitFedV2
 
-# Over a task that says where the model is cut (`splitter.Split`).
+# These need a task with a cut model (`splitter.Split`).
 SPLIT: dict[str, type] = {
     "splitfed_v1": SplitFedV1,
     "splitfed_v2": SplitFedV2,

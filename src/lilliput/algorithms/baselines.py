@@ -1,4 +1,4 @@
-"""The two bounds of every comparison: all data in one place, and every client on its own."""
+"""The two bounds of every comparison: all data in one place, and every client alone."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lilliput.training.settings import Training
 
 @dataclass(frozen=True)
 class LocalOnly(Training):
-    """Every client trains a model of its own on its own data; nothing is shared after the first weights.
+    """Every client trains its own model on its own data, without exchange: shows what federated training gains.
 
-    cohort: clients that train per round; all of them for None.
+    cohort: clients that train per round; None for all.
     """
 
     cohort: int | None = None
@@ -23,7 +23,7 @@ class LocalOnly(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.optimizer_state == "average":
-            raise ValueError("nothing is averaged where everyone trains alone; choose optimizer_state=reset or keep")
+            raise ValueError("local_only averages nothing; choose optimizer_state=reset or keep")
 
     ordered: ClassVar[bool] = False
     pooled: ClassVar[bool] = False
@@ -56,7 +56,7 @@ class LocalOnly(Training):
 
 @dataclass(frozen=True)
 class Centralized(LocalOnly):
-    """One model trained on everyone's data in one place: what federated training is measured against."""
+    """Trains one model on everyone's data in one place: shows what federated training loses."""
 
     pooled: ClassVar[bool] = True
 

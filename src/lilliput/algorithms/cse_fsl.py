@@ -1,7 +1,7 @@
 """CSE-FSL (Mu and Shen, ICC 2023).  https://arxiv.org/abs/2302.05599
 
-An auxiliary head on the device takes the server's place: both learn from its loss, and nothing comes back.  Every
-q-th batch's activations go up, and the one server part takes a step on them.
+An auxiliary head on the device replaces the server: the device's part and the head learn from the head's loss, and no
+gradient comes back.  The activations of every q-th batch go up, and the one server part takes a step on them.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from lilliput.training.settings import Training
 
 @dataclass(frozen=True)
 class CseFsl(SplitTraining):
-    """Split learning whose devices train on an auxiliary head's loss.
+    """Split learning in which devices train on an auxiliary head's loss: no gradient comes back, few activations go up.
 
-    server_update_interval: q; the batches 0, q, 2q, ... of each round are uploaded, of those that have a label that
-                            counts.
-    auxiliary:              one head for all, averaged like the device's part, or a personal one that never travels.
+    server_update_interval: q; of the batches with a label that counts, the device uploads 0, q, 2q, ... of each round.
+    auxiliary:              shared: one head for all, averaged like the device's part; personal: a head per client that
+                            is never sent.
     auxiliary_lr, auxiliary_optimizer: of the head; without a schedule, as published.
-    order:                  in which the server takes its steps: client after client, as published, or interleaved by
-                            (batch number, client id), for which it holds the round's uploads at a time.
+    order:                  of the server's steps: sequential, client after client, as published; or interleaved by
+                            (batch number, client id), which holds all uploads of the round in memory.
     """
 
     server_update_interval: int = 5
@@ -68,12 +68,12 @@ class CseFsl(SplitTraining):
             )
         if task.tail_part is not None:
             raise ValueError(
-                f"{name} trains the server's part on labels, and a tail on the device keeps them there; leave the tail "
-                "to the server, or use SplitFedV1 or SplitFedV2"
+                f"{name} trains the server's part on labels, and a tail on the device keeps them there; cut the model "
+                "without a tail, or use SplitFedV1 or SplitFedV2"
             )
         if task.tied:
             raise ValueError(
-                f"{name} trains the device's part on its head's loss and the server's on every q-th batch alone, so "
+                f"{name} trains the device's part on its head's loss and the server's only on every q-th batch, so "
                 f"{next(iter(task.tied.values()))!r} has no common gradient; cut with tied='untie' or 'frozen'"
             )
 
@@ -96,7 +96,7 @@ class CseFsl(SplitTraining):
         return {**after, "auxiliary": add(state["auxiliary"], sums["auxiliary_delta"])} if shared else after
 
     def served(self, fleet: Fleet, server: Half, replies: Iterable[Reply]) -> Iterator[Reply]:
-        """The replies of the clients on whose uploads the server took its steps."""
+        """Take the server's steps; yields the replies of the clients whose uploads fit."""
         if self.order == "sequential":
             yield from (reply for reply in replies if serve(fleet, server, reply) is not None)
             return
@@ -109,7 +109,7 @@ class CseFsl(SplitTraining):
 
     @on_client(like={**UPLOAD, "delta": "params", "buffer_delta": "buffers", "auxiliary_delta": "auxiliary"})
     def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
-        """A round on the head's loss: what was uploaded on the way, and how both parts changed."""
+        """A round on the head's loss; replies with the uploads and the changes of both parts."""
         state = begin(self, client, state, msg)
         tree: Tree = msg.get("auxiliary") or state.get("auxiliary") or first_head(client.task)
         head = self.head(client.task, {"auxiliary": tree, "opt": state.get("auxiliary_opt")}, "train", client.device)
@@ -121,17 +121,17 @@ class CseFsl(SplitTraining):
             return {**reply, "auxiliary_delta": sub(tree, before)}, {**state, **own}
         return reply, {**state, **own, "auxiliary": tree}
 
-    def head(self, task: Any, held: Body, role: str, device: Any, trains: bool = True) -> Half:
-        """The auxiliary head in training, from its tree of parameters and buffers and its optimizer's state."""
-        part, tree = task.auxiliary_part, held["auxiliary"]
+    def head(self, task: Any, state: Body, role: str, device: Any, trains: bool = True) -> Half:
+        """The auxiliary head in training; `state` has its tree (`auxiliary`) and its optimizer's state (`opt`)."""
+        part, tree = task.auxiliary_part, state["auxiliary"]
         trained = {n for n, p in part.model.named_parameters()}
         params, buffers = ({n: x for n, x in tree.items() if (n in trained) == want} for want in (True, False))
         config = Training(lr=self.auxiliary_lr, optimizer=self.auxiliary_optimizer, precision=self.precision)
-        held = {"params": params, "buffers": buffers, "opt": held.get("opt")}
-        return Half(part, held, config, config.lr, role, device, trains)
+        state = {"params": params, "buffers": buffers, "opt": state.get("opt")}
+        return Half(part, state, config, config.lr, role, device, trains)
 
     def local(self, client: Client, state: Body, head: Half, learns: bool) -> tuple[Body, Body]:
-        """The batches that are left of the round, with or without training the head: (reply, client state)."""
+        """Train on the remaining batches of the round; the head trains too if it `learns`.  (reply, client state)."""
         half = device_half(self, client, state)
         reply: Body = {"cut": {}, "labels": {}}
         steps = 0
@@ -154,7 +154,7 @@ class CseFsl(SplitTraining):
 def _step(
     half: Half, head: Half, batch: Any, key: tuple[object, ...], again: bool, learns: bool
 ) -> tuple[Payload, Tensor]:
-    """A step of the device's part and, if it `learns`, of the head: (activations, loss), both from before it."""
+    """A step of the device's part and, if it `learns`, of the head: (activations, loss), both from before the step."""
     cut = half.output(batch, key, again)
     loss = head.loss((cut, labels(batch)), (*key, "auxiliary"), again=not learns)
     grads = gradients(loss, [*half.params, *(head.params if learns else [])])
@@ -165,6 +165,6 @@ def _step(
 
 
 def first_head(task: Any) -> Tree:
-    """The head that training starts from: its parameters, and its buffers."""
+    """The initial head: its parameters and buffers in one tree."""
     first = task.auxiliary_part.init()
     return first["params"] | first["buffers"]

@@ -1,7 +1,7 @@
 """FedAvg (McMahan et al., AISTATS 2017, alg. 1).  https://arxiv.org/abs/1602.05629
 
-x+ = x + sum_i p_i (y_i - x), with p_i the client's share of the round's labels that count: of its examples, where each
-has one label.  Over slices each coordinate's mean runs over those who hold it.
+x+ = x + sum_i p_i (y_i - x), with p_i the client's share of the round's labels that count, that is of the examples if
+each has one label.  With slices, each coordinate is averaged over the clients that hold it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from lilliput.training.step import Correction
 
 @dataclass(frozen=True)
 class FedAvg(Training):
-    """Clients train the model they are sent; the server moves by the mean of their changes.
+    """Clients train the model they receive; the server adds the mean of their changes: the standard method.
 
-    cohort:  clients per round; all of them for None.
-    slice:   which part of the model each client holds.
-    combine: how the clients' deltas become one.
+    cohort:  clients per round; None for all.
+    slice:   the part of the model that each client holds.
+    combine: how the clients' deltas are combined.
     """
 
     cohort: int | None = None
@@ -36,15 +36,15 @@ class FedAvg(Training):
     compat: Literal["official"] | None = None
 
     ordered: ClassVar[bool] = False
-    pooled: ClassVar[bool] = False  # True: all data lies in one place, as client 0
+    pooled: ClassVar[bool] = False  # True: all data are in one place, as client 0
 
     def init(self, task: Any) -> Body:
         return start(self, task)
 
     def round(self, state: Body, fleet: Fleet) -> Body:
-        held = {c: self.slice(fleet, c) for c in fleet.sample(self.cohort)}
-        replies = fleet.call(self.train, each=lambda c: model_for(held[c], state), to=list(held))
-        return {**state, **advance(state, reduce(replies, held, **model_sums(self.combine, state)))}
+        slices = {c: self.slice(fleet, c) for c in fleet.sample(self.cohort)}
+        replies = fleet.call(self.train, each=lambda c: model_for(slices[c], state), to=list(slices))
+        return {**state, **advance(state, reduce(replies, slices, **model_sums(self.combine, state)))}
 
     @on_client(like={"delta": "params", "buffer_delta": "buffers"})
     def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
@@ -55,13 +55,13 @@ class FedAvg(Training):
         return {"global": Model(state["params"], buffers=state.get("buffers"))}
 
 
-# What every method that averages models shares: the model's way down, its training, its way up and into the mean.
+# Shared by every method that averages models: the message down, training, the reply, and the mean.
 
 
 def start(config: Training, task: Any) -> Body:
-    """The server's first state: `params`, and `buffers` and `projections` where they are averaged.
+    """The server's initial state: `params`, and `buffers` and `projections` if they are averaged.
 
-    Raises ValueError for what cannot be trained, and for buffers that have no mean where they are averaged.
+    Raises ValueError if the model cannot be trained, or its buffers must be averaged and have no mean.
     """
     state: Body = task.init()
     if config.buffers == "average":
@@ -71,10 +71,10 @@ def start(config: Training, task: Any) -> Body:
     return {**state, "projections": {}} if config.optimizer_state == "average" else state
 
 
-def model_for(held: Slice, state: Body, *more: str) -> Body:
-    """What goes down: the client's slice of params, buffers and whatever else has the model's shape."""
+def model_for(slice: Slice, state: Body, *more: str) -> Body:
+    """The message to a client: its slice of params, buffers, projections, and of `more` trees of the model's shape."""
     shared = ("params", "buffers", "projections", *more)
-    return {name: held.gather(state[name]) for name in shared if state.get(name)}
+    return {name: slice.gather(state[name]) for name in shared if state.get(name)}
 
 
 def train(
@@ -85,16 +85,16 @@ def train(
     corrections: Sequence[Correction] = (),
     loss: Loss | None = None,
 ) -> tuple[Tree, Body, Stats]:
-    """Fit the model of a message: (params after, client state after, stats).
+    """Train the model of a message: (params after, client state after, stats).
 
-    Optimizer state and local buffers live in the client's state, under `opt` and `buffers`, where they are kept.
+    The client's state holds the optimizer's state and local buffers, under `opt` and `buffers`, if they are kept.
     """
     buffers: Any = msg.get("buffers")
     if config.buffers == "local":
         buffers = state.get("buffers") or client.task.init()["buffers"]
-    known = {**state.get("opt", {}), **({"projections": msg["projections"]} if "projections" in msg else {})}
+    before = {**state.get("opt", {}), **({"projections": msg["projections"]} if "projections" in msg else {})}
     params, opt, stats = fit(
-        client, msg["params"], known, config=config, buffers=buffers, corrections=corrections, loss=loss,
+        client, msg["params"], before, config=config, buffers=buffers, corrections=corrections, loss=loss,
     )  # fmt: skip
     kept: Body = {"opt": opt} if opt else {}
     if config.buffers == "local" and stats.buffers:
@@ -103,9 +103,9 @@ def train(
 
 
 def model_reply(msg: Body, params: Tree, stats: Stats) -> Body:
-    """What goes up: how params and buffers changed, and what training measured.
+    """The reply: the changes of params and buffers, and the metrics of training.
 
-    The tensors of `params` become the delta: a device need not hold three models to send one.
+    Overwrites the tensors of `params` with the delta, so that a device does not hold three models to send one.
     """
     reply: Body = {"delta": add_(params, msg["params"], -1.0), "metrics": measured(stats)}
     if "buffers" in msg:
@@ -114,13 +114,13 @@ def model_reply(msg: Body, params: Tree, stats: Stats) -> Body:
 
 
 def measured(stats: Stats) -> Body:
-    """The metrics of a reply: mean loss and what the loss reports, the examples they are of, and steps left out."""
+    """The metrics of a reply: the mean loss and its own metrics, the number of examples, and skipped steps."""
     left_out = {"skipped": stats.skipped} if stats.skipped else {}
     return {**stats.metrics, "examples": stats.examples, **left_out}
 
 
 def model_sums(combine: Combine, state: Body) -> dict[str, Any]:
-    """Accumulators for `delta`, by the method's combine, and for the rest, always the weighted mean."""
+    """Accumulators: the method's combine for `delta`, and the weighted mean for everything else."""
     sums: dict[str, Any] = {"delta": combine.over(state["params"])}
     if "projections" in state:
         sums["projections"] = _Subspaces()
@@ -130,7 +130,7 @@ def model_sums(combine: Combine, state: Body) -> dict[str, Any]:
 
 
 class _Subspaces:
-    """The mean of the clients' subspaces, as an accumulator."""
+    """An accumulator of the mean of the clients' subspaces."""
 
     def __init__(self) -> None:
         self._mean = MeanSubspace()
@@ -143,7 +143,7 @@ class _Subspaces:
 
 
 def advance(state: Body, sums: dict[str, Any], step: float = 1.0) -> Body:
-    """The model after the round: params moved by `step` times the combined delta, buffers by their mean change."""
+    """The model after the round: params plus `step` times the combined delta, and buffers plus their mean change."""
     moved: Body = {"params": add(state["params"], sums["delta"], step)}
     if "buffer_delta" in sums:
         moved["buffers"] = add(state["buffers"], sums["buffer_delta"])

@@ -1,9 +1,9 @@
 """FedNova (Wang et al., NeurIPS 2020, eq. 8-9).  https://arxiv.org/abs/2007.07481
 
-Clients that take more steps must not pull harder.  With a_i = |a_i|_1 the weight that a client's local optimizer gives
-its gradients, d_i = (y_i - x) / a_i and x+ = x + tau_eff sum_i p_i d_i, tau_eff = sum_i p_i a_i.  For tau steps of SGD
-with momentum rho, a_i = (tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho); without momentum a_i = tau.  The optimizer
-states it, dampening and Nesterov's step included; p_i are the weights of the combine.
+Clients that take more steps must not have more weight.  With a_i = |a_i|_1 the total weight that a client's optimizer
+gives its gradients, d_i = (y_i - x) / a_i and x+ = x + tau_eff sum_i p_i d_i, tau_eff = sum_i p_i a_i.  For tau steps
+of SGD with momentum rho, a_i = (tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho); without momentum a_i = tau.  The
+optimizer reports a_i, with dampening and Nesterov's step; p_i are the weights of the combine.
 """
 
 from __future__ import annotations
@@ -18,20 +18,24 @@ from lilliput.submodel import reduce
 
 @dataclass(frozen=True)
 class FedNova(FedAvg):
-    """FedAvg over changes normalised by the work behind them.  Local training is SGD, with any momentum.
+    """FedAvg of changes divided by the client's amount of work: for clients that take different numbers of steps.
 
-    compat="official" normalises BatchNorm statistics like weights, as the published program does.
+    Local training is SGD, with any momentum.  compat="official" normalises BatchNorm statistics like weights, as the
+    published program does.
     """
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.optimizer != "sgd" or self.optimizer_state != "reset":
-            raise ValueError("FedNova's normaliser is known for SGD with a fresh momentum buffer each round only")
+            raise ValueError(
+                "FedNova's normaliser is known only for SGD with a new momentum buffer in each round; set "
+                "optimizer=sgd and optimizer_state=reset"
+            )
 
     def round(self, state: Body, fleet: Fleet) -> Body:
-        held = {c: self.slice(fleet, c) for c in fleet.sample(self.cohort)}
-        replies = fleet.call(self.train, each=lambda c: model_for(held[c], state), to=list(held))
-        sums = reduce(replies, held, **model_sums(self.combine, state), normalizer=self.combine.over(None))
+        slices = {c: self.slice(fleet, c) for c in fleet.sample(self.cohort)}
+        replies = fleet.call(self.train, each=lambda c: model_for(slices[c], state), to=list(slices))
+        sums = reduce(replies, slices, **model_sums(self.combine, state), normalizer=self.combine.over(None))
         tau = sums["normalizer"]
         if self.compat == "official" and "buffer_delta" in sums:
             sums["buffer_delta"] = {n: (tau * d).to(d.dtype) for n, d in sums["buffer_delta"].items()}
@@ -40,7 +44,7 @@ class FedNova(FedAvg):
     @on_client(like={"delta": "params", "buffer_delta": "buffers", "normalizer": float})
     def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
         params, state, stats = train(self, client, state, msg)
-        a = stats.weight or 1.0  # no step at all moved nothing
+        a = stats.weight or 1.0  # without a step the delta is 0
         reply = model_reply(msg, params, stats)
         reply["delta"] = scale(reply["delta"], 1 / a)
         if self.compat == "official" and "buffer_delta" in reply:

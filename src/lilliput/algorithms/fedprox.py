@@ -1,6 +1,6 @@
 """FedProx (Li et al., MLSys 2020, eq. 2).  https://arxiv.org/abs/1812.06127
 
-Clients minimise F_i(w) + mu/2 |w - x|^2: the gradient of every step is pulled towards the model that was sent.
+Clients minimise F_i(w) + mu/2 |w - x|^2: every step is pulled towards the model that the client received.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from lilliput.training.step import pull_to
 
 @dataclass(frozen=True)
 class FedProx(FedAvg):
-    """FedAvg whose clients stay near the model they were sent.
+    """FedAvg whose clients stay near the model they received: for data that differ between clients.
 
-    mu: strength of the pull; the paper's best values lie among 0.001, 0.01, 0.1 and 1.  With 0 this is FedAvg.
+    mu: strength of the pull; the paper tunes it among 0.001, 0.01, 0.1 and 1.  With 0 this is FedAvg.
     """
 
     mu: float = 0.01

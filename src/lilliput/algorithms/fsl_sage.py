@@ -1,13 +1,13 @@
 """FSL-SAGE (Nair et al., ICML 2025).  https://arxiv.org/abs/2505.23182
 
 The device's auxiliary head only estimates the server's gradient at the cut, g = dL(a(h), y)/dh.  Every l rounds the
-server aligns it: over a memory of activations h and labels it takes the true gradients T of its own part, and fits
-the estimates to them, min_a sum |dL(a(h), y)/dh - T|^2, by differentiating twice.  The head then goes down, once.
+server aligns it: over a memory of activations h and labels it computes the true gradients T of its own part, and fits
+the estimates to them, min_a sum |dL(a(h), y)/dh - T|^2, by differentiating twice.  Then it sends the head down, once.
 
-Ours: gradients per example, so that it does not matter how many of them a batch of the alignment has (the published
-program divides estimates by that number and targets by the memory's), nor, in text, how far they are padded: labels
-that do not count in training do not count here; and the memory's forward leaves the server's BatchNorm statistics
-alone.  compat="official" does as published.
+We differ from the published program in three ways.  We use gradients per example, so that the batch size of the
+alignment does not matter; the program divides estimates by that size and targets by the size of the memory.  Labels
+that do not count in training do not count here either, so that the padding of text does not matter.  The forward over
+the memory does not change the server's BatchNorm statistics.  compat="official" does as published.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from lilliput.submodel import reduce
 
 @dataclass(frozen=True)
 class FslSage(CseFsl):
-    """CSE-FSL whose heads the server aligns instead of the devices training and averaging them.
+    """CSE-FSL whose server fits the heads to its own gradients, so that devices do not train them: sends least.
 
-    align_interval:   l; a client's head is aligned when that was l rounds ago, or never.
-    align_epochs, align_batch_size: passes of an alignment over the client's memory, and the examples per step.
-    memory_size:      the newest examples that the server remembers of a client.
-    auxiliary:        a personal head per client, as published, or a shared one that is aligned to each in turn.
-    warm_start:       the first round is one of CSE-FSL with a shared head.
-    order:            as for CSE-FSL.  Sequential runs the rounds that align a head one client at a time, because each
-                      client's head is aligned to the server that the client before it has left.
+    align_interval:   l; a client's head is aligned if its last alignment was l rounds ago, or if it never was.
+    align_epochs, align_batch_size: passes of an alignment over the client's memory, and examples per step.
+    memory_size:      how many of a client's newest examples the server remembers.
+    auxiliary:        personal: a head per client, as published; shared: one head, aligned to each client in turn.
+    warm_start:       runs the first round as CSE-FSL with a shared head.
+    order:            as for CSE-FSL.  In rounds that align a head, sequential runs one client at a time, because each
+                      head is aligned with the server's part as the client before has left it.
     """
 
     auxiliary: Literal["shared", "personal"] = "personal"
@@ -78,7 +78,7 @@ class FslSage(CseFsl):
         return {**self.moved(fleet.task, state, advance(own, sums), server), **aligner.shared}
 
     def _rounds(self, fleet: Fleet, server: Half, down: Body, aligner: Aligner) -> Iterator[Reply]:
-        """Each client's round: where its head is due, the first cut up and the head down; then the rest."""
+        """Each client's round: if its head is due, one upload and the aligned head down; then all batches."""
         cohort = fleet.sample(self.cohort)
         due = [c for c in cohort if aligner.is_due(c)]
         together = self.order == "interleaved" or not due
@@ -95,7 +95,7 @@ class FslSage(CseFsl):
 
     @on_client(like=UPLOAD)
     def open(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
-        """The cut of the first batch that has a label that counts, before anything is trained."""
+        """Upload the activations of the first batch with a label that counts, before any training."""
         state = begin(self, client, state, msg)
         for n in range(total(self, client)):
             (part,) = take(client, self, range(n, n + 1))
@@ -107,24 +107,24 @@ class FslSage(CseFsl):
 
     @on_client(like={**UPLOAD, "delta": "params", "buffer_delta": "buffers"})
     def close(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
-        """The round on estimated gradients; a first batch whose cut went up already runs again for its step."""
+        """The round on estimated gradients; a batch that `open` uploaded runs again for its step."""
         if "params" in msg:
             state = begin(self, client, state, msg)
         state = {**state, "auxiliary": msg.get("auxiliary") or state["auxiliary"]}
         head = self.head(client.task, {"auxiliary": state["auxiliary"]}, "estimate", client.device, trains=False)
-        head.model.requires_grad_(False)  # so that no gradient of it is worked out
+        head.model.requires_grad_(False)  # saves computing the head's own gradients
         return self.local(client, state, head, learns=False)
 
 
 @dataclass
 class Aligner:
-    """The server's memories and heads during a round."""
+    """The server's memories and heads of clients during a round."""
 
     method: FslSage
     fleet: Fleet
     server: Half
     state: Body
-    shared: Body = field(init=False)  # the head of all clients and its optimizer's state, as they go into the state
+    shared: Body = field(init=False)  # the shared head and its optimizer's state, to store in the server's state
 
     def __post_init__(self) -> None:
         self.shared = {name: self.state[name] for name in ("auxiliary", "auxiliary_opt")}
@@ -134,29 +134,29 @@ class Aligner:
         return last is None or self.fleet.round - last >= self.method.align_interval
 
     def remember(self, reply: Reply, aligned: bool = False) -> None:
-        """Append what a reply uploaded, keep the newest, and note that its client has its new head."""
-        held, limit = dict(self.fleet.memory.get(reply.client, {})), self.method.memory_size
+        """Append a reply's uploads to the client's memory and keep the newest; record if its head was aligned."""
+        memory, limit = dict(self.fleet.memory.get(reply.client, {})), self.method.memory_size
         labels = [reply.body["labels"][number] for number in reply.body["cut"]]
         if labels:
             fits(limit, max(len(y) for y in labels), reply.client)
-            held |= remembered(held, list(reply.body["cut"].values()), labels, limit)
+            memory |= remembered(memory, list(reply.body["cut"].values()), labels, limit)
         if aligned:
-            held["aligned"] = self.fleet.round
-        self.fleet.memory[reply.client] = held
+            memory["aligned"] = self.fleet.round
+        self.fleet.memory[reply.client] = memory
 
     def align(self, c: int) -> Body:
-        """Fit the client's head to the server's gradients over its memory, and return the head's tree."""
-        held = dict(self.fleet.memory.get(c, {}))
-        home = self.shared if self.method.auxiliary == "shared" else held
+        """Fit the client's head to the server's gradients over the client's memory; returns the head's tree."""
+        memory = dict(self.fleet.memory.get(c, {}))
+        home = self.shared if self.method.auxiliary == "shared" else memory
         tree = home.get("auxiliary") or self.state["auxiliary"]
-        if "cut" not in held:
+        if "cut" not in memory:
             return tree
-        where = {"auxiliary": tree, "opt": home.get("auxiliary_opt")}
-        head = self.method.head(self.fleet.task, where, "align", self.server.device)
-        self._fit(head, received(held["cut"], head.device), held["labels"].to(head.device), c)
+        state = {"auxiliary": tree, "opt": home.get("auxiliary_opt")}
+        head = self.method.head(self.fleet.task, state, "align", self.server.device)
+        self._fit(head, received(memory["cut"], head.device), memory["labels"].to(head.device), c)
         after = head.after()
         home["auxiliary"], home["auxiliary_opt"] = after["params"] | after["buffers"], after["opt"]
-        self.fleet.memory[c] = held
+        self.fleet.memory[c] = memory
         return home["auxiliary"]
 
     def _fit(self, head: Half, cut: Payload, y: Tensor, c: int) -> None:
@@ -166,7 +166,7 @@ class Aligner:
         official = self.method.compat == "official"
         slope = partial(self._slope, self.server, cut, y, (*key, "target"), again=not official)
         target = self.server.metered([(cut, y)], slope)
-        with sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice
+        with sdpa_kernel(SDPBackend.MATH):  # other kernels cannot be differentiated twice
             for epoch in range(self.method.align_epochs):
                 order = torch.randperm(len(y), generator=random.generator(*key, epoch)).to(head.device)
                 for number, rows in enumerate(order.split(self.method.align_batch_size)):
@@ -176,22 +176,22 @@ class Aligner:
     def _fit_rows(
         self, head: Half, cut: Payload, y: Tensor, target: Payload, rows: Tensor, key: tuple[object, ...]
     ) -> None:
-        """A step towards the targets of these rows of the memory; none if none of their labels counts."""
+        """A step towards the targets of these rows of the memory; no step if none of their labels counts."""
         if not counted(y[rows]):
             return
-        inputs, wanted = (tree.mapped(x, lambda x: x[rows]) for x in (cut, target))
-        estimate = self._slope(head, inputs, y[rows], key, again=True, graph=True)
-        pairs = zip(tree.tensors(estimate), tree.tensors(wanted), strict=True)
-        misfit: Any = sum((found - true).square().sum() for found, true in pairs)
+        inputs, targets = (tree.mapped(x, lambda x: x[rows]) for x in (cut, target))
+        estimates = self._slope(head, inputs, y[rows], key, again=True, graph=True)
+        pairs = zip(tree.tensors(estimates), tree.tensors(targets), strict=True)
+        misfit: Any = sum((estimate - true).square().sum() for estimate, true in pairs)
         head.apply(gradients(misfit if self.method.compat == "official" else misfit / counted(y[rows]), head.params))
 
     def _slope(
         self, part: Half, cut: Payload, y: Tensor, key: tuple[object, ...], again: bool, graph: bool = False
     ) -> Payload:
-        """dL/dh, L being the sum of what an example's labels cost; as published, the mean over the batch instead."""
+        """dL/dh with L the sum of the losses of all labels; as published, L is their mean over the batch."""
         h = tree.mapped(cut, torch.Tensor.detach)
         inputs = slopes(h, self.fleet.task.differentiable)
-        found = gradients(part.loss((h, y), key, again), list(inputs.values()), graph=graph)
-        slopes_ = {n: torch.zeros_like(x) if g is None else g for (n, x), g in zip(inputs.items(), found, strict=True)}
+        grads = gradients(part.loss((h, y), key, again), list(inputs.values()), graph=graph)
+        slopes_ = {n: torch.zeros_like(x) if g is None else g for (n, x), g in zip(inputs.items(), grads, strict=True)}
         named = slopes_ if self.method.compat == "official" else {n: counted(y) * g for n, g in slopes_.items()}
         return named[""] if isinstance(cut, Tensor) else named

@@ -1,8 +1,8 @@
 """MOON (Li, He and Song, CVPR 2021, eq. 3-4).  https://arxiv.org/abs/2103.16257
 
 loss = criterion + mu * l_con, l_con = -log exp(s(z, z_glob)/T) / (exp(s(z, z_glob)/T) + exp(s(z, z_prev)/T)), with s
-the cosine, z the features of the model in training, z_glob of the model that was sent and z_prev of the client's own
-last one.  A client in its first round has no last model and leaves the term out.
+the cosine, and z, z_glob and z_prev the features of the model in training, of the received model, and of the client's
+previous model.  In its first round a client has no previous model and leaves out the term.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from lilliput.training.passes import Loss
 
 @dataclass(frozen=True)
 class Moon(FedAvg):
-    """FedAvg whose features stay close to the global model's and away from the client's previous ones.
+    """FedAvg with a contrastive loss: features stay near the global model's and away from the client's previous ones.
 
-    mu:          weight of the contrastive term; the paper takes 5 on CIFAR-10 and 1 on CIFAR-100.  With 0: FedAvg.
+    mu:          weight of the contrastive term; the paper uses 5 on CIFAR-10 and 1 on CIFAR-100.  With 0: FedAvg.
     temperature: of the similarities.
     """
 
@@ -41,7 +41,7 @@ class Moon(FedAvg):
     @on_client(like={"delta": "params", "buffer_delta": "buffers"})
     def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
         previous: Any = state.get("previous")
-        # A slice that rolls on has other neurons than last round's model, whose features then say nothing.
+        # A rolling slice has other neurons than last round's model, whose features then mean nothing.
         if previous is None or shapes(previous["params"]) != shapes(msg["params"]) or not self.mu:
             params, state, stats = train(self, client, state, msg)
         else:

@@ -1,10 +1,10 @@
 """SCAFFOLD, option II (Karimireddy et al., ICML 2020, alg. 1).  https://arxiv.org/abs/1910.06378
 
-Control variates c (server) and c_i (client) estimate gradients: same sign and unit as a gradient.  A local step goes
-along g - c_i + c; afterwards c_i+ = c_i - c + (x - y_i) / (K lr), c+ = c + sum_S p_i (c_i+ - c_i), and
-x+ = x + server_lr * mean_S(y_i - x).  Every client counts the same, p_i = 1/N, or as `combine` weighs it, so that the
-fixed point is the optimum under those weights.  K is what the optimizer makes of gradients of one: the number of steps,
-with momentum more.
+Control variates c (server) and c_i (client) estimate gradients: same sign and unit as a gradient.  A local step uses
+g - c_i + c; afterwards c_i+ = c_i - c + (x - y_i) / (K lr), c+ = c + sum_S p_i (c_i+ - c_i), and
+x+ = x + server_lr * mean_S(y_i - x).  Every client has the same weight, p_i = 1/N, or that of `combine`, so that the
+fixed point is the optimum under those weights.  K is the total weight that the optimizer gives a round's gradients: the
+number of steps, or more with momentum.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from lilliput.training.step import shift
 
 @dataclass(frozen=True)
 class Scaffold(FedAvg):
-    """FedAvg whose gradients are corrected for the drift between a client's data and everyone's.
+    """FedAvg with control variates that correct each client's drift: for data that differ; sends twice as much.
 
-    server_lr: step of the server along the mean change; 1, or sqrt(cohort).
-    control:   what c and every c_i start from; zeros for None.
+    server_lr: step of the server along the mean change; the paper uses 1 or sqrt(cohort).
+    control:   the initial value of c and every c_i; None for zeros.
     compat="official" corrects weights and BatchNorm statistics after the optimizer's step, divides by the number of
-    steps even under momentum, which over-estimates the gradient by up to 1 / (1 - momentum), and averages control
-    variates with equal weights whatever `combine` is.
+    steps even with momentum, which over-estimates the gradient by up to 1 / (1 - momentum), and averages control
+    variates with equal weights for every `combine`.
     """
 
     combine: Combine = uniform_mean()
@@ -42,9 +42,9 @@ class Scaffold(FedAvg):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.optimizer != "sgd" or self.optimizer_state == "average":
-            raise ValueError("SCAFFOLD's control variates are known for SGD only; set optimizer=sgd")
+            raise ValueError("SCAFFOLD's control variates are known only for SGD; set optimizer=sgd")
         if self.compat == "official" and self.optimizer_state != "reset":
-            raise ValueError("compat=official starts each round with a fresh optimizer; set optimizer_state=reset")
+            raise ValueError("compat=official starts each round with a new optimizer; set optimizer_state=reset")
         if self.server_lr <= 0:
             raise ValueError(f"server_lr is {self.server_lr}; it must be positive")
 
@@ -53,24 +53,24 @@ class Scaffold(FedAvg):
         return {**state, "control": self.control or zeros_like(self._controlled(state))}
 
     def round(self, state: Body, fleet: Fleet) -> Body:
-        held = {c: self.slice(fleet, c) for c in fleet.sample(self.cohort)}
+        slices = {c: self.slice(fleet, c) for c in fleet.sample(self.cohort)}
         replies = fleet.call(
             self.train,
-            each=lambda c: {**model_for(held[c], state, "control"), "slice": held[c].body()},
-            to=list(held),
+            each=lambda c: {**model_for(slices[c], state, "control"), "slice": slices[c].body()},
+            to=list(slices),
         )
         weight: Weight = "uniform" if self.compat == "official" else getattr(self.combine, "weight", "uniform")
-        among = len(fleet.clients) if weight == "uniform" else fleet.total_weight
-        learnt = Sum(weight).over(state["control"])
-        sums = reduce(replies, held, **model_sums(self.combine, state), control_delta=learnt)
-        control = add(state["control"], sums["control_delta"], 1 / (among or 1))
+        total_weight = len(fleet.clients) if weight == "uniform" else fleet.total_weight
+        control_sum = Sum(weight).over(state["control"])
+        sums = reduce(replies, slices, **model_sums(self.combine, state), control_delta=control_sum)
+        control = add(state["control"], sums["control_delta"], 1 / (total_weight or 1))
         return {**state, **advance(state, sums, step=self.server_lr), "control": control}
 
     @on_client(like={"delta": "params", "buffer_delta": "buffers", "control_delta": "control"})
     def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
-        held = Slice.of(msg["slice"])
-        own: Tree = state.get("control") or self.control or zeros_like(self._controlled(client.task.init()))
-        c_i = held.gather(own)
+        slice_ = Slice.of(msg["slice"])
+        whole_c_i: Tree = state.get("control") or self.control or zeros_like(self._controlled(client.task.init()))
+        c_i = slice_.gather(whole_c_i)
         drift = sub(msg["control"], c_i)
         lr = self.lr_at(client.round, client.rounds)
         if self.compat == "official":
@@ -83,13 +83,16 @@ class Scaffold(FedAvg):
             work = stats.weight
         reply = model_reply(msg, params, stats)
         moved: Tree = {**reply["delta"], **reply.get("buffer_delta", {})} if self.compat else reply["delta"]
-        # c_i+ - c_i = (x - y) / (K lr) - c; a client that took no step learnt nothing of its gradient.
+        # c_i+ - c_i = (x - y) / (K lr) - c; without a step, the client knows nothing new about its gradient.
         c_delta = sub(scale(moved, -1 / (work * lr)), msg["control"]) if stats.steps else zeros_like(c_i)
-        new = add(own, c_delta) if held.is_full else held.scatter_add(c_delta, {n: x.clone() for n, x in own.items()})
-        return {**reply, "control_delta": c_delta}, {**state, "control": new}
+        if slice_.is_full:
+            control = add(whole_c_i, c_delta)
+        else:
+            control = slice_.scatter_add(c_delta, {n: x.clone() for n, x in whole_c_i.items()})
+        return {**reply, "control_delta": c_delta}, {**state, "control": control}
 
     def _controlled(self, state: Body) -> Tree:
-        """What control variates exist for: the parameters; under official BatchNorm statistics too."""
+        """The tensors that have control variates: parameters, and with compat="official" BatchNorm statistics."""
         buffers = state.get("buffers", {}) if self.compat == "official" else {}
         return {**state["params"], **buffers}
 

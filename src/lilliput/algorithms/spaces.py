@@ -1,4 +1,4 @@
-"""A task whose model trains in subspaces: its layers, their bases by epoch, and what moves the whole model."""
+"""A task whose model trains in subspaces: its layers, their bases by epoch, and changes of the whole model."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Bases = Mapping[str, Basis]
 
 @dataclass(frozen=True, eq=False)
 class Spaces:
-    """The layers that train in subspaces, by name, and the task of training them.
+    """The layers that train in subspaces, by name, and the task that trains them.
 
-    A layer's coordinates are called `<layer>.b`.  All other trained parameters, the ordinary ones, and the frozen x of
+    A layer's coordinates are named `<layer>.b`.  All other trained parameters (the ordinary ones) and the frozen x of
     each layer keep the names of the whole model.  An epoch is the time between two changes of P.
     """
 
@@ -38,11 +38,11 @@ class Spaces:
     _bases: dict[Any, Bases] = field(default_factory=dict)
 
     def bases(self, seed: int, epoch: int, rows: Tree | None = None) -> Bases:
-        """Each layer's basis of an epoch: from the seed, or these rows where they do not come from one."""
+        """Each layer's basis in an epoch: made from the seed, or from `rows` if they do not come from a seed."""
         if rows is not None:
             return {layer: Dense(x.to(self.dtype(layer))) for layer, x in rows.items()}
         if (seed, epoch) not in self._bases:
-            while len(self._bases) > 1:  # the one before is what duals come from
+            while len(self._bases) > 1:  # duals still need the previous epoch's
                 del self._bases[next(iter(self._bases))]
             self._bases[seed, epoch] = {layer: self._basis(layer, seed, epoch) for layer in self.forms}
         return self._bases[seed, epoch]
@@ -58,20 +58,20 @@ class Spaces:
         return Dense(basis.dense() * (width / rank) ** 0.5) if long else basis
 
     def dtype(self, layer: str) -> torch.dtype:
-        """The type of a layer's weight."""
+        """The dtype of a layer's weight."""
         return self.task.model.get_parameter(f"{layer}.weight").dtype
 
     def zeros(self, like: Tree) -> Tree:
-        """b = 0 of every layer, in the type of a whole model's weights; it takes no memory, and is not written to."""
+        """b = 0 for every layer, in the dtype of the whole model's weights; takes no memory and must not be written."""
         shapes = {n: (*form.rows, self.ranks[n]) for n, form in self.forms.items()}
         return {f"{n}.b": like[f"{n}.weight"].new_zeros(()).expand(shape) for n, shape in shapes.items()}
 
     def ordinary(self, params: Tree) -> Tree:
-        """The parameters of a whole model that are in no subspace."""
+        """The parameters of a whole model outside subspaces."""
         return {name: x for name, x in params.items() if name.removesuffix(".weight") not in self.forms}
 
     def moved(self, params: Tree, change: Tree, bases: Bases) -> Tree:
-        """A whole model after a change of its b and of its ordinary parameters: the same bits on server and device."""
+        """A whole model after a change of b and of ordinary parameters; gives the same bits on server and device."""
         after = dict(params)
         for name, d in change.items():
             layer = name.removesuffix(".b")
@@ -83,7 +83,7 @@ class Spaces:
         return after
 
     def resident(self, trained: Tree, params: Tree, bases: Bases, device: torch.device) -> nn.Module:
-        """The resident module in these bases, as `fit` will find it; what it does not train are the model's tensors."""
+        """The resident module in these bases, ready for `fit`; its untrained parameters are the tensors of `params`."""
         resident = self.task.lendable(trained, "train", device)
         module = resident.load(trained, None)
         for layer in self.forms:
@@ -101,48 +101,49 @@ class Spaces:
         return sketch_rows(self.ranks[layer], form.rows.numel()), form.width
 
     def sketches(self, model: nn.Module, task: Any, batch: Any, *key: object) -> Tree:
-        """Omega G of each layer's dense gradient G on a batch, where `key` decides the Gaussian Omega.
+        """Omega G for each layer's dense gradient G on a batch; `key` decides the Gaussian Omega.
 
-        With one key for all devices the mean of their sketches is the sketch of their mean gradient.  Each gradient is
-        sketched and freed in a backward hook, so that no two of them live at a time.
+        With one key for all devices, the mean of their sketches is the sketch of their mean gradient.  A backward hook
+        sketches and frees each gradient, so that only one exists at a time.
         """
-        found: Tree = {}
+        sketches: Tree = {}
         wanted = {layer: model.get_parameter(f"{layer}.weight") for layer in self.forms}
         with ExitStack() as stack, torch.enable_grad():
             stack.enter_context(frozen_norms(model))
             for layer, p in wanted.items():
-                stack.enter_context(p.register_post_accumulate_grad_hook(self._sketcher(layer, found, key)))
+                stack.enter_context(p.register_post_accumulate_grad_hook(self._sketcher(layer, sketches, key)))
             task.loss(model.train(), batch)[0].backward(inputs=list(wanted.values()))
-        return {layer: found[layer] for layer in self.forms}
+        return {layer: sketches[layer] for layer in self.forms}
 
-    def _sketcher(self, layer: str, found: Tree, key: Sequence[object]) -> Any:
+    def _sketcher(self, layer: str, sketches: Tree, key: Sequence[object]) -> Any:
         def hook(p: Tensor) -> None:
             grad, p.grad = p.grad, None
             assert grad is not None
             g = self.forms[layer].matrix(grad).reshape(-1, self.forms[layer].width).float().cpu()
-            found[layer] = sketch(g, self.ranks[layer], *key, layer)
+            sketches[layer] = sketch(g, self.ranks[layer], *key, layer)
 
         return hook
 
 
 def aligned(x: Tensor) -> Tensor:
-    """The tensor where torch would have put it: over the wire it may come elsewhere, and products round by that.
+    """The tensor, contiguous and aligned as torch would allocate it; copies it if necessary.
 
-    Whether it is a copy depends on its size, so that what a device needs does not depend on how the tensor came.
+    Over the wire a tensor may arrive at another alignment, which changes the rounding of products.  A size that is not
+    a multiple of the alignment always means a copy, so that a device's memory does not depend on how the tensor came.
     """
-    kept = x.is_contiguous() and x.nbytes % ALIGNMENT == 0 and x.data_ptr() % ALIGNMENT == 0
-    return x if kept else x.clone(memory_format=torch.contiguous_format)
+    is_aligned = x.is_contiguous() and x.nbytes % ALIGNMENT == 0 and x.data_ptr() % ALIGNMENT == 0
+    return x if is_aligned else x.clone(memory_format=torch.contiguous_format)
 
 
 def forgotten(opt: Any, positions: Sequence[int]) -> Any:
-    """A trainer's state without its optimizer's for the parameters at these positions, which then start afresh.
+    """A trainer's state without the optimizer state of the parameters at these positions, which start afresh.
 
-    That state is by parameter, or by kind (moments, steps) and then by parameter.
+    Optimizer state is keyed by parameter, or by kind (moments, steps) and then by parameter.
     """
     names = {str(i) for i in positions}
 
-    def without(held: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: x for key, x in held.items() if key not in names}
+    def without(states: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: x for key, x in states.items() if key not in names}
 
     if "update" not in opt:
         return opt
@@ -154,20 +155,21 @@ _MADE: WeakKeyDictionary[Any, dict[Any, Spaces]] = WeakKeyDictionary()
 
 
 def spaces_of(task: Any, projection: Any, official: bool, frozen: bool, **settings: Any) -> Spaces:
-    """The spaces of a task by the settings of `replace_with_subspace`; `frozen`: ordinary parameters do not train.
+    """The spaces of a task, with the settings of `replace_with_subspace`; `frozen` freezes ordinary parameters.
 
-    Made once per task and settings.  Its model runs on the task's own tensors, so that it costs b alone.
+    Made once per task and settings.  The model shares the task's tensors, so it needs memory only for b.
+    Raises ValueError if a layer is frozen.
     """
     key = repr((projection, official, frozen, sorted(settings.items())))
     made = _MADE.setdefault(task, {})
     if key not in made:
         shared = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in task.model.parameters()}
         model = copy.deepcopy(task.model, shared)
-        first = "cd" if callable(projection) else projection  # each round puts its own in its place
+        first = "cd" if callable(projection) else projection  # a placeholder: each round sets its own basis
         layers = replace_with_subspace(model, projection=first, dual="none", **settings).layers
         fixed = [name for name in layers if not task.model.get_parameter(f"{name}.weight").requires_grad]
         if fixed:
-            raise ValueError(f"{fixed[0]} is frozen, and trains in no subspace; choose other targets, or skip it")
+            raise ValueError(f"{fixed[0]} is frozen, and trains in no subspace; choose other targets, or exclude it")
         if frozen:
             model.requires_grad_(False)
             for layer in layers.values():

@@ -1,11 +1,11 @@
 """SplitFed v1 (Thapa et al., AAAI 2022, alg. 1).  https://arxiv.org/abs/2004.12088
 
-Per batch a device sends the activations at the cut and gets back the gradient there; the server trains a copy of its
-part for each client, and both parts are averaged at the end of the round.  This is FedAvg of the whole model, with
-the work cut in two.
+For each batch a device sends the activations at the cut and receives the gradient there.  The server trains a copy of
+its part for each client, and averages both parts at the end of the round.  This is FedAvg of the whole model, with the
+work split between device and server.
 
-Where a tail stays on the device too (U-shape, section 3.1 of Vepakomma et al., https://arxiv.org/abs/1812.00564) the
-labels do as well: one more exchange per batch takes the server's activations down and the gradient at them up.
+If a tail stays on the device too (U-shape, section 3.1 of Vepakomma et al., https://arxiv.org/abs/1812.00564), so do
+the labels: one more exchange per batch sends the server's activations down and their gradient up.
 """
 
 from __future__ import annotations
@@ -16,9 +16,20 @@ from functools import partial
 from typing import Any
 
 from lilliput.algorithms.fedavg import advance, model_sums
-from lilliput.algorithms.splitting.device import Part, begin, device_half, end, key_of, left, seen, sent, take, total
+from lilliput.algorithms.splitting.device import (
+    CountedBatch,
+    begin,
+    device_half,
+    end,
+    key_of,
+    left,
+    seen,
+    sent,
+    take,
+    total,
+)
 from lilliput.algorithms.splitting.half import Half
-from lilliput.algorithms.splitting.server import attempt, passed, pulled, released, serve, step
+from lilliput.algorithms.splitting.server import passed, pulled, released, serve, step, try_client
 from lilliput.algorithms.splitting.settings import SplitTraining, devices, down, joined, servers
 from lilliput.core import tree
 from lilliput.core.fleet import Client, Fleet, Reply, on_client
@@ -27,16 +38,16 @@ from lilliput.core.tree import Body, sub
 from lilliput.splitter.task import portion
 from lilliput.submodel import reduce
 
-WINDOW_BYTES = 1 << 30  # of server copies at a time, without their optimizers' states
+WINDOW_BYTES = 1 << 30  # of server copies in memory at a time, without optimizer states
 
 
 @dataclass(frozen=True)
 class SplitFedV1(SplitTraining):
-    """Split learning with a server copy, and its optimizer, per client.
+    """Split learning with a copy of the server's part per client: FedAvg for devices that cannot hold the model.
 
-    chunk: batches per exchange.  More than one saves round trips on slow links; all gradients of a chunk are then
-           taken at the weights that its activations were made with.
-    clip:  each end tells the other the squared norm of its gradient, and clips by that of the whole.
+    chunk: batches per exchange.  More than one saves round trips on slow links, but all gradients of a chunk are then
+           taken at the weights of its activations.
+    clip:  both ends exchange the squared norms of their gradients, and clip by the norm of the whole gradient.
     """
 
     chunk: int = 1
@@ -47,13 +58,13 @@ class SplitFedV1(SplitTraining):
             raise ValueError(f"chunk is {self.chunk}; an exchange needs at least 1 batch")
         if self.clip is not None and self.chunk > 1:
             raise ValueError(
-                f"clip needs the norm of both ends' gradients before either steps, and of a chunk of {self.chunk} "
-                "batches the server steps on the first before the device has any; use chunk=1, or no clip"
+                f"clip needs the norm of both ends' gradients before either steps, but in a chunk of {self.chunk} "
+                "batches the server steps on the first before the device has a gradient; use chunk=1, or no clip"
             )
 
     @property
     def waits(self) -> bool:
-        """Whether no part takes its step before it knows the norm of the whole gradient."""
+        """Whether every part waits for the norm of the whole gradient before its step."""
         return self.clip is not None
 
     def accept(self, task: Any) -> None:
@@ -61,12 +72,12 @@ class SplitFedV1(SplitTraining):
         if self.clip is not None and task.tied:
             raise ValueError(
                 f"clip needs the norm of the whole gradient, and that of {next(iter(task.tied.values()))!r} is a sum "
-                "whose terms are at both ends; cut with tied='untie' or 'frozen', or use no clip"
+                "with terms at both ends; cut with tied='untie' or 'frozen', or use no clip"
             )
 
     def round(self, state: Body, fleet: Fleet) -> Body:
         cohort, first = fleet.sample(self.cohort), servers(fleet.task, state)
-        if self.buffers == "local":  # a copy's own are kept like the client's
+        if self.buffers == "local":  # each copy keeps its own buffers, as its client does
             first["buffers"] = portion(fleet.task.server_part, fleet.task.init()).get("buffers", {})
         trained: list[int] = []
         for clients in fleet.abreast(windows(cohort, tree.size(first))):
@@ -75,7 +86,7 @@ class SplitFedV1(SplitTraining):
         return {**state, **advance(state, reduce(replies, **model_sums(self.combine, state)))}
 
     def _trained(self, fleet: Fleet, state: Body, clients: list[int], first: Body) -> list[int]:
-        """Train these clients with a server copy each, and put the copies of those that saw it through away."""
+        """Train these clients with a server copy each; stores the copies of those that finish, and returns those."""
         copies = {c: self.server(fleet, {**first, **fleet.memory.get(c, {})}) for c in clients}
         trained = self.exchange(fleet, state, clients, copies)
         for c in trained:
@@ -83,7 +94,7 @@ class SplitFedV1(SplitTraining):
         return trained
 
     def exchange(self, fleet: Fleet, state: Body, clients: list[int], copies: Mapping[int, Half]) -> list[int]:
-        """Cut up, gradient down, until each client has had all its batches; those that saw it through."""
+        """Exchange activations and gradients until each client has trained all batches; returns those that finish."""
         message, trained = down(fleet.task, devices(fleet.task, state)), []
         while clients:
             replies = fleet.call(self.forward, message, to=clients)
@@ -99,7 +110,7 @@ class SplitFedV1(SplitTraining):
     def _served(
         self, fleet: Fleet, replies: Iterable[Reply], copies: Mapping[int, Half]
     ) -> tuple[dict[int, Body], set[int]]:
-        """Steps of the server on activations and labels: what each client gets back, and who has more batches."""
+        """The server's steps on activations and labels: (the message to each client, the clients with more batches)."""
         back: dict[int, Body] = {}
         more = set()
         for reply in replies:
@@ -111,41 +122,41 @@ class SplitFedV1(SplitTraining):
         return back, more
 
     def _squares(self, *halves: Half) -> Body:
-        """What one end tells the other of the gradients that wait there."""
+        """The squared norm of the gradients that wait at one end, as part of a message."""
         return {"squares": sum(half.squares for half in halves)} if self.waits else {}
 
     def _done(self, fleet: Fleet, replies: Iterable[Reply], copies: Mapping[int, Half]) -> Iterator[int]:
-        """The clients that have taken their steps, after the server's has taken those that waited for them."""
+        """The clients that have taken their steps; takes the server's steps that waited for them."""
         for reply in replies:
             done = partial(released, copies[reply.client], reply)
-            if not self.waits or attempt(fleet, reply.client, done) is not None:
+            if not self.waits or try_client(fleet, reply.client, done) is not None:
                 yield reply.client
 
     def _turned(
         self, fleet: Fleet, replies: Iterable[Reply], copies: Mapping[int, Half]
     ) -> tuple[dict[int, Body], set[int]]:
-        """The same without labels: through the server's part to the tail on the device, and back."""
+        """Like `_served`, without labels: forwards through the server's part to the device's tail, and back."""
         uploads = {reply.client: reply for reply in replies}
         back: dict[int, Body] = {}
-        # A server part that all clients share must not have moved between a batch's way there and its way back.
+        # A shared server part must not change between a batch's forward and its backward.
         shared = len({id(half) for half in copies.values()}) < len(copies)
         for clients in [[c] for c in uploads] if shared else [list(uploads)]:
-            there = {c: attempt(fleet, c, partial(passed, fleet, copies[c], uploads[c])) for c in clients}
-            middle = {c: {"middle": found} for c, found in there.items() if found is not None}
+            outputs = {c: try_client(fleet, c, partial(passed, fleet, copies[c], uploads[c])) for c in clients}
+            middle = {c: {"middle": output} for c, output in outputs.items() if output is not None}
             for reply in fleet.call(self.turn, each=middle):
                 c = reply.client
-                found = attempt(fleet, c, partial(pulled, fleet, copies[c], uploads[c], reply, self.waits))
-                if found is not None:
-                    back[c] = {"gradient": found, **self._squares(copies[c])}
+                gradient = try_client(fleet, c, partial(pulled, fleet, copies[c], uploads[c], reply, self.waits))
+                if gradient is not None:
+                    back[c] = {"gradient": gradient, **self._squares(copies[c])}
         return back, {c for c in back if uploads[c].body["more"]}
 
     def _whole(self, fleet: Fleet, replies: Iterable[Reply], first: Body) -> Iterator[Reply]:
-        """The replies with the change of the client's server copy beside that of its own parts."""
+        """The replies, with the change of each client's server copy added to that of its own parts."""
         for reply in replies:
             body, after = dict(reply.body), fleet.memory[reply.client]
             local = self.buffers == "local"
-            kept = {"buffers": after["buffers"]} if local and after["buffers"] else {}
-            fleet.memory[reply.client] = {"opt": self.kept(after["opt"]), **kept}
+            own_buffers = {"buffers": after["buffers"]} if local and after["buffers"] else {}
+            fleet.memory[reply.client] = {"opt": self.kept(after["opt"]), **own_buffers}
             delta = {**body["delta"], **sub(after["params"], first["params"])}
             for mine, theirs in fleet.task.tied.items():
                 delta[theirs] = delta[theirs] + delta.pop(mine)
@@ -155,7 +166,7 @@ class SplitFedV1(SplitTraining):
 
     @on_client(like={"cut": dict, "more": bool})
     def forward(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
-        """Activations and labels of the next batches; the round's first call brings the model."""
+        """Send activations and labels of the next batches; the round's first call brings the model."""
         if "params" in msg:
             state = begin(self, client, state, msg)
         last = total(self, client)
@@ -165,7 +176,7 @@ class SplitFedV1(SplitTraining):
 
     @on_client(like={"middle_gradient": dict})
     def turn(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
-        """U-shape: a step of the tail on each batch that has passed the server, and the gradient where it came in."""
+        """U-shape: a step of the tail on each batch from the server; replies with the gradients at its inputs."""
         tail, reply = device_half(self, client, state, "tail"), {}
         for n, part in _numbered(self, client, state).items():
             loss = 0.0
@@ -177,7 +188,7 @@ class SplitFedV1(SplitTraining):
 
     @on_client
     def backward(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
-        """A step for each gradient that came back, on the forward of its batch run again."""
+        """A step for each gradient from the server, after running the forward of its batch again."""
         stepping = state["parts"] if self.waits else ["client"]
         halves = {name: device_half(self, client, state, name) for name in stepping}
         half, parts = halves["client"], _numbered(self, client, state)
@@ -186,28 +197,28 @@ class SplitFedV1(SplitTraining):
         def run() -> Body:
             for grads in [half.pull(x, key_of(client, n), msg["gradient"][str(n)]) for n, x in batches.items()]:
                 (half.hold if self.waits else half.apply)(grads)
-            told = self._squares(*halves.values())
-            for own in halves.values() if told else ():
-                own.release(told["squares"] + msg["squares"])
-            return told
+            squares = self._squares(*halves.values())
+            for waiting in halves.values() if squares else ():
+                waiting.release(squares["squares"] + msg["squares"])
+            return squares
 
-        told = half.metered(batches.values(), run, *(own for own in halves.values() if own is not half))
-        done = seen(state, parts.values(), msg["loss"]) if "loss" in msg else {}
-        return told, left({**state, **done, "next": state["until"]}, **halves)
+        reply = half.metered(batches.values(), run, *(other for other in halves.values() if other is not half))
+        tally = seen(state, parts.values(), msg["loss"]) if "loss" in msg else {}
+        return reply, left({**state, **tally, "next": state["until"]}, **halves)
 
     @on_client(like={"delta": "params", "buffer_delta": "buffers", "tied_delta": "tied"})
     def finish(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
-        """How the device's parts changed in the round."""
+        """Reply with the change of the device's parts in the round."""
         return end(self, client, state)
 
 
 def windows(cohort: list[int], size: int) -> list[list[int]]:
-    """The cohort in groups whose server copies, of this many bytes each, are held at a time."""
+    """Split the cohort into groups whose server copies, of `size` bytes each, are in memory together."""
     width = max(1, WINDOW_BYTES // max(1, size))
     return [cohort[i : i + width] for i in range(0, len(cohort), width)]
 
 
-def _numbered(config: SplitTraining, client: Client, state: Body) -> dict[int, Part]:
-    """The batches of the exchange under way."""
+def _numbered(config: SplitTraining, client: Client, state: Body) -> dict[int, CountedBatch]:
+    """The batches of the current exchange, by number."""
     numbers = range(state["next"], state["until"])
     return dict(zip(numbers, take(client, config, numbers), strict=True))

@@ -1,7 +1,7 @@
 """SplitFed v2 (Thapa et al., AAAI 2022, section 3.3).  https://arxiv.org/abs/2004.12088
 
-The exchange of SplitFed v1 with a single server part, which takes a step on every batch of every client and is never
-averaged.  The result depends on the order of the clients.
+SplitFed v1 with a single server part, which takes a step on every batch of every client and is never averaged.  The
+result depends on the order of the clients.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from lilliput.submodel import reduce
 
 @dataclass(frozen=True)
 class SplitFedV2(SplitFedV1):
-    """Split learning with one server part.
+    """Split learning with one server part for all clients: less memory on the server than SplitFed v1.
 
-    order: sequential, each client's whole round after that of the client before it, as published; or interleaved, by
-           (batch number, client id), in which clients work at the same time.
+    order: sequential: one client's whole round after another, as published; interleaved: by (batch number, client id),
+           so that clients work at the same time.
     """
 
     order: Literal["sequential", "interleaved"] = "sequential"
@@ -34,8 +34,8 @@ class SplitFedV2(SplitFedV1):
         check_order(self.order)
         if self.clip is not None and self.order != "sequential":
             raise ValueError(
-                "clip needs the norm of both ends' gradients, and the one server must have taken its step before the "
-                f"next client's turn; order={self.order} does not wait: use order=sequential, or no clip"
+                "clip needs the norm of both ends' gradients, and the one server must take its step before the next "
+                f"client's turn; order={self.order} does not wait for it: use order=sequential, or no clip"
             )
 
     def init(self, task: Any) -> Body:

@@ -1,1 +1,1 @@
-"""What everything else stands on: trees of tensors, keyed randomness, names, accounts, and the contract of a method."""
+"""The foundation: trees of tensors, keyed randomness, names, the meter and the ledger, and a method's contract."""

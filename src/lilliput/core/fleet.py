@@ -1,4 +1,5 @@
-"""The contract between a method and what runs it: what a method sees of its fleet, and of one of its devices.
+"""The contract between a method and the engine that runs it: the fleet that its server sees, and the client that its
+device sees.
 
 A method is a frozen dataclass.  `init` makes the server's state, `round` is the server's half of one round, and the
 methods marked `@on_client` are the device's half.  Engines know nothing of methods, methods nothing of engines.
@@ -18,16 +19,16 @@ from torch import Tensor
 from lilliput.core import random
 from lilliput.core.tree import Body, Tree
 
-# What a key of a reply is like: the key of what was sent whose names, shapes and dtypes it has, such a tree itself, or
-# the type of what it is (dict, bool, or an int or a float that is not negative).
+# What a reply must hold under a key: a tree like the one sent under the key named here, a tree like this one (names,
+# shapes and dtypes), or a value of this type (dict, bool, or an int or a float that is not negative).
 Like = str | type | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What a device has: bytes of memory, bits per second of link, FLOP per second, and the chance that it is up.
+    """What a device offers: bytes of memory, bits per second of link, FLOP per second, and the chance that it is up.
 
-    The default is a phone on a mobile link whose memory is not limited.
+    The default is a phone on a mobile link, with unlimited memory.
     """
 
     memory_bytes: int = sys.maxsize
@@ -50,7 +51,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class Client:
-    """A device's view of itself while it runs a handler.  `round` counts from 1; the run was planned for `rounds`."""
+    """A device's view of itself while it runs a handler.  `round` counts from 1; `rounds` is the planned total."""
 
     id: int
     task: Any
@@ -71,8 +72,8 @@ class Client:
 class Reply:
     """What one client answered.
 
-    weight: how many labels of the client's data count (see `lilliput.core.labels`), which is what its loss and its
-            update weigh in a mean.  The engine knows it of the data; it is not what the client claims.
+    weight: how many labels of the client's data count (see `lilliput.core.labels`): the weight of its loss and its
+            update in a mean.  The engine takes it from the data, not from the client's claim.
     """
 
     client: int
@@ -82,7 +83,7 @@ class Reply:
 
 
 class Model(NamedTuple):
-    """A model to evaluate: parameters, the slice of the full model they are, and buffers (None: batch statistics)."""
+    """A model to evaluate: its parameters, their slice of the full model, and buffers (None: use batch statistics)."""
 
     params: Tree
     slice: Any = None
@@ -94,22 +95,22 @@ class Fleet(Protocol):
 
     task: Any
     round: int  # from 1
-    rounds: int  # what the run was planned for
+    rounds: int  # the planned total
     seed: int
     clients: Sequence[int]
     examples: Mapping[int, int]
     profiles: Mapping[int, Profile]
-    memory: MutableMapping[int, Body]  # the server's own state per client; committed with the round, if it is in
+    memory: MutableMapping[int, Body]  # the server's own state per client; committed if the client is in the round
 
     def sample(self, n: int | None) -> list[int]:
-        """n of the clients that are up this round, ascending, without replacement; all of them for None."""
+        """Draw n of the clients that are up this round, without replacement, in ascending order; None returns all."""
 
     def weight(self, client: int) -> int:
-        """How many labels of a client's data count, as in its replies."""
+        """How many labels of a client's data count, as in `Reply.weight`."""
 
     @property
     def total_weight(self) -> int:
-        """The same of all clients together."""
+        """The sum of `weight` over all clients."""
 
     def call(
         self,
@@ -122,14 +123,14 @@ class Fleet(Protocol):
     ) -> Iterator[Reply]:
         """Run a handler on clients with {**body, **each(c)}; replies stream in ascending client id.
 
-        like: what the replies have to be besides what their handler says (see `on_client`).
+        like: further rules for the replies, besides those of their handler (see `on_client`).
         """
 
     def abreast(self, groups: Iterable[list[int]]) -> Iterator[list[int]]:
-        """Groups of clients in turn, so that not all must be held at a time, as if they were called together."""
+        """Yield groups of clients in turn, so that few are in memory at once; they count as called together."""
 
     def fail(self, client: int, why: str, cause: BaseException | None = None) -> None:
-        """Take a client out for the rest of the round: what it sent is of no use to the method."""
+        """Take a client out for the rest of the round, because the method cannot use what it sent."""
 
     def check_quorum(self) -> None:
         """Raise QuorumError if fewer of the round's clients than the quorum are still in."""
@@ -150,10 +151,10 @@ class Algorithm(Protocol):
 def on_client(handler: Callable | None = None, *, like: Mapping[str, Like] | None = None) -> Callable:
     """Mark a method `(self, client, state, msg) -> (reply, new state)` as the device's half.
 
-    `like` says what a reply holds, by key: a tree of the names, shapes and dtypes of another that the client was last
-    sent in the round, under the key it gives, if it was sent one; or what the type it gives says: a dict, true or
-    false (bool), or a number that is not negative (float), a whole one (int).  A reply that differs is refused and its
-    client is out for the round.
+    `like` says what a reply must hold under each key.  A string names a key of the messages: the reply's tree must
+    match the last tree that the client received under it in this round, if any, in names, shapes and dtypes.  A type
+    asks for a dict, for true or false (bool), or for a number that is not negative (float), and whole (int).  The
+    engine refuses a reply that differs, and its client is out for the round.
     """
 
     def mark(function: Any) -> Callable:

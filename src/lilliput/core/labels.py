@@ -1,4 +1,4 @@
-"""What a batch holds, and which of its labels count: the one definition that losses, metrics and weights share."""
+"""What a batch holds and which of its labels count: the one definition that losses, metrics and weights share."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor
 from lilliput.core import tree
 
 IGNORED = -100  # a label that does not count
-SMALL = 256  # labels that Python counts before torch's kernels for it are back in the processor's caches
+SMALL = 256  # up to so many labels, Python counts faster than a torch kernel that has left the processor's caches
 
 
 def columns(batch: Any) -> Iterator[Tensor]:
-    """The tensors of a batch; what crosses a cut may itself be a dict of them."""
+    """The tensors of a batch; an input that crosses a cut may itself be a dict of them."""
     for x in batch.values() if isinstance(batch, dict) else batch:
-        if isinstance(x, Tensor):  # most are: no generator for each
+        if isinstance(x, Tensor):  # the common case, without the cost of a generator
             yield x
         else:
             yield from tree.tensors(x)
 
 
 def cloned(batch: Any) -> Any:
-    """A copy of a batch, in whatever graph it is."""
+    """A copy of a batch that stays in the autograd graph."""
     if isinstance(batch, dict):
         return tree.mapped(batch, Tensor.clone)
     return tuple(tree.mapped(x, Tensor.clone) for x in batch)
@@ -40,9 +40,9 @@ def labels(batch: Any) -> Tensor:
 
 
 def counted(y: Tensor) -> int:
-    """How many labels count: what a batch's mean loss and metrics weigh beside another's.
+    """How many labels count: the weight of a batch's mean loss and metrics beside another batch's.
 
-    Whole numbers count one by one, wherever they stand, unless they are -100; of real numbers every example counts.
+    Every integer label counts unless it is -100, at any position.  With real labels every example counts as one.
     """
     if y.is_floating_point():
         return len(y)
@@ -53,8 +53,8 @@ def counted(y: Tensor) -> int:
 
 
 def counted_in(data: Any) -> int:
-    """How many labels of a client's data count: what the client weighs beside another in a mean over clients.
+    """How many labels of a client's data count: the client's weight in a mean over clients.
 
-    data: `Batches`; of those without a `counted()` every example counts, as to draw an epoch might change them.
+    data: `Batches`; without a `counted()` every example counts as one, because drawing an epoch might change the data.
     """
     return data.counted() if hasattr(data, "counted") else data.examples

@@ -1,4 +1,4 @@
-"""What a layer is, asked in one place: linear or not, and how its weight lies."""
+"""Whether a layer is linear, and how its weight is laid out: the one place that answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module multiplies by a matrix: nn.Linear, GPT-2's Conv1D, and what was made of these (`lean`)."""
+    """Whether a module multiplies by a matrix: nn.Linear, GPT-2's Conv1D, and what `lean` makes of them."""
     return isinstance(module, nn.Linear) or is_transposed(module)
 
 
@@ -18,22 +18,24 @@ def sides(linear: nn.Module) -> tuple[int, int]:
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether a linear module's weight is (in, out), as in the Conv1D of transformers, which is not imported for it."""
+    """Whether a linear module's weight is (in, out), like transformers' Conv1D; does not import transformers."""
     kinds = type(module).__mro__
     return any(kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.") for kind in kinds)
 
 
 def own_weight(module: nn.Module) -> nn.Parameter | None:
-    """A layer's weight, if it is a parameter of its own: under a parametrization `module.weight` is made by a forward,
-    which may change what the module remembers (spectral norm)."""
+    """A layer's weight if it is a parameter of the layer, else None.
+
+    Under a parametrization, reading `module.weight` runs a forward, which may change the module (spectral norm).
+    """
     return module._parameters.get("weight")
 
 
 class StridedPointwise(nn.Conv2d):
-    """A 1 x 1 convolution with a stride that first leaves out the pixels it does not look at.
+    """A strided 1 x 1 convolution that first drops the pixels it skips.
 
-    torch 2.13 on CPUs without AVX-512 writes beyond the gradient of such a convolution of fewer than 8 channels if its
-    images are in channels_last, and the process dies.
+    On CPUs without AVX-512, torch 2.13 writes past the end of the gradient of such a convolution if it has fewer than
+    8 input channels and its images are in channels_last, and the process dies.
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -42,7 +44,7 @@ class StridedPointwise(nn.Conv2d):
 
 
 def make_safe(model: nn.Module) -> None:
-    """Let a model's strided 1 x 1 convolutions of few channels work in channels_last; parameters stay as they are."""
+    """Make a model's strided 1 x 1 convolutions of few channels safe in channels_last, with the same parameters."""
     for module in model.modules():
         if (
             type(module) is nn.Conv2d and module.kernel_size == (1, 1) and max(module.stride) > 1

@@ -1,7 +1,7 @@
 """The ledger: what the calls of a round cost in bytes, seconds, memory and FLOPs, measured once, at the wire.
 
 Payload bytes are the tensors'; overhead is everything around them.  A client has one entry for each handler, however
-often that was called: what one call has that the sums do not tell is kept beside them (`Ledger.line`).
+often the handler was called.  `Ledger.line` adds the few facts about single calls that the sums do not show.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ Load = tuple[int, int, float]  # of one client in one call: bytes down and up, h
 
 
 def published(kind: str) -> bool:
-    """Whether the papers count this kind of payload: everything but labels.
+    """Whether the papers count this kind of payload: everything but labels and headers.
 
-    They count a model up and down in every round.  Of ours the first comes down before, of theirs the last one after,
-    so that this holds over any number of rounds.
+    They count one model up and one down in every round.  We send the model down before the round, they send it after,
+    so the sums agree over any number of rounds.
     """
     return kind != "labels" and kind != "headers"
 
 
 @dataclass
 class Entry:
-    """The calls of a handler on one client in a round: a row of the ledger, summed over them.
+    """A row of the ledger: the sum of all calls of a handler on one client in a round.
 
-    call:    the number of the first of them among the round's calls.
-    peak_memory_bytes: the largest.
-    error:   the first.
-    metrics: the last.
+    call:    the number of the first call among the round's calls.
+    peak_memory_bytes: that of the largest call.
+    error:   that of the first call that failed.
+    metrics: those of the last call.
     """
 
     call: int
@@ -44,7 +44,7 @@ class Entry:
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
     flops: float = 0.0
-    communication_seconds: float = 0.0  # of the simulated ones, those on the link
+    communication_seconds: float = 0.0  # the part of simulated_seconds that is spent on the link
     simulated_seconds: float = 0.0
     error: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Entry:
         return sum(self.down.values()) + self.down_overhead, sum(self.up.values()) + self.up_overhead, self.flops
 
     def add(self, more: Entry) -> None:
-        """Sum further calls of the handler on the client."""
+        """Add further calls of the same handler on the same client."""
         for name in ("calls", "down_overhead", "up_overhead", "flops", "communication_seconds", "simulated_seconds"):
             setattr(self, name, getattr(self, name) + getattr(more, name))
         for name in ("down", "up", "seconds"):
@@ -71,11 +71,11 @@ def _summed(a: dict[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class Call:
-    """A call of all its clients: it lasts as long as its slowest member."""
+    """One call on all its clients: it lasts as long as the slowest client."""
 
     simulated_seconds: float = 0.0
-    communication_seconds: float = 0.0  # of the slowest member
-    loads: list[Load] = field(default_factory=list)  # none is within another: on some link it may be the slowest's
+    communication_seconds: float = 0.0  # of the slowest client
+    loads: list[Load] = field(default_factory=list)  # those that no other load exceeds: the slowest on some link
 
     def add(self, entry: Entry) -> None:
         ours = self.simulated_seconds, self.communication_seconds
@@ -92,41 +92,41 @@ def _within(a: Load, b: Load) -> bool:
 
 @dataclass
 class Ledger:
-    """The entries of one round; what evaluation moves is listed but not summed."""
+    """The entries of one round.  Evaluation has entries too, but `totals` leaves them out."""
 
     round: int
-    largest: dict[str, int] = field(default_factory=dict)  # bytes of a kind of message in a client's largest call
+    largest: dict[str, int] = field(default_factory=dict)  # by kind of message: the most bytes in one call of a client
     _entries: dict[tuple[int, str, bool], Entry] = field(default_factory=dict)
     _last: dict[int, Entry] = field(default_factory=dict)  # of each client
     _calls: dict[int, Call] = field(default_factory=dict)
 
     @property
     def entries(self) -> list[Entry]:
-        """In the order of the calls, and of the clients of a call, whatever order they were answered in."""
+        """The entries in the order of calls and, within a call, of clients; the order of arrival does not matter."""
         return sorted(self._entries.values(), key=lambda e: (e.evaluation, e.call, e.client))
 
     def add(self, entry: Entry) -> None:
-        """Enter a call of a handler on a client."""
+        """Record one call of a handler on a client."""
         if not entry.evaluation:
             self._calls.setdefault(entry.call, Call()).add(entry)
             for kind, n in _summed(entry.down, entry.up).items():
                 self.largest[kind] = max(n, self.largest.get(kind, 0))
-        mine = self._entries.setdefault((entry.client, entry.handler, entry.evaluation), entry)
-        if mine is not entry:
-            mine.add(entry)
-        self._last[entry.client] = mine
+        row = self._entries.setdefault((entry.client, entry.handler, entry.evaluation), entry)
+        if row is not entry:
+            row.add(entry)
+        self._last[entry.client] = row
 
     def fail(self, client: int, why: str) -> None:
-        """Say why a client is out, at the last call that it had."""
+        """Record at a client's last entry why the client is out."""
         last = self._last.get(client)
         if last is not None:
             last.error = last.error or why
 
     def line(self) -> str:
-        """One JSON line: the entries (`calls`), and of single calls what the sums do not tell.
+        """One JSON line: the entries (`calls`), and what their sums do not show about single calls.
 
-        `slowest`: for each sort of call how many there were, and the loads of the members that it may have waited for.
-        `largest`: by kind of message, the most bytes that one call of a client had.
+        `slowest`: groups equal calls: how many there were, and the loads of the clients they may have waited for.
+        `largest`: by kind of message, the most bytes in one call of a client.
         """
         slowest = Counter(tuple(sorted(call.loads)) for call in self._calls.values())
         line = {
@@ -136,10 +136,7 @@ class Ledger:
         return json.dumps(line, separators=(",", ":"))
 
     def totals(self) -> dict[str, Any]:
-        """The round's sums: bytes, FLOPs, the largest client's memory, and the simulated clock.
-
-        The calls of a round follow each other.
-        """
+        """The round's sums: bytes, FLOPs, the largest client's memory, and the simulated seconds of all its calls."""
         entries = [e for e in self.entries if not e.evaluation]
         return {
             "up_bytes": sum(sum(e.up.values()) for e in entries),
@@ -153,7 +150,7 @@ class Ledger:
         }
 
     def seconds(self) -> Mapping[str, float]:
-        """Where the wall time of the round's calls went, summed over clients."""
+        """The wall time of the round's calls by what it was spent on, summed over clients."""
         total: dict[str, float] = {}
         for e in self.entries:
             total = _summed(total, e.seconds)

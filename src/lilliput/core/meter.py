@@ -1,7 +1,7 @@
-"""What a call takes of memory and FLOPs.
+"""The memory and FLOPs of a call.
 
-Both are measured by running one step per (handler, shapes, batch shape) under an instrument and cached: the peak of
-live tensor bytes, and the FLOPs of matrix products and convolutions (2 per multiply-add), forward and backward.
+One step per (handler, shapes, batch shape) runs under an instrument, and its cost is cached: the peak of live tensor
+bytes, and the FLOPs of matrix products and convolutions (2 per multiply-add), forward and backward.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _current: ContextVar[Meter | None] = ContextVar("meter", default=None)
 
 
 class Cost(NamedTuple):
-    """Of one step: FLOPs, and the peak of bytes it allocated."""
+    """The cost of one step: its FLOPs, and the peak of bytes it allocated."""
 
     flops: float
     peak_bytes: int
@@ -44,12 +44,12 @@ class Instrument(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # Otherwise torch would import its compiler at the first operation: a second of every process.
+        # Otherwise torch would import its compiler at the first operation, which costs every process a second.
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        # What an operation reads and no earlier one made was there before: not this step's memory.
+        # An input that no earlier operation made was there before the step, so it is not the step's memory.
         for x in _flat(args):
             self._track(x.untyped_storage(), 0)
         out = func(*args, **kwargs)
@@ -74,7 +74,7 @@ class Instrument(TorchDispatchMode):
 
 
 def process_memory(device: torch.device) -> int:
-    """The most bytes that were allocated on a GPU, or that this process has held in main memory; 0 if not known."""
+    """The peak of bytes allocated on a GPU, or of this process's main memory; 0 if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -87,21 +87,21 @@ def process_memory(device: torch.device) -> int:
 
 
 def _flat(values: Any) -> list[Tensor]:
-    found = []
+    dense = []
     for value in values:
         if isinstance(value, Tensor):
-            if value.layout == torch.strided:  # the parts of a sparse tensor are tensors of their own
-                found.append(value)
+            if value.layout == torch.strided:  # the parts of a sparse tensor appear as tensors of their own
+                dense.append(value)
         elif isinstance(value, list | tuple):
-            found.extend(_flat(value))
-    return found
+            dense.extend(_flat(value))
+    return dense
 
 
 class Meter:
-    """Accounts for the memory and FLOPs of one call of a handler; `local.step` reports to the meter in force.
+    """Accounts for the memory and FLOPs of one call of a handler; `metered` reports steps to the meter in force.
 
-    Peak memory is what the call holds throughout (message, client state, model, optimizer) plus the larger of what a
-    step allocates and what the call hands back.  A tensor that is several of these counts once.
+    Peak memory is what the call holds throughout (message, client state, model, optimizer), plus the larger of what a
+    step allocates and what the call returns.  A tensor with several of these roles counts once.
     """
 
     def __init__(self, cache: dict[Any, Cost], handler: str, message: Body, state: Body):
@@ -121,12 +121,13 @@ class Meter:
         _current.reset(self._token)
 
     def step(self, label: Any, held: Callable[[], Iterable[Tensor]], run: Callable[[], Out]) -> Out:
-        """Run a step, instrumented if none of this handler, message, state (by shapes) and `label` was before.
+        """Run a step; instrument it if none with this handler, `label` and shapes of message and state was measured.
 
-        What a step costs must not depend on which was measured first: one that goes on from a state may do less.
+        The state's shapes belong to the key: a step that continues from a state may do less, and a cost must not depend
+        on which step was measured first.
         """
         cost = self._steps.get(label)
-        if cost is not None:  # all but a call's first step of a kind: a small key, for the sake of small models
+        if cost is not None:  # all but a call's first step of a kind; the small key keeps this fast for small models
             self.flops += cost.flops
             return run()
         out, cost = self._measured(label, run)
@@ -145,11 +146,11 @@ class Meter:
         return out, self._cache[key]
 
     def kind(self, label: Any) -> Any:
-        """What steps have in common that cost as much."""
+        """The cache key: steps with the same key cost the same."""
         return self._handler, *(tuple(x.shape for x in tensors(body)) for body in self._given), label
 
     def keep(self, reply: Body, state: Body) -> None:
-        """Note what the call hands back."""
+        """Record what the call returns."""
         self._kept = _bytes(_distinct((*tensors(reply), *tensors(state)), but=self._there | self._working))
 
     @property
@@ -161,24 +162,24 @@ class Meter:
 Place = tuple[int, int]
 
 
-def _distinct(found: Iterable[Tensor], but: Mapping[Place, Tensor] = MappingProxyType({})) -> dict[Place, Tensor]:
-    """Tensors by where they lie (storage and byte), without those of `but`."""
-    dense = (x for x in _parts(found) if x.numel())
+def _distinct(values: Iterable[Tensor], but: Mapping[Place, Tensor] = MappingProxyType({})) -> dict[Place, Tensor]:
+    """Tensors by their place in memory (storage and byte), without those of `but`."""
+    dense = (x for x in _parts(values) if x.numel())
     placed = {(x.untyped_storage()._cdata, int(x.storage_offset()) * x.itemsize): x for x in dense}
     return {place: x for place, x in placed.items() if place not in but}
 
 
-def _parts(found: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The tensors, with those that a sparse one consists of in its place."""
-    for x in found:
+def _parts(values: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The tensors, with each sparse one replaced by its indices and values."""
+    for x in values:
         yield from (x._indices(), x._values()) if x.layout == torch.sparse_coo else (x,)
 
 
-def _bytes(held: Mapping[Place, Tensor]) -> int:
-    return sum(x.nbytes for x in held.values())
+def _bytes(placed: Mapping[Place, Tensor]) -> int:
+    return sum(x.nbytes for x in placed.values())
 
 
 def metered(label: Any, held: Callable[[], Iterable[Tensor]], run: Callable[[], Out]) -> Out:
-    """Run a step on what it holds under the meter in force, or plainly where there is none."""
+    """Run a step under the meter in force, if there is one; `held` returns the tensors that the step works on."""
     meter = _current.get()
     return run() if meter is None else meter.step(label, held, run)

@@ -26,7 +26,7 @@ def generator(*labels: object) -> torch.Generator:
 
 @contextmanager
 def seeded(*labels: object) -> Iterator[None]:
-    """Run a block under torch's global CPU generator seeded by the labels (dropout draws there); restored after."""
+    """Seed torch's global CPU generator, which dropout uses, by the labels for a block; restores it afterwards."""
     before = torch.random.get_rng_state()
     torch.default_generator.manual_seed(key(*labels))
     try:

@@ -1,7 +1,7 @@
 """Arithmetic over trees: flat dictionaries of named tensors (parameters, deltas, duals).
 
-A tree is a value: every function returns a new one, except those whose name ends in an underscore.  The foreach
-kernels are torch's own; one call moves all tensors of a tree.
+A tree is a value: every function returns a new one, except those whose name ends in an underscore.  torch's foreach
+kernels process all tensors of a tree in one call.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 Tree = dict[str, Tensor]
-# What travels, is kept and is checkpointed: Body | Tree | Tensor | int | float | bool | str | None by name, nested.
+# What is sent, stored and checkpointed: nested dicts of Body | Tree | Tensor | int | float | bool | str | None.
 # (Any, because a type checker can build a recursive union but not read from one.)
 Body = dict[str, Any]
-# What is raised by work on a body that is not what it should be.
+# The errors that work on a malformed body may raise.
 MALFORMED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
@@ -37,7 +37,7 @@ def add(a: Tree, b: Tree, alpha: float = 1.0) -> Tree:
 
 
 def sub(a: Tree, b: Tree) -> Tree:
-    """a - b; with a after and b before a change, the delta of that change."""
+    """a - b; the delta of a change, if a is after it and b before it."""
     if not a and not b:
         return {}
     x, y = _pair(a, b)
@@ -67,17 +67,17 @@ def copy_(a: Tree, b: Tree) -> Tree:
 
 
 def clone(a: Mapping[str, Tensor], device: torch.device | str | None = None) -> Tree:
-    """A copy that shares no memory with a, detached from any graph, on `device` (a's own by default)."""
+    """A copy that shares no memory with a, detached from any graph, on `device` (by default a's)."""
     return {name: x.detach().to(device, copy=True) for name, x in a.items()}
 
 
 def zeros_like(a: Mapping[str, Tensor]) -> Tree:
-    """Zeros of a's names, shapes and dtypes."""
+    """Zeros with a's names, shapes and dtypes."""
     return {name: torch.zeros_like(x) for name, x in a.items()}
 
 
 def mean(trees: Iterable[Tree], weights: Iterable[float] | None = None) -> Tree:
-    """The weighted mean of trees in one pass and the memory of one tree; equal weights by default.
+    """The weighted mean of trees, in one pass and with the memory of one tree; equal weights by default.
 
     Raises ValueError for no trees.
     """
@@ -105,24 +105,24 @@ def norm(a: Tree) -> Tensor:
 
 
 def size(body: object) -> int:
-    """Bytes that the tensors of a tree or body hold."""
+    """The bytes of all tensors in a tree or body."""
     return sum(x.nbytes for x in tensors(body))
 
 
 def tensors(body: object) -> Iterable[Tensor]:
-    """Every tensor of a body, depth first in its own order."""
+    """Every tensor of a body, depth first, in the order of its keys."""
     if isinstance(body, Tensor):
         yield body
     elif isinstance(body, Mapping):
         for value in body.values():
-            if isinstance(value, Tensor):  # most are: no generator for each
+            if isinstance(value, Tensor):  # the common case, without the cost of a generator
                 yield value
             else:
                 yield from tensors(value)
 
 
 def paths(body: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Tensor]]:
-    """The same with their paths, for errors to name: the keys joined by "/"."""
+    """Every tensor of a body with its path, the keys joined by "/", so that errors can name it."""
     for name, value in body.items():
         if isinstance(value, Tensor):
             yield above + name, value
@@ -131,12 +131,12 @@ def paths(body: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Tenso
 
 
 def mapped(body: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The body with each of its tensors changed; everything else, and every name, as it is."""
+    """The body with `change` applied to each tensor; names and other values stay."""
     if isinstance(body, Tensor):
         return change(body)
     return {name: mapped(value, change) for name, value in body.items()} if isinstance(body, Mapping) else body
 
 
 def shapes(a: Mapping[str, Tensor]) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Names and shapes as a hashable key: what tells one architecture from another."""
+    """Names and shapes as a hashable key that tells architectures apart."""
     return tuple((name, tuple(x.shape)) for name, x in a.items())

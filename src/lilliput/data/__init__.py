@@ -1,4 +1,4 @@
-"""Data: sets by name or of one's own, how they lie on clients, and the batches a client draws.
+"""Data sets by name or of your own, how their examples are spread over clients, and the batches that a client draws.
 
 >>> data = federate(load("digits"), "dirichlet", clients=20, alpha=0.5)
 """
@@ -50,11 +50,11 @@ def names() -> list[str]:
 
 
 def load(name: str, folder: str | None = None, **options: Any) -> Dataset:
-    """The data set of this name, from `folder` where it is of files.
+    """Load the data set of this name; `folder` is where its files are, if it has any.
 
     `name` is one of `names()`, a file and a name in it (`mine.py:my_data`), an import path (`package.module:my_data`)
-    or an entry point of the group `lilliput.datasets`; a data set of a user's own is a `Dataset` or what returns one.
-    Raises ValueError for an unknown name or option, and for files that are missing or not what they should be.
+    or an entry point of the group `lilliput.datasets`; your own data set is a `Dataset` or a function that returns one.
+    Raises ValueError if the name or an option is unknown, or if files are missing or malformed.
     """
     made = resolve("dataset", name, DATASETS)
     if isinstance(made, Dataset):

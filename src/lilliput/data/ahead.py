@@ -1,4 +1,4 @@
-"""Batches made by a thread while the one before is trained on: tokenising leaves the interpreter free."""
+"""A thread that makes the next batches while the model trains: tokenising releases the interpreter lock."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from lilliput.data.sequences import Batch, Position, Sequences
 
 
 class Ahead:
-    """The batches of a stream, `depth` of them ahead; `position` stands behind the last one given out."""
+    """Makes up to `depth` batches of a stream ahead; `position` is the stream's after the last batch returned."""
 
     def __init__(self, stream: Sequences, n: int, depth: int):
-        """n: sequences of a batch; depth: 0 makes each when it is asked for."""
+        """n: sequences per batch; depth: 0 makes each batch when it is needed."""
         self.position: Position = stream.position
         self._stream, self._n = stream, n
         self._made: queue.Queue[tuple[Any, Position]] | None = queue.Queue(depth) if depth else None
@@ -21,7 +21,7 @@ class Ahead:
         self._thread: threading.Thread | None = None
 
     def batch(self) -> Batch | None:
-        """The next batch; None where the stream has ended.  Raises what the stream raised."""
+        """The next batch, or None at the end of the stream.  Raises what the stream raised."""
         made, self.position = self._next()
         if isinstance(made, BaseException):
             raise made
@@ -53,7 +53,7 @@ class Ahead:
                 continue
 
     def close(self) -> None:
-        """End the thread; batches that were not given out are lost."""
+        """End the thread and drop the batches that nobody took."""
         self._closed.set()
         if self._thread is not None:
             self._thread.join()

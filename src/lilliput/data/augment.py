@@ -1,7 +1,7 @@
-"""What a batch of images goes through on its way to the model: crop, flip, cutout, all images at once; normalise.
+"""Augmentation of a whole batch of images at once (crop, flip, cutout), and normalisation.
 
-Images are (N, C, H, W).  Crop and flip see the pixels as stored; cutout comes after normalising, so that what it cuts
-out is the mean colour (DeVries and Taylor, 2017).  Draws come from the generator given; without one nothing is drawn.
+Images are (N, C, H, W).  Crop and flip act on the pixels as stored.  Cutout acts after normalising, so that it fills
+with the mean colour (DeVries and Taylor, 2017).  All draws come from the generator; without one there are none.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ Step = Callable[[Tensor, Draw], Tensor]
 
 
 def crop(x: Tensor, generator: Draw, padding: int = 4, mode: str = "zero") -> Tensor:
-    """Windows of the images' own size at random places of the padded images; `mode` pads by zero or reflect."""
+    """Pad the images (`mode`: zero or reflect) and cut windows of the original size at random places."""
     n, _, height, width = x.shape
     if padding >= min(height, width):
         raise ValueError(f"crop:{padding} exceeds images of {height} x {width}; choose less than {min(height, width)}")
     padded = pad(x, padding, mode)
     views = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, 2 padding + 1, 2 padding + 1, H, W), no copy
     down, right = (torch.randint(2 * padding + 1, (n,), generator=generator) for _ in range(2))
-    # numpy gathers whole windows where torch goes pixel by pixel: three times as fast.
+    # numpy gathers whole windows, three times as fast as torch, which goes pixel by pixel.
     return torch.from_numpy(views.numpy()[np.arange(n), :, down.numpy(), right.numpy()])
 
 
 def pad(x: Tensor, padding: int, mode: str) -> Tensor:
-    """Images with so many more pixels on every side, of any type of number."""
+    """Pad every side by `padding` pixels; works for every dtype."""
     if mode == "zero":
         return torch.nn.functional.pad(x, (padding,) * 4)
     if mode != "reflect":
@@ -45,13 +45,13 @@ def pad(x: Tensor, padding: int, mode: str) -> Tensor:
 
 
 def flip(x: Tensor, generator: Draw) -> Tensor:
-    """Half of the images, by lot, mirrored left to right."""
+    """Mirror each image left to right with probability 1/2."""
     mirrored = (torch.rand(len(x), generator=generator) < 0.5).nonzero().flatten()
     return x.index_copy(0, mirrored, x.index_select(0, mirrored).flip(3))
 
 
 def cutout(x: Tensor, generator: Draw, size: int = 16) -> Tensor:
-    """Each image with a square of zeros around a random pixel, clipped at the edges."""
+    """Set a square of `size` pixels around a random pixel of each image to zero, clipped at the edges."""
     inside = []
     for length in x.shape[2:]:
         centre = torch.randint(length, (len(x), 1), generator=generator)
@@ -62,7 +62,7 @@ def cutout(x: Tensor, generator: Draw, size: int = 16) -> Tensor:
 
 
 def normalise(x: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
-    """float32 images: uint8 is scaled to [0, 1]; then, if given, minus the mean and divided by std of each channel."""
+    """Convert images to float32 and scale uint8 to [0, 1]; then subtract each channel's mean and divide by std."""
     scale = 1.0 if x.is_floating_point() else 255.0
     x = x.to(torch.float32)
     if mean is None or std is None:
@@ -75,7 +75,7 @@ STEPS: dict[str, Callable[..., Tensor]] = {"crop": crop, "flip": flip, "cutout":
 
 @dataclass(frozen=True)
 class Augment:
-    """The transform of a data set's batches; `steps` are names with settings: `crop:4:reflect`, `flip`, `cutout:16`."""
+    """The transform of a data set's batches; steps are names with settings: `crop:4:reflect`, `flip`, `cutout:16`."""
 
     steps: tuple[str, ...] = ()
     mean: tuple[float, ...] | None = None
@@ -86,7 +86,7 @@ class Augment:
             step(text)
 
     def __call__(self, x: Tensor, generator: Draw | None) -> Tensor:
-        """Images ready for the model; as they are but for normalising if there is no generator."""
+        """Augment and normalise images; without a generator, only normalise them."""
         late = [text for text in self.steps if text.startswith("cutout")]
         if generator is not None:
             for text in self.steps:
@@ -99,7 +99,7 @@ class Augment:
 
 
 def step(text: str) -> Step:
-    """The step of a name and its settings; raises ValueError for one there is not."""
+    """The step for a name with its settings, such as `crop:4:reflect`; raises ValueError if it is unknown."""
     name, *settings = text.split(":")
     if name not in STEPS:
         raise ValueError(f"unknown augmentation {text!r}; {nearest(name, STEPS)}")

@@ -1,7 +1,7 @@
-"""Batches: a client's data, cut into batches, in an order that depends on a generator alone.
+"""A client's data cut into batches, in an order that depends only on a generator.
 
-A batch is a tuple or dict of tensors whose dimension 0 is the example.  Clients hold contiguous tensors; an epoch is
-one gather by a permutation and its batches are views of the result, or copies of what is held.
+A batch is a tuple or dict of tensors whose dimension 0 is the example.  Clients hold contiguous tensors.  An epoch
+gathers them once by a permutation, and its batches are views of the result; without a permutation they are copies.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Transform = Callable[[Tensor, "torch.Generator | None"], Tensor]
 
 
 class Batches(Protocol):
-    """A client's or a test set's data.
+    """The data of a client or of a test set.
 
-    It may say by `counted()` how many of its labels count (see `lilliput.core.labels`); else every example counts as
-    one.
+    An optional method `counted()` returns how many of its labels count (see `lilliput.core.labels`); without it every
+    example counts as one.
     """
 
     examples: int
@@ -32,9 +32,9 @@ class Batches(Protocol):
         """Batches per epoch."""
 
     def epoch(self, generator: torch.Generator | None) -> Iterator[Batch]:
-        """One pass: in an order the generator draws, or in the given order and without augmentation for None.
+        """One pass, in an order that the generator draws; None keeps the order and does not augment.
 
-        A model may change what it is given, so batches share no memory with what the next epoch gives.
+        A model may change its input, so batches share no memory with those of the next epoch.
         """
 
 
@@ -52,7 +52,7 @@ class ListBatches:
         return sum(counted(labels(batch)) for batch in self._batches)
 
     def cut(self) -> tuple[Any, ...]:
-        """How the data is cut: the length of each batch."""
+        """How the data are cut: the length of each batch."""
         return tuple(map(count, self._batches))
 
     def epoch(self, generator: torch.Generator | None) -> Iterator[Batch]:
@@ -60,9 +60,9 @@ class ListBatches:
 
 
 class ArrayBatches:
-    """Columns of tensors, shuffled per epoch and cut into batches; `transform` is applied to a batch's first column.
+    """Columns of tensors, shuffled each epoch and cut into batches; `transform` changes a batch's first column.
 
-    columns: tensors of equal length; index: which of their rows are meant, all for None.
+    columns: tensors of equal length; index: the rows to use, None for all.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class ArrayBatches:
         self.examples = len(self._columns[0])
 
     def like(self, change: Callable[[Tensor], Tensor]) -> ArrayBatches:
-        """The same batches of other columns."""
+        """The same batches with `change` applied to each column."""
         columns = [change(x) for x in self._columns]
         return ArrayBatches(columns, self._size, transform=self._transform, drop_last=self._drop_last)
 
     def cut(self) -> tuple[Any, ...]:
-        """How the data is cut and changed: examples of a batch, whether a rest is left out, the transform."""
+        """How the data are cut and changed: the batch size, whether a last short batch is dropped, the transform."""
         return self._size, self._drop_last, self._transform
 
     def counted(self) -> int:
@@ -105,7 +105,7 @@ class ArrayBatches:
 
 
 class Pooled:
-    """The data of several owners as one: with a generator their batches come in an order it draws."""
+    """The data of several owners as one; a generator draws the order of their batches."""
 
     def __init__(self, parts: Sequence[Batches]):
         self._parts = list(parts)
@@ -118,7 +118,7 @@ class Pooled:
         return sum(counted_in(part) for part in self._parts)
 
     def cut(self) -> tuple[Any, ...]:
-        """How each owner's data is cut."""
+        """How each owner's data are cut."""
         return tuple(part.cut() if hasattr(part, "cut") else len(part) for part in self._parts)
 
     def epoch(self, generator: torch.Generator | None) -> Iterator[Batch]:
@@ -131,7 +131,7 @@ class Pooled:
 
 
 def pooled(parts: Sequence[Batches]) -> Batches:
-    """All parts' data in one place: shuffled together where they are tensors, batch by batch otherwise."""
+    """All parts as one: shuffled example by example if they are tensors, else batch by batch."""
     first = parts[0]
     if all(isinstance(p, ArrayBatches) for p in parts):
         columns = [torch.cat(xs) for xs in zip(*(p._columns for p in parts), strict=True)]  # type: ignore[attr-defined]
@@ -142,5 +142,5 @@ def pooled(parts: Sequence[Batches]) -> Batches:
 
 
 def as_batches(data: Batches | Sequence[Batch]) -> Batches:
-    """Batches as they are; a sequence of explicit batches as batches in that order."""
+    """Return `Batches` unchanged, and wrap a sequence of explicit batches, which keep their order."""
     return data if hasattr(data, "epoch") else ListBatches(data)  # type: ignore[return-value, arg-type]

@@ -1,6 +1,6 @@
-"""Decoded images and tokens kept on disk, so that they are made once: .npy files below ~/.cache/lilliput.
+"""A cache of decoded images and tokens on disk, as .npy files below ~/.cache/lilliput.
 
-The environment variable LILLIPUT_CACHE names another folder; an empty one (LILLIPUT_CACHE=) keeps nothing.
+The environment variable LILLIPUT_CACHE names another folder; empty (LILLIPUT_CACHE=) turns the cache off.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from pathlib import Path
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
-VERSION = 1  # raised when the same files are to be decoded differently
+VERSION = 1  # to raise when the same files decode differently
 
 
 def folder() -> Path | None:
-    """Where decoded data are kept; None for nowhere."""
+    """The cache's folder, or None if the cache is off."""
     place = os.environ.get("LILLIPUT_CACHE", "~/.cache/lilliput")
     return Path(place).expanduser() if place else None
 
 
 def files_key(files: Iterable[Path]) -> str:
-    """What tells files from others: their names, sizes and contents."""
+    """A hash of the files' names, sizes and contents."""
     content = hashlib.blake2b(digest_size=16)
     for file in files:
         content.update(f"{file.name}\0{file.stat().st_size}\0".encode())
@@ -41,17 +41,17 @@ def _home(root: Path, name: str, key: str) -> Path:
 
 
 def cached(name: str, key: str, build: Callable[[], Arrays]) -> Arrays:
-    """The arrays that were kept under this key, else those that `build` makes, kept for the next time.
+    """The arrays cached under this key, or those that `build` makes, which are then cached.
 
-    A damaged entry is made anew; where nothing can be written the arrays are just not kept.
+    Rebuilds a damaged entry.  If the folder cannot be written to, the arrays are returned without being cached.
     """
     root = folder()
     if root is None:
         return build()
     home = _home(root, name, key)
     with contextlib.suppress(OSError, ValueError, EOFError):
-        if kept := {file.stem: np.load(file, allow_pickle=False) for file in sorted(home.glob("*.npy"))}:
-            return kept
+        if arrays := {file.stem: np.load(file, allow_pickle=False) for file in sorted(home.glob("*.npy"))}:
+            return arrays
     arrays = build()
     with contextlib.suppress(OSError), _entry(home) as beside:
         for name, array in arrays.items():
@@ -60,10 +60,10 @@ def cached(name: str, key: str, build: Callable[[], Arrays]) -> Arrays:
 
 
 def streamed(name: str, key: str, parts: Callable[[], Iterable[Arrays]]) -> Arrays:
-    """Arrays that may be larger than memory: read from disk where they are used, joined from `parts` the first time.
+    """Arrays that may be larger than memory: memory-mapped from disk, and written there from `parts` the first time.
 
-    A part has rows of any of the arrays.  Where nothing is kept they are joined in memory.
-    Raises ValueError where they cannot be written.
+    A part holds rows of any of the arrays.  If the cache is off, the arrays are joined in memory.
+    Raises ValueError if the cache's folder cannot be written to.
     """
     root = folder()
     if root is None:
@@ -77,7 +77,7 @@ def streamed(name: str, key: str, parts: Callable[[], Iterable[Arrays]]) -> Arra
             raise ValueError(
                 f"{name} cannot be kept in {root}: {error}; set LILLIPUT_CACHE to another folder"
             ) from error
-    # Copy on write: nothing is written to the file, and torch takes arrays that may be written to.
+    # Copy on write: torch wants writable arrays, and the file must not change.
     return {file.stem: np.load(file, mmap_mode="c", allow_pickle=False) for file in sorted(home.glob("*.npy"))}
 
 
@@ -90,7 +90,7 @@ def _joined(parts: Iterable[Arrays]) -> Arrays:
 
 
 def _append(place: Path, parts: Iterable[Arrays]) -> None:
-    """Write the arrays of all parts as .npy, whose header, which says how many rows there are, comes first."""
+    """Write the arrays of all parts as .npy.  Rows go to a file of their own first, since the header counts them."""
     firsts, rows = Arrays(), dict[str, int]()
     with contextlib.ExitStack() as stack:
         files = {}
@@ -111,12 +111,12 @@ def _append(place: Path, parts: Iterable[Arrays]) -> None:
 
 @contextlib.contextmanager
 def _entry(home: Path) -> Iterator[Path]:
-    """A folder to write an entry into: all or nothing, it is beside its place and renamed."""
+    """A temporary folder to write an entry into, renamed to `home` at the end: all or nothing."""
     home.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=".new-", dir=home.parent))
     try:
         yield beside
-        shutil.rmtree(home, ignore_errors=True)  # a damaged one; another process may have put a whole one there since
+        shutil.rmtree(home, ignore_errors=True)  # a damaged entry, or a whole one that another process has just made
         beside.rename(home)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -1,7 +1,7 @@
 """Text to train a language model on, as a stream of documents: any local text, the standard library's source, or C4.
 
-A document is a line of JSON lines, a row of Parquet, or a piece of a text file, cut where a blank line or at least a
-line ends.  Nothing is held in memory but the document at hand, so a corpus may be larger than that.
+A document is a line of JSON lines, a row of Parquet, or a piece of a text file, cut at a blank line or at least at the
+end of a line.  Only the current document is in memory, so a corpus may be larger than memory.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from lilliput.data.embedded import PACKAGES, files_of
 from lilliput.data.formats import needs
 
 _FACTOR = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-PIECE = 8_000  # characters of a text file after which the next blank line ends a document, and twice that any line
+PIECE = 8_000  # characters of a text file after which the next blank line ends a document; after twice that, any line
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".txt", ".txt.gz", ".text", ".tokens", ".raw")
-KEY = "text_key (dataset.key of a data set)"  # where a user says which field holds the text
-HELD_OUT = ("validation", "valid", "val", "dev", "eval")  # words in the names of files that are kept for validation
+KEY = "text_key (dataset.key of a data set)"  # the setting for the field that holds the text
+HELD_OUT = ("validation", "valid", "val", "dev", "eval")  # words that mark a file as validation text by its name
 
 
 class Source(Protocol):
@@ -34,7 +34,7 @@ class Source(Protocol):
         """All documents but the first `skip`."""
 
     def fingerprint(self) -> str:
-        """What tells this text from any other."""
+        """A string that tells this text from any other."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Files:
     def fingerprint(self) -> str:
         content = hashlib.blake2b(self.key.encode(), digest_size=12)
         for path in self.paths:
-            # The ends and the length, not all of what may be terabytes.
+            # Only both ends and the length, because the file may have terabytes.
             size = path.stat().st_size
             with path.open("rb") as file:
                 head = file.read(1 << 20)
@@ -74,7 +74,7 @@ class Library:
 
 @dataclass(frozen=True)
 class Hub:
-    """A split of a data set of Hugging Face's hub, streamed: nothing is downloaded but what is read."""
+    """A split of a data set on Hugging Face's hub, streamed: it downloads only what is read."""
 
     path: str
     name: str | None
@@ -85,10 +85,10 @@ class Hub:
         datasets = needs("datasets", "Hugging Face datasets")
         try:
             rows = datasets.load_dataset(self.path, self.name, split=self.split, streaming=True)
-        except Exception as error:  # whatever the hub or the network has to say
+        except Exception as error:  # the hub and the network raise errors of many types
             words = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(
-                f"{self.path} cannot be had from Hugging Face: {words}; go online, or name local files"
+                f"{self.path} cannot be loaded from Hugging Face: {words}; go online, or name local files"
             ) from error
         return (_text(row, self.key, self.path) for row in rows.skip(skip))
 
@@ -98,10 +98,10 @@ class Hub:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The text of one side.  `share` of all documents, told by a hash of their text, belongs to the other side or ours.
+    """The training or validation documents of a source.  A hash of a document's text decides which side it is on.
 
-    share: None if the source is ours alone; else the share that is held out for validation
-    held_out: whether this is the side that is held out
+    share: the share of documents held out for validation; None if every document is on this side
+    held_out: whether this is the side held out for validation
     """
 
     source: Source
@@ -109,7 +109,7 @@ class Corpus:
     held_out: bool = False
 
     def has(self, text: str) -> bool:
-        """Whether a document has text and lies on this side; equal documents lie on one side."""
+        """Whether a document has text and is on this side; equal documents are always on the same side."""
         if not text.strip():
             return False
         if self.share is None:
@@ -124,13 +124,13 @@ class Corpus:
 def corpora(
     data: str | Iterable[str], validation: str | Iterable[str] | None = None, held_out: float = 0.05, key: str = "text"
 ) -> tuple[Corpus, Corpus, str]:
-    """(training text, validation text, how they were parted in words).
+    """(training text, validation text, a description of how they were separated).
 
     data: `c4` (streamed), `stdlib`, or files and folders of .txt, .jsonl, .json.gz or .parquet
-    validation: the same for validation; by default C4's own split, files whose names say so, else `held_out`
-    held_out: the share of documents kept for validation where nothing else is
+    validation: the same for validation; by default C4's own split, or files named so, or a share `held_out`
+    held_out: the share of documents kept for validation if there is no other validation text
     key: the field or column that holds the text
-    Raises ValueError for what is not there or holds no text of these kinds.
+    Raises ValueError if the text does not exist or the files are of no such kind.
     """
     names = _listed(data)
     if validation is not None:
@@ -141,11 +141,11 @@ def corpora(
         raise ValueError(f"held_out is {held_out}; give a share between 0 and 1, or validation=FILE")
     source = _source(names, key)
     if isinstance(source, Files):
-        kept = tuple(path for path in source.paths if _is_held_out(path))
-        rest = tuple(path for path in source.paths if path not in kept)
-        if kept and rest:
-            words = f"validation on {', '.join(path.name for path in kept)}"
-            return Corpus(Files(rest, key)), Corpus(Files(kept, key)), words
+        valid = tuple(path for path in source.paths if _is_held_out(path))
+        train = tuple(path for path in source.paths if path not in valid)
+        if valid and train:
+            words = f"validation on {', '.join(path.name for path in valid)}"
+            return Corpus(Files(train, key)), Corpus(Files(valid, key)), words
     words = f"{100 * held_out:g} % of the documents held out, by a hash of their text"
     return Corpus(source, held_out), Corpus(source, held_out, True), words
 
@@ -158,12 +158,12 @@ def count(value: str | int | float, name: str) -> int:
     except ValueError:
         number = 0
     if number < 1:
-        raise ValueError(f"{name}={value} is no number of tokens; write 5000, 500M or 1.1B")
+        raise ValueError(f"{name}={value} is not a number of tokens; write 5000, 500M or 1.1B")
     return number
 
 
 def read(path: Path, key: str = "text") -> Iterator[str]:
-    """The documents of one file, by its suffix.  Raises ValueError naming the file and line that cannot be read."""
+    """The documents of one file, in the format of its suffix.  Raises ValueError with the unreadable file and line."""
     kind = path.name.lower().removesuffix(".gz")
     reader = _parquet if kind.endswith(".parquet") else _json_lines if kind.endswith((".jsonl", ".json")) else _pieces
     try:
@@ -177,7 +177,7 @@ def _parquet(path: Path, key: str) -> Iterator[str]:
     try:
         file = parquet.ParquetFile(path)
     except Exception as error:
-        raise ValueError(f"{path} is damaged or no Parquet file: {error}") from None
+        raise ValueError(f"{path} is damaged or not a Parquet file: {error}") from None
     if key not in file.schema_arrow.names:
         raise ValueError(f"{path} has no column {key!r}; there is {', '.join(file.schema_arrow.names)}; set {KEY}")
     for batch in file.iter_batches(batch_size=256, columns=[key]):
@@ -191,12 +191,12 @@ def _json_lines(path: Path, key: str) -> Iterator[str]:
                 try:
                     row = json.loads(line)
                 except ValueError as error:
-                    raise ValueError(f"{path}:{number} is no JSON: {error}") from None
+                    raise ValueError(f"{path}:{number} is not JSON: {error}") from None
                 yield _text(row, key, f"{path}:{number}")
 
 
 def _pieces(path: Path, key: str) -> Iterator[str]:
-    """A text file in documents of PIECE characters or a little more."""
+    """Cut a text file into documents of PIECE characters or a little more."""
     piece: list[str] = []
     size = 0
     with _opened(path) as lines:
@@ -216,7 +216,7 @@ def _opened(path: Path) -> Any:
 
 def _text(row: Any, key: str, where: str) -> str:
     if not isinstance(row, dict) or not isinstance(row.get(key), str | None) or key not in row:
-        has = f"there is {', '.join(row)}" if isinstance(row, dict) else "it is no object"
+        has = f"there is {', '.join(row)}" if isinstance(row, dict) else "it is not an object"
         raise ValueError(f"{where} has no text {key!r}; {has}; set {KEY}")
     return row[key] or ""
 
@@ -235,10 +235,10 @@ def _source(names: list[str], key: str) -> Source:
         path = Path(name).expanduser()
         if not path.exists():
             raise ValueError(f"there is no text at {name!r}; name a file or folder, c4 or stdlib")
-        found = sorted(p for p in path.rglob("*") if p.name.lower().endswith(SUFFIXES)) if path.is_dir() else [path]
-        if not found:
-            raise ValueError(f"{name} holds no text: files are to end in {', '.join(SUFFIXES)}")
-        paths += found
+        files = sorted(p for p in path.rglob("*") if p.name.lower().endswith(SUFFIXES)) if path.is_dir() else [path]
+        if not files:
+            raise ValueError(f"{name} holds no text: the names of files must end in {', '.join(SUFFIXES)}")
+        paths += files
     return Files(tuple(paths), key)
 
 

@@ -1,4 +1,4 @@
-"""A data set: columns of tensors, what they mean, and whose they are."""
+"""A data set: columns of tensors, their meaning, and the owners of the examples."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Dataset:
 
     Images are (N, C, H, W), uint8 in [0, 255] or float; tables (N, features) float; texts (N, length) int64 characters
     with labels (N, length), the next character at every position.  Other labels are (N,) int64 in [0, classes).
-    Tokens (N, L) go with spans (N, 2), as in `TokenBatches`.
-    Left out, `shape` is that of one input and `kind` follows from it.
+    Tokens (N, L) have spans (N, 2) as their second column, as in `TokenBatches`.
+    By default `shape` is that of one input, and `kind` follows from it.
     """
 
     name: str
@@ -35,11 +35,11 @@ class Dataset:
     owners: Tensor | None = None  # the natural client of each training example, from 0
     test_owners: Tensor | None = None
     owner_names: tuple[str, ...] = ()
-    vocabulary: str | None = None  # of texts: character i stands at place i, the last one for all others
-    augment: tuple[str, ...] = ()  # what training batches of images go through unless a run says otherwise
+    vocabulary: str | None = None  # of texts: character i is that of id i; the last id stands for all others
+    augment: tuple[str, ...] = ()  # of images: how training batches are augmented unless a run says otherwise
     tokenizer: str = ""  # of tokens: where their tokenizer comes from; `classes` is the size of its vocabulary
-    bucket: int = 1  # of tokens: batches cut from examples sorted by length at a time
-    prompts: tuple[tuple[tuple[int, ...], tuple[str, ...]], ...] = ()  # each distinct one of the test: what may follow
+    bucket: int = 1  # of tokens: how many batches are sorted by length together
+    prompts: tuple[tuple[tuple[int, ...], tuple[str, ...]], ...] = ()  # distinct test prompts and their references
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "train", tuple(self.train))
@@ -55,7 +55,7 @@ class Dataset:
 
     def _check(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"{self.name}: kind {self.kind!r} is none of {', '.join(KINDS)}")
+            raise ValueError(f"{self.name}: kind {self.kind!r} is not one of {', '.join(KINDS)}")
         if len(self.train) != len(self.test):
             raise ValueError(
                 f"{self.name}: train has {len(self.train)} columns and test {len(self.test)}; both need input and label"
@@ -65,7 +65,7 @@ class Dataset:
         for part, columns in (("train", self.train), ("test", self.test)):
             if len({len(column) for column in columns}) > 1:
                 sizes = ", ".join(str(len(column)) for column in columns)
-                raise ValueError(f"{self.name}: the columns of {part} have {sizes} rows; they must have as many each")
+                raise ValueError(f"{self.name}: the columns of {part} have {sizes} rows; the numbers must be equal")
         for owners, columns in ((self.owners, self.train), (self.test_owners, self.test)):
             if owners is not None and len(owners) != len(columns[0]):
                 raise ValueError(f"{self.name}: there are {len(owners)} owners for {len(columns[0])} examples")
@@ -82,13 +82,13 @@ class Dataset:
 
     @property
     def tokens_per_example(self) -> int | None:
-        """Characters or (on average) tokens of one text; None for what is no text."""
+        """Characters, or tokens on average, of one text; None if the data are not text."""
         if self.kind == "tokens":
             return round(float(self.train[1][:, 1].double().mean())) - 1
         return self.shape[0] if self.kind == "text" else None
 
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits of what the data are, whatever format or folder they came from."""
+        """Sixteen hexadecimal digits that identify the data, whatever format or folder they came from."""
         return self._fingerprint
 
     @cached_property
@@ -106,7 +106,7 @@ def existing(folder: str) -> Path:
 
 
 def digest(tensors: Iterable[Tensor], label: str = "") -> str:
-    """Sixteen hexadecimal digits of tensors: their types, shapes and values in order."""
+    """Sixteen hexadecimal digits that hash tensors: their dtypes, shapes and values in order."""
     content = hashlib.blake2b(label.encode(), digest_size=8)
     for tensor in tensors:
         content.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())

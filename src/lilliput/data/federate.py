@@ -1,4 +1,4 @@
-"""From a data set to what each client holds."""
+"""From a data set to the batches of each client."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from lilliput.data.partition import split
 from lilliput.data.token_batches import TokenBatches
 
 EVALUATION_BATCH = 512
-EVALUATION_TEXTS, EVALUATION_LOGITS = 32, 1 << 27  # at most: logits over a vocabulary at every place are large
+EVALUATION_TEXTS, EVALUATION_LOGITS = 32, 1 << 27  # at most, because logits over a vocabulary at every token are large
 
 
 @dataclass(frozen=True, eq=False)
 class Federated:
     """A data set on its clients.
 
-    `partition` has all training examples of each client; `train` those it trains on; `client_test` those that a client
-    keeps for testing or test examples that are its own, without the clients that have none.
+    train: the batches that each client trains on
+    test: the test examples of the data set
+    client_test: the examples that each client keeps for testing, or the test examples of its owners; lacks clients that
+        have none
+    partition: the indices of all training examples of each client
     """
 
     train: dict[int, Batches]
@@ -39,10 +42,10 @@ def federate(
     dataset: Dataset, partition: str | Mapping[int, Any] = "iid", clients: int | None = None, batch_size: int = 32,
     seed: int = 0, augment: str | Sequence[str] | None = "auto", test_fraction: float = 0.0, **partition_options: Any,
 ) -> Federated:  # fmt: skip
-    """Give every training example to a client and cut what each has into batches.
+    """Assign every training example to a client, and cut each client's examples into batches.
 
     partition: a name, `auto` (the data set's own clients, else iid), or the indices themselves, {client: indices}
-    clients: how many; 10 by default, or as many as the data set has of its own where it is parted by them
+    clients: how many; by default 10, or for the partition `natural` all of the data set's own clients
     augment: `auto` is the data set's own, None is none, else steps such as `("crop:4", "flip", "cutout:16")`
     test_fraction: share of its examples that each client keeps for testing
     Raises ValueError for a partition that leaves a client empty or an example out.
@@ -54,13 +57,13 @@ def federate(
     if clients is None:
         clients = int(dataset.owners.max()) + 1 if partition == "natural" and dataset.owners is not None else 10
     parts = split(dataset, partition, clients, seed, **partition_options)
-    own_test = {c: _kept(c, index, test_fraction, seed) for c, index in parts.items()}
-    train_part = {c: index[~torch.isin(index, own_test[c])] for c, index in parts.items()}
-    kept = _batches(dataset, dataset.train, own_test) if test_fraction else _owned(dataset, parts)
+    test_part = {c: _drawn(c, index, test_fraction, seed) for c, index in parts.items()}
+    train_part = {c: index[~torch.isin(index, test_part[c])] for c, index in parts.items()}
+    client_test = _batches(dataset, dataset.train, test_part) if test_fraction else _owned(dataset, parts)
     return Federated(
         _batches(dataset, dataset.train, train_part, batch_size, _transform(dataset, augment)),
         _cut(dataset, dataset.test),
-        kept or None,
+        client_test or None,
         parts,
         digest([*parts.values(), *train_part.values()], dataset.fingerprint()),
     )
@@ -75,8 +78,8 @@ def _transform(dataset: Dataset, augment: str | Sequence[str] | None) -> Transfo
     return Augment(steps, dataset.mean, dataset.std)
 
 
-def _kept(client: int, index: Tensor, fraction: float, seed: int) -> Tensor:
-    """The examples that a client keeps for testing: at least one, and one left to train on, where it has two."""
+def _drawn(client: int, index: Tensor, fraction: float, seed: int) -> Tensor:
+    """The examples that a client keeps for testing: at least one, but never all; none if it has only one."""
     count = min(max(round(fraction * len(index)), 1), len(index) - 1) if fraction else 0
     return index[torch.randperm(len(index), generator=generator("client test", seed, client))[:count]].sort().values
 
@@ -85,15 +88,14 @@ def _batches(
     dataset: Dataset, columns: Sequence[Tensor], parts: Mapping[int, Tensor], size: int | None = None,
     transform: Transform | None = None,
 ) -> dict[int, Batches]:  # fmt: skip
-    held = {client: index for client, index in parts.items() if len(index)}
-    return {c: _cut(dataset, columns, size, transform, index) for c, index in held.items()}
+    return {c: _cut(dataset, columns, size, transform, index) for c, index in parts.items() if len(index)}
 
 
 def _cut(
     dataset: Dataset, columns: Sequence[Tensor], size: int | None = None, transform: Transform | None = None,
     index: Tensor | None = None,
 ) -> Batches:  # fmt: skip
-    """Rows of columns as batches: of `size` to train on, else as they are evaluated."""
+    """Rows of columns as batches: of `size` for training; without `size`, batches for evaluation."""
     tokens = dataset.kind == "tokens"
     if size is None:
         size, transform = _texts(dataset) if tokens else EVALUATION_BATCH, _transform(dataset, None)
@@ -103,16 +105,16 @@ def _cut(
 
 
 def _texts(dataset: Dataset) -> int:
-    """Token sequences of one evaluation batch."""
+    """The number of token sequences in an evaluation batch."""
     return max(1, min(EVALUATION_TEXTS, EVALUATION_LOGITS // (dataset.shape[0] * dataset.classes)))
 
 
 def _owned(dataset: Dataset, parts: Mapping[int, Tensor]) -> dict[int, Batches] | None:
-    """The test examples of each client's owners, where every owner's training examples are on one client."""
+    """The test examples of each client's owners, or None unless each owner's training examples are on one client."""
     if dataset.owners is None or dataset.test_owners is None:
         return None
-    mine = {c: dataset.owners[index].unique() for c, index in parts.items()}
-    if sum(map(len, mine.values())) > len(dataset.owners.unique()):
+    owners_of = {c: dataset.owners[index].unique() for c, index in parts.items()}
+    if sum(map(len, owners_of.values())) > len(dataset.owners.unique()):
         return None
-    test = {c: torch.isin(dataset.test_owners, owners).nonzero().flatten() for c, owners in mine.items()}
+    test = {c: torch.isin(dataset.test_owners, owners).nonzero().flatten() for c, owners in owners_of.items()}
     return _batches(dataset, dataset.test, test)

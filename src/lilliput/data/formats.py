@@ -1,7 +1,7 @@
-"""Files of images, in the formats that data sets are published in, as arrays.
+"""Readers of image files in the formats that data sets are published in.
 
 A reader takes a folder and returns {"train_x": (N, C, H, W) uint8, "train_y": (N,) int64, "test_x", "test_y"}, or None
-where the folder has no files of its format.  Nothing read can run code.
+if the folder has no files of its format.  No file can make a reader run code.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LABEL_COLUMNS = ("label", "fine_label", "labels", "character")
 
 
 def cifar(root: Path) -> Arrays | None:
-    """CIFAR's python batches, in the folder or the one that their archive makes."""
+    """CIFAR's python batches, in the folder itself or in the one that their archive unpacks to."""
     for home in (root, root / "cifar-10-batches-py", root / "cifar-100-python"):
         ten, hundred = [home / f"data_batch_{i}" for i in range(1, 6)], [home / "train"]
         if all(file.is_file() for file in ten):
@@ -48,12 +48,12 @@ def _batch(file: Path) -> tuple[np.ndarray, np.ndarray]:
         return content["data"].values.reshape(-1, 3, 32, 32), np.array(labels, dtype=np.int64)
     except FileNotFoundError as error:
         raise ValueError(f"there is no {file.name} in {file.parent}; unpack the whole archive there") from error
-    except Exception as error:  # whatever a damaged or foreign pickle stumbles over
-        raise ValueError(f"{file} is no CIFAR batch: {error}; unpack the archive anew") from error
+    except Exception as error:  # a damaged or foreign pickle may raise anything
+        raise ValueError(f"{file} is not a CIFAR batch: {error}; unpack the archive again") from error
 
 
 class _Array:
-    """An array as a pickle describes it.  NumPy's own reading trusts the dtype, which can turn bytes into pointers."""
+    """An array in a pickle.  NumPy's own unpickling trusts the dtype, which can turn bytes into pointers."""
 
     def __init__(self, *_: object) -> None:
         self.values = np.empty(0, np.uint8)
@@ -61,13 +61,13 @@ class _Array:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, raw = state
         if not isinstance(dtype, _Dtype) or dtype.code != "u1":
-            raise pickle.UnpicklingError("it has arrays of other things than bytes")
+            raise pickle.UnpicklingError("it has arrays of something other than bytes")
         raw = raw.encode("latin1") if isinstance(raw, str) else raw  # Python 2 wrote bytes as text
         self.values = np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
 class _Dtype:
-    """The type of number of an array: its code, such as u1; a byte has no order, so that the rest says nothing."""
+    """The dtype of an array in a pickle: its code, such as u1.  Bytes have no byte order, so the state is ignored."""
 
     def __init__(self, code: object, *_: object) -> None:
         self.code = code
@@ -76,7 +76,7 @@ class _Dtype:
         pass
 
 
-# Where numpy's function lives differs between its versions; Python 3 writes bytes for Python 2 as encoded text.
+# numpy's function has two homes, by version.  Python 3 writes bytes for Python 2 as encoded text.
 _HARMLESS: dict[str, Any] = {
     "numpy.ndarray": _Array,
     "numpy.dtype": _Dtype,
@@ -87,27 +87,27 @@ _HARMLESS: dict[str, Any] = {
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads dicts, lists, strings, numbers and numpy arrays of bytes; a pickle can name nothing else."""
+    """Reads dicts, lists, strings, numbers and numpy arrays of bytes, and refuses every other class."""
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" in _HARMLESS:
             return _HARMLESS[f"{module}.{name}"]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not read")
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not allowed")
 
 
 def idx(root: Path) -> Arrays | None:
-    """MNIST's four files, gzipped or not, in the folder or the one that torchvision makes."""
+    """MNIST's four files, gzipped or not, in the folder itself or in the one that torchvision makes."""
     for home in (root, root / "raw", root / "MNIST" / "raw", root / "FashionMNIST" / "raw"):
         kinds = [f"{side}-{what}" for side in ("train", "t10k") for what in ("images?idx3", "labels?idx1")]
-        found = [sorted(home.glob(f"{kind}-ubyte*")) for kind in kinds]
-        if all(found):
-            train_x, train_y, test_x, test_y = (_idx(files[0]) for files in found)
+        matches = [sorted(home.glob(f"{kind}-ubyte*")) for kind in kinds]
+        if all(matches):
+            train_x, train_y, test_x, test_y = (_idx(files[0]) for files in matches)
             return _sides((train_x[:, None], train_y), (test_x[:, None], test_y))
     return None
 
 
 def _idx(file: Path) -> np.ndarray:
-    """One idx file of bytes: two zeros, the type 8, the number of dimensions, each as 4 bytes big-endian, the data."""
+    """One idx file of bytes: two zeros, type 8, the number of dimensions, each size as 4 bytes big-endian, the data."""
     try:
         data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
         if data[:3] != b"\0\0\x08":
@@ -115,7 +115,7 @@ def _idx(file: Path) -> np.ndarray:
         shape = np.frombuffer(data, ">u4", data[3], offset=4)
         return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape.astype(int)).copy()
     except (OSError, EOFError, ValueError, IndexError) as error:
-        raise ValueError(f"{file} cannot be read: {error}; fetch it anew") from error
+        raise ValueError(f"{file} cannot be read: {error}; download it again") from error
 
 
 def mat(root: Path) -> Arrays | None:
@@ -147,7 +147,7 @@ def _tables(files: Sequence[Path], channels: int) -> tuple[np.ndarray, np.ndarra
         try:
             table = pq.read_table(file)
         except Exception as error:
-            raise ValueError(f"{file} is no Parquet file: {error}; fetch it anew") from error
+            raise ValueError(f"{file} is not a Parquet file: {error}; download it again") from error
         image, label = (_column(file, table.column_names, names) for names in (IMAGE_COLUMNS, LABEL_COLUMNS))
         blobs = [x["bytes"] if isinstance(x, dict) else x for x in table.column(image).to_pylist()]
         parts.append((decoded(blobs, channels), np.array(table.column(label).to_pylist(), dtype=np.int64)))
@@ -162,23 +162,23 @@ def _column(file: Path, columns: Sequence[str], wanted: Sequence[str]) -> str:
 
 
 def tree(root: Path, channels: int = 3, size: int | None = None) -> Arrays | None:
-    """One folder per class below train and test, or below the folder itself, in which case there is no test side.
+    """One folder per class below train and test, or below the folder itself, which then has no test side.
 
-    Classes are numbered in the order of their names; `size` resizes images to so many pixels each way.
+    Classes are numbered in the order of their names; `size` resizes images to `size` x `size` pixels.
     """
     homes = {side: root / side for side in ("train", "test") if (root / side).is_dir()} or {"train": root}
     names = sorted({c.name for home in homes.values() for c in home.iterdir() if c.is_dir() and any(_images(c))})
     if not names:
         return None
-    found = {
+    labelled = {
         side: [(file, k) for k, name in enumerate(names) for file in sorted(_images(home / name))]
         for side, home in homes.items()
     }
-    key = f"tree/{channels}/{size}/{names}/" + "/".join(files_key(f for f, _ in pairs) for pairs in found.values())
+    key = f"tree/{channels}/{size}/{names}/" + "/".join(files_key(f for f, _ in pairs) for pairs in labelled.values())
 
     def build() -> Arrays:
         arrays = {}
-        for side, pairs in found.items():
+        for side, pairs in labelled.items():
             arrays[f"{side}_x"] = decoded([f for f, _ in pairs], channels, size)
             arrays[f"{side}_y"] = np.array([k for _, k in pairs], dtype=np.int64)
         return arrays
@@ -191,7 +191,7 @@ def _images(folder: Path) -> Iterator[Path]:
 
 
 def decoded(images: Sequence[bytes | Path], channels: int = 3, size: int | None = None) -> np.ndarray:
-    """Encoded images as (N, channels, H, W) uint8, decoded by several threads; all must have one size, or `size`."""
+    """Decode images in threads to (N, channels, H, W) uint8.  They must share one size unless `size` resizes them."""
     image = needs("PIL.Image", "Pillow")
 
     def one(source: bytes | Path) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Image data sets through Hugging Face `datasets`: by their name there, or from a folder in its layout."""
+"""Image data sets through Hugging Face `datasets`: by their name on the hub, or from a folder in its layout."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from lilliput.data.cache import Arrays, cached
 from lilliput.data.formats import IMAGE_COLUMNS, LABEL_COLUMNS, decoded
 
 
-class Source(NamedTuple):
-    """Where a data set is and what its columns are called; left out, image and label columns are found by type."""
+class Location(NamedTuple):
+    """Where a data set is and what its columns are called; None finds the image and label columns by type."""
 
     path: str
     config: str | None = None
@@ -21,19 +21,19 @@ class Source(NamedTuple):
     owner: str | None = None
 
 
-def fetch(name: str, source: Source, channels: int = 3) -> Arrays:
-    """train_x, train_y, test_x, test_y, and with an owner column train_owner and test_owner.
+def fetch(name: str, source: Location, channels: int = 3) -> Arrays:
+    """Load train_x, train_y, test_x, test_y and, with an owner column, train_owner and test_owner.
 
-    Where there is no split `test`, `validation` is it, or else the last tenth of each owner's examples (of all).
-    Raises ValueError if it cannot be had.
+    Without a split `test`, the test side is `validation`, or else the last tenth of each owner's examples (of all
+    examples without owners).  Raises ValueError if the data set cannot be loaded.
     """
     datasets = needs("datasets", "Hugging Face datasets")
     try:
         sides = datasets.load_dataset(source.path, source.config)
-    except Exception as error:  # whatever the hub, the network or the files have to say
+    except Exception as error:  # the hub, the network and the files raise errors of many types
         words = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{name} cannot be had from Hugging Face ({source.path}): {words}; go online or set dataset.folder"
+            f"{name} cannot be loaded from Hugging Face ({source.path}): {words}; go online or set dataset.folder"
         ) from error
     train, test = sides["train"], sides.get("test", sides.get("validation"))
     key = "/".join(["hub", str(channels), *(str(source[2:]),), *(side._fingerprint for side in (train, test) if side)])
@@ -47,7 +47,7 @@ def fetch(name: str, source: Source, channels: int = 3) -> Arrays:
     return cached(name, key, build)
 
 
-def _columns(side: Any, source: Source, channels: int, prefix: str) -> Arrays:
+def _columns(side: Any, source: Location, channels: int, prefix: str) -> Arrays:
     import datasets
 
     image = source.image or _typed(side, datasets.Image, IMAGE_COLUMNS)
@@ -61,7 +61,7 @@ def _columns(side: Any, source: Source, channels: int, prefix: str) -> Arrays:
 
 
 def _numbered(arrays: Arrays) -> Arrays:
-    """The same with owners numbered from 0, alike in training and test."""
+    """The arrays with owners numbered from 0, with the same numbers in training and test."""
     names = [name for name in arrays if name.endswith("_owner")]
     if not names:
         return arrays
@@ -70,7 +70,7 @@ def _numbered(arrays: Arrays) -> Arrays:
 
 
 def _blobs(column: Any) -> list[bytes]:
-    """The bytes of encoded images, which a folder's data set has as paths."""
+    """The bytes of encoded images; a data set from a folder stores them as paths."""
     return [x["bytes"] if x["bytes"] is not None else _read(x["path"]) for x in column.to_pylist()]
 
 
@@ -80,11 +80,11 @@ def _read(path: str) -> bytes:
 
 
 def _typed(side: Any, kind: type, usual: tuple[str, ...]) -> str:
-    found = [name for name, feature in side.features.items() if isinstance(feature, kind)]
-    found = found or [name for name in usual if name in side.features]
-    if not found:
+    names = [name for name, feature in side.features.items() if isinstance(feature, kind)]
+    names = names or [name for name in usual if name in side.features]
+    if not names:
         raise ValueError(f"none of the columns {', '.join(side.features)} is a {kind.__name__}; name the column")
-    return found[0]
+    return names[0]
 
 
 def _last_tenth(arrays: Arrays) -> Arrays:

@@ -17,134 +17,134 @@ from lilliput.data.datasets import Dataset, existing
 Reader = Callable[[Path], "Arrays | None"]
 
 
-class Known(NamedTuple):
-    """A published data set: what it is and where it is found."""
+class ImageSet(NamedTuple):
+    """A published data set: its facts, its format and its place on the hub."""
 
     classes: int
     channels: int
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     reader: Reader
-    files: str  # what the reader looks for, in words
-    source: hub.Source
+    files: str  # the files that the reader looks for, as errors name them
+    source: hub.Location
     augment: tuple[str, ...] = ()
 
 
-KNOWN = {
-    "cifar10": Known(
+IMAGE_SETS = {
+    "cifar10": ImageSet(
         10, 3, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), formats.cifar,
-        "data_batch_1 to 5 and test_batch", hub.Source("uoft-cs/cifar10"), ("crop:4", "flip"),
+        "data_batch_1 to 5 and test_batch", hub.Location("uoft-cs/cifar10"), ("crop:4", "flip"),
     ),
-    "cifar100": Known(
+    "cifar100": ImageSet(
         100, 3, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), formats.cifar,
-        "train, test and meta", hub.Source("uoft-cs/cifar100", label="fine_label"), ("crop:4", "flip"),
+        "train, test and meta", hub.Location("uoft-cs/cifar100", label="fine_label"), ("crop:4", "flip"),
     ),
-    "cinic10": Known(
+    "cinic10": ImageSet(
         10, 3, (0.4789, 0.4723, 0.4305), (0.2421, 0.2383, 0.2587), formats.tree,
-        "train and test with a folder for each class", hub.Source("flwrlabs/cinic10"),
+        "train and test with a folder for each class", hub.Location("flwrlabs/cinic10"),
     ),
-    "svhn": Known(
+    "svhn": ImageSet(
         10, 3, (0.5,) * 3, (0.5,) * 3, formats.mat,
-        "train_32x32.mat and test_32x32.mat", hub.Source("ufldl-stanford/svhn", config="cropped_digits"),
+        "train_32x32.mat and test_32x32.mat", hub.Location("ufldl-stanford/svhn", config="cropped_digits"),
     ),
-    "mnist": Known(
+    "mnist": ImageSet(
         10, 1, (0.1307,), (0.3081,), formats.idx,
-        "train-images-idx3-ubyte and its three siblings", hub.Source("ylecun/mnist"),
+        "train-images-idx3-ubyte and its three siblings", hub.Location("ylecun/mnist"),
     ),
-    "fashion_mnist": Known(
+    "fashion_mnist": ImageSet(
         10, 1, (0.2860,), (0.3530,), formats.idx,
-        "train-images-idx3-ubyte and its three siblings", hub.Source("zalando-datasets/fashion_mnist"),
+        "train-images-idx3-ubyte and its three siblings", hub.Location("zalando-datasets/fashion_mnist"),
     ),
-    "femnist": Known(
+    "femnist": ImageSet(
         62, 1, None, None, lambda root: None,
-        "no files of its own", hub.Source("flwrlabs/femnist", label="character", owner="writer_id"),
+        "no files of its own", hub.Location("flwrlabs/femnist", label="character", owner="writer_id"),
     ),
 }  # fmt: skip
 
 
 def named(name: str, folder: str | None = None) -> Dataset:
-    """A data set of `KNOWN`.  Raises ValueError if its files are not in `folder`, or without one cannot be had."""
-    known = KNOWN[name]
+    """A data set of `IMAGE_SETS`.  Raises ValueError if `folder` lacks its files, or the hub cannot deliver it."""
+    facts = IMAGE_SETS[name]
     if folder is None:
-        arrays = hub.fetch(name, known.source, known.channels)
+        arrays = hub.fetch(name, facts.source, facts.channels)
     else:
         root = existing(folder)
-        found = known.reader(root) or formats.parquet(root, known.channels)
-        if found is None or "test_x" not in found:
+        read = facts.reader(root) or formats.parquet(root, facts.channels)
+        if read is None or "test_x" not in read:
             raise ValueError(
-                f"{folder} does not hold {name}: neither {known.files}, nor train-*.parquet, test-*.parquet"
+                f"{folder} does not hold {name}: neither {facts.files}, nor train-*.parquet, test-*.parquet"
             )
-        arrays = found
-    return _dataset(name, arrays, known.classes, known.mean, known.std, known.augment)
+        arrays = read
+    return _dataset(name, arrays, facts.classes, facts.mean, facts.std, facts.augment)
 
 
 def cifar10(folder: str | None = None) -> Dataset:
-    """CIFAR-10: 50,000 and 10,000 colour images of 32 x 32, 10 classes; cropped and flipped in training.
+    """CIFAR-10: 50,000 training and 10,000 test colour images of 32 x 32, 10 classes; augmented by crop and flip.
 
-    folder: the python batches or Parquet files; without it Hugging Face is asked
+    folder: the python batches or Parquet files; by default they come from Hugging Face
     """
     return named("cifar10", folder)
 
 
 def cifar100(folder: str | None = None) -> Dataset:
-    """CIFAR-100: 50,000 and 10,000 colour images of 32 x 32, 100 classes; cropped and flipped in training.
+    """CIFAR-100: 50,000 training and 10,000 test colour images of 32 x 32, 100 classes; augmented by crop and flip.
 
-    folder: the python batches or Parquet files; without it Hugging Face is asked
+    folder: the python batches or Parquet files; by default they come from Hugging Face
     """
     return named("cifar100", folder)
 
 
 def cinic10(folder: str | None = None) -> Dataset:
-    """CINIC-10: 90,000 and 90,000 colour images of 32 x 32 from CIFAR-10 and ImageNet, 10 classes.
+    """CINIC-10: 90,000 training and 90,000 test colour images of 32 x 32 from CIFAR-10 and ImageNet, 10 classes.
 
-    folder: its folders train and test, or Parquet files; without it Hugging Face is asked
+    folder: its folders train and test, or Parquet files; by default they come from Hugging Face
     """
     return named("cinic10", folder)
 
 
 def svhn(folder: str | None = None) -> Dataset:
-    """SVHN: 73,257 and 26,032 colour images of 32 x 32 of house numbers, 10 classes.
+    """SVHN: 73,257 training and 26,032 test colour images of 32 x 32 of digits in house numbers, 10 classes.
 
-    folder: train_32x32.mat and test_32x32.mat, or Parquet files; without it Hugging Face is asked
+    folder: train_32x32.mat and test_32x32.mat, or Parquet files; by default they come from Hugging Face
     """
     return named("svhn", folder)
 
 
 def mnist(folder: str | None = None) -> Dataset:
-    """MNIST: 60,000 and 10,000 handwritten digits of 28 x 28.
+    """MNIST: 60,000 training and 10,000 test images of handwritten digits, grey, 28 x 28, 10 classes.
 
-    folder: the four idx files, gzipped or not, or Parquet files; without it Hugging Face is asked
+    folder: the four idx files, gzipped or not, or Parquet files; by default they come from Hugging Face
     """
     return named("mnist", folder)
 
 
 def fashion_mnist(folder: str | None = None) -> Dataset:
-    """Fashion-MNIST: 60,000 and 10,000 grey images of clothes of 28 x 28, 10 classes.
+    """Fashion-MNIST: 60,000 training and 10,000 test images of clothes, grey, 28 x 28, 10 classes.
 
-    folder: the four idx files, gzipped or not, or Parquet files; without it Hugging Face is asked
+    folder: the four idx files, gzipped or not, or Parquet files; by default they come from Hugging Face
     """
     return named("fashion_mnist", folder)
 
 
 def femnist(folder: str | None = None) -> Dataset:
-    """FEMNIST: 814,255 handwritten characters of 28 x 28, 62 classes, a client per writer; a tenth of each is the test.
+    """FEMNIST: 814,255 handwritten characters, grey, 28 x 28, 62 classes, one client per writer; a tenth for testing.
 
-    folder: a copy of the Hugging Face data set; without it Hugging Face is asked
+    folder: a copy of the Hugging Face data set; by default it comes from Hugging Face
     """
-    known = KNOWN["femnist"]
-    source = known.source if folder is None else known.source._replace(path=str(existing(folder)))
-    return _dataset("femnist", hub.fetch("femnist", source, known.channels), known.classes)
+    facts = IMAGE_SETS["femnist"]
+    source = facts.source if folder is None else facts.source._replace(path=str(existing(folder)))
+    return _dataset("femnist", hub.fetch("femnist", source, facts.channels), facts.classes)
 
 
 def image_folder(
     folder: str | None = None, size: int | None = None, channels: Literal[1, 3] = 3, test_share: float = 0.2
 ) -> Dataset:
-    """Images of your own: one folder per class, below train and test or below the folder itself.
+    """Your own image files: one folder per class, below train and test or below the folder itself.
 
     folder: where they are
-    size: pixels each way to which images are resized; needed where they differ
+    size: resizes images to size x size pixels; needed if their sizes differ
     channels: 3 for colour, 1 for grey
-    test_share: share kept for testing where there is no folder test
+    test_share: share kept for testing if there is no folder test
     """
     if folder is None:
         raise ValueError("image_folder needs dataset.folder: a folder with one folder of images per class")
@@ -164,14 +164,14 @@ def from_hub(
 
     path: its name there, such as zalando-datasets/fashion_mnist, or a folder
     config: which of its configurations
-    image: the column of images; found by its type where left out
-    label: the column of labels; found by its type where left out
-    owner: the column that says whose an example is
+    image: the column of images; by default found by its type
+    label: the column of labels; by default found by its type
+    owner: the column that names the owner of an example
     channels: 3 for colour, 1 for grey
     """
     if not path:
         raise ValueError("hub needs a path: the data set's name on Hugging Face, such as uoft-cs/cifar10")
-    arrays = hub.fetch(path, hub.Source(path, config, image, label, owner), channels)
+    arrays = hub.fetch(path, hub.Location(path, config, image, label, owner), channels)
     return _dataset(Path(path).name, arrays, _classes(arrays))
 
 
@@ -180,7 +180,7 @@ def _classes(arrays: Arrays) -> int:
 
 
 def _held_out(arrays: Arrays, share: float) -> Arrays:
-    """A random share, always the same, as the test side."""
+    """Move a random share, the same on every call, to the test side."""
     total = len(arrays["train_y"])
     count = round(total * share)
     if not 0 < count < total:
@@ -199,7 +199,7 @@ def _dataset(
         labels = columns[f"{side}_y"]
         low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
         if low < 0 or high >= classes:
-            raise ValueError(f"{name} has labels {low} to {high} and {classes} classes; these are other files")
+            raise ValueError(f"{name} has labels {low} to {high} and {classes} classes; these are not its files")
     return Dataset(
         name, (columns["train_x"], columns["train_y"]), (columns["test_x"], columns["test_y"]), classes,
         kind="image", mean=mean, std=std, augment=augment,

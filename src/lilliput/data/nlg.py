@@ -1,7 +1,7 @@
-"""Data to be put into words: a meaning representation as the prompt, sentences that say it as completions.
+"""Data-to-text sets: the prompt is a meaning representation, and the completion is a sentence that expresses it.
 
 A sequence is: tokens of the prompt, end of text, tokens of " " and the completion, end of text.  As in the LoRA paper's
-experiments, only what follows the prompt counts in the loss.
+experiments, only the tokens after the prompt count in the loss.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Loss = Literal["completion", "all"]
 
 
 class Pair(NamedTuple):
-    """A prompt, one text that may follow it, and whose it is."""
+    """A prompt, one completion of it, and the owner."""
 
     prompt: str
     completion: str
@@ -38,24 +38,24 @@ def from_pairs(
     name: str, train: Sequence[Pair], test: Sequence[Pair], *, tokenizer: str = "gpt2", length: int = 512,
     loss: Loss = "completion", bucket: int = 1,
 ) -> Dataset:  # fmt: skip
-    """The data set of prompts and completions, with a client per owner.
+    """The data set of prompts and completions, with one client per owner.
 
-    length: tokens of a sequence at most; longer ones lose their end.
-    loss:   which tokens count: those of the completion (and the end of text), or all.
-    bucket: how many batches are cut from examples sorted by length at a time.
+    length: most tokens of a sequence; longer ones are cut at the end.
+    loss:   the tokens that count: those of the completion (and the end of text), or all.
+    bucket: how many batches are sorted by length together.
     Raises ValueError for a tokenizer without an end of text, and for prompts that leave no room for a completion.
     """
     library = load_tokenizer(tokenizer)
     if library.eos_token_id is None:
-        raise ValueError(f"tokenizer {tokenizer!r} has no end of text; take that of a model that writes, such as gpt2")
+        raise ValueError(f"tokenizer {tokenizer!r} has no end of text; choose that of a causal model, such as gpt2")
     if not train or not test:
         raise ValueError(f"{name} has {len(train)} training and {len(test)} test examples; it needs both")
     arrays = _tokenised(name, {"train": train, "test": test}, library, length, loss)
     (train_x, train_y), (test_x, test_y) = (
         [torch.from_numpy(arrays[f"{side}_{what}"]) for what in ("tokens", "spans")] for side in ("train", "test")
     )
-    mine = sorted({pair.owner for pair in train})
-    names = [*mine, *sorted({pair.owner for pair in test} - {*mine})]  # those with nothing to train on come last
+    trained = sorted({pair.owner for pair in train})
+    names = [*trained, *sorted({pair.owner for pair in test} - {*trained})]  # owners without training data come last
     place = {owner: i for i, owner in enumerate(names)}
     owners, test_owners = (torch.tensor([place[pair.owner] for pair in side]) for side in (train, test))
     longest = int(max(train_y[:, 1].max(), test_y[:, 1].max()))
@@ -67,7 +67,7 @@ def from_pairs(
 
 
 def _tokenised(name: str, sides: Mapping[str, Sequence[Pair]], library: Any, length: int, loss: Loss) -> Arrays:
-    """Tokens and spans of both sides, which take seconds to make the first time."""
+    """Tokens and spans of both sides, cached because they take seconds to make."""
     content = hashlib.blake2b(definition(library).encode(), digest_size=16)
     for side, pairs in sides.items():
         content.update(json.dumps([side, length, loss, pairs]).encode())
@@ -98,7 +98,7 @@ def _columns(name: str, pairs: Sequence[Pair], library: Any, length: int, loss: 
 
 
 def _prompts(pairs: Iterable[Pair], library: Any) -> dict[str, list[int]]:
-    """The tokens of each distinct prompt, closed by the end of text."""
+    """The tokens of each distinct prompt, followed by the end of text."""
     distinct = list(dict.fromkeys(pair.prompt for pair in pairs))
     return {p: [*ids, library.eos_token_id] for p, ids in zip(distinct, _ids(distinct, library), strict=True)}
 
@@ -117,14 +117,14 @@ def _references(pairs: Sequence[Pair], library: Any) -> tuple[tuple[tuple[int, .
 def e2e(
     folder: str | None = None, tokenizer: str = "gpt2", length: int = 512, loss: Loss = "completion", bucket: int = 1
 ) -> Dataset:
-    """Restaurants in words: the E2E NLG challenge (Novikova et al., 2017), one client per restaurant.
+    """E2E NLG challenge (Novikova et al., 2017): describe restaurants from their attributes; one client per restaurant.
 
-    folder: where train.txt and test.txt of the LoRA paper's experiments are, or the challenge's own trainset.csv and
+    folder: has train.txt and test.txt of the LoRA paper's experiments, or the challenge's own trainset.csv and
             testset_w_refs.csv
     tokenizer: a folder, a tokenizer.json or a name on the hub
-    length: tokens of a sequence at most
-    loss: what counts: the completion, or all
-    bucket: how many batches are cut from examples sorted by length at a time
+    length: most tokens of a sequence
+    loss: the tokens that count: those of the completion, or all
+    bucket: how many batches are sorted by length together
     """
     if folder is None:
         raise ValueError("e2e needs dataset.folder with train.txt and test.txt, or trainset.csv and testset_w_refs.csv")
@@ -138,13 +138,13 @@ def e2e(
 def webnlg(
     folder: str | None = None, tokenizer: str = "gpt2", length: int = 512, loss: Loss = "completion", bucket: int = 1
 ) -> Dataset:
-    """DBpedia's triples in words: the WebNLG challenge (Gardent et al., 2017), one client per category.
+    """WebNLG challenge (Gardent et al., 2017): express DBpedia triples in sentences; one client per category.
 
-    folder: where train.json and test.json are, or the folders train and test with the challenge's XML
+    folder: has train.json and test.json, or the folders train and test with the challenge's XML
     tokenizer: a folder, a tokenizer.json or a name on the hub
-    length: tokens of a sequence at most
-    loss: what counts: the completion, or all
-    bucket: how many batches are cut from examples sorted by length at a time
+    length: most tokens of a sequence
+    loss: the tokens that count: those of the completion, or all
+    bucket: how many batches are sorted by length together
     """
     if folder is None:
         raise ValueError("webnlg needs dataset.folder with train.json and test.json, or folders train and test of XML")
@@ -167,7 +167,7 @@ def _lines(file: Path) -> Iterator[Pair]:
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         meaning, bars, said = line.partition("||")
         if not bars or not said.strip():
-            raise ValueError(f"{file}:{number} is no line of a meaning, two bars and a reference")
+            raise ValueError(f"{file}:{number} is not a line of a meaning, two bars and a reference")
         yield Pair(meaning.strip(), said.strip(), _restaurant(meaning))
 
 
@@ -176,7 +176,7 @@ def _table(file: Path) -> Iterator[Pair]:
     with file.open(encoding="utf-8-sig", newline="") as stream:
         for row in csv.DictReader(stream):
             if not row.get("mr") or not row.get("ref"):
-                raise ValueError(f"{file} is no table of mr and ref; it has {', '.join(map(str, row))}")
+                raise ValueError(f"{file} is not a table of mr and ref; it has {', '.join(map(str, row))}")
             yield Pair(row["mr"].strip(), row["ref"].strip(), _restaurant(row["mr"]))
 
 
@@ -194,7 +194,7 @@ def _entries(file: Path) -> Iterator[Pair]:
                 for said in entry["lexicalisations"]:
                     yield _said(triples, said["lex"], entry["category"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is no WebNLG JSON: {error!r}") from error
+        raise ValueError(f"{file} is not WebNLG JSON: {error!r}") from error
 
 
 def _benchmark(folder: Path) -> Iterator[Pair]:
@@ -212,7 +212,7 @@ def _benchmark(folder: Path) -> Iterator[Pair]:
                     if said.text and said.get("lang", "en") in ("", "en"):
                         yield _said(triples, said.text, entry.get("category", ""))
         except (ElementTree.ParseError, ValueError) as error:
-            raise ValueError(f"{file} is no WebNLG XML: {error}") from error
+            raise ValueError(f"{file} is not WebNLG XML: {error}") from error
 
 
 def _said(triples: Iterable[tuple[str, str, str]], text: str, category: str) -> Pair:

@@ -1,11 +1,11 @@
-"""How the examples of a data set lie on the clients.
+"""How the examples of a data set are spread over the clients.
 
-A partition is a function `(dataset, clients, seed, ...) -> {client: indices}` that gives every training example to
-exactly one client, the same for the same seed on every machine.
+A partition is a function `(dataset, clients, seed, ...) -> {client: indices}` that assigns every training example to
+exactly one client, and does the same for the same seed on every machine.
 
-flwr-datasets has partitioners too, which work offline and repeat themselves by seed.  Ours stand beside them because it
-takes 2.6 s to import, 0.5 to 6 s to lay 50,000 labels on 10 to 1,000 clients (these take 3 to 30 ms, one core), and its
-shards and pathological clients leave examples out.  What only flwr-datasets has is at hand as the partition `flwr`.
+flwr-datasets has partitioners too, which work offline and are fixed by a seed.  Ours exist because flwr-datasets takes
+2.6 s to import and 0.5 to 6 s to spread 50,000 labels over 10 to 1,000 clients (ours take 3 to 30 ms on one core), and
+because its shards and pathological clients leave examples out.  The partition `flwr` offers all of its partitioners.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ TRIES = 1000
 
 
 def iid(dataset: Dataset, clients: int, seed: int) -> Parts:
-    """Examples dealt at random; sizes differ by one at most."""
+    """Deals examples at random, so that clients have similar data; sizes differ by at most one."""
     return np.array_split(_rng(seed, "iid").permutation(len(dataset.train[0])), clients)
 
 
 def dirichlet(dataset: Dataset, clients: int, seed: int, alpha: float = 0.5, min_size: int = 10) -> Parts:
-    """Each class shared out by Dirichlet proportions, as in NIID-Bench (Li et al., ICDE 2022): sizes differ too.
+    """Splits each class among clients by Dirichlet proportions, so sizes differ too (NIID-Bench, Li et al., 2022).
 
     alpha: small is skewed, large is even
-    min_size: examples that every client must have; where no draw reaches it, the best draw is taken
+    min_size: examples that every client must have; if no draw reaches it, the best draw is used
     A client that already has its even share gets nothing of the classes that follow.
     """
     _positive("alpha", alpha)
@@ -52,7 +52,7 @@ def dirichlet(dataset: Dataset, clients: int, seed: int, alpha: float = 0.5, min
 
 
 def _skewed(rng: np.random.RandomState, counts: np.ndarray, clients: int, alpha: float) -> np.ndarray:
-    """Examples (clients, classes) by one draw of proportions per class among the clients below their even share."""
+    """Counts (clients, classes): draws proportions for each class among the clients still below their even share."""
     shares = np.zeros((clients, len(counts)), dtype=np.int64)
     for k in np.flatnonzero(counts):
         count = counts[k]
@@ -65,17 +65,17 @@ def _skewed(rng: np.random.RandomState, counts: np.ndarray, clients: int, alpha:
 
 
 def dirichlet_equal(dataset: Dataset, clients: int, seed: int, alpha: float = 0.5) -> Parts:
-    """Clients of equal size whose mixes of classes are Dirichlet draws around the data set's own mix.
+    """Draws each client's mix of classes from a Dirichlet around the data set's; sizes are equal: only classes skew.
 
     alpha: small is skewed, large is even
     The draws (clients, classes) are scaled alternately to the sizes of clients and classes (iterative proportional
-    fitting), so that no client is left with what the others did not take; whole numbers follow by dealing the rest.
+    fitting), so no client is left with the remains of the others.  They are rounded down, and the rest is dealt out.
     """
     _positive("alpha", alpha)
     rng, counts = _rng(seed, "dirichlet_equal"), _counts(dataset, "dirichlet_equal")
     sizes = np.array([len(part) for part in np.array_split(np.arange(counts.sum()), clients)])
     prior = counts / counts.sum()
-    # Unfittable patterns of zeros are ruled out by a share of the data set's own mix, far below one example.
+    # A share of the data set's own mix, far below one example, rules out patterns of zeros that cannot be fitted.
     mix = np.stack([_proportions(rng, alpha * len(prior) * prior + 1e-12) for _ in range(clients)]) + 1e-9 * prior
     for _ in range(TRIES):
         mix *= (sizes / mix.sum(1))[:, None]
@@ -89,7 +89,7 @@ def dirichlet_equal(dataset: Dataset, clients: int, seed: int, alpha: float = 0.
 
 
 def _filled(rng: np.random.RandomState, shares: np.ndarray, sizes: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Shares that add up to `sizes` by client and `counts` by class, from shares that do not exceed them."""
+    """Raise shares that exceed neither until they add up to `sizes` by client and `counts` by class."""
     clients = np.repeat(np.arange(len(sizes)), sizes - shares.sum(1))
     classes = rng.permutation(np.repeat(np.arange(len(counts)), counts - shares.sum(0)))
     np.add.at(shares, (clients, classes), 1)
@@ -97,7 +97,7 @@ def _filled(rng: np.random.RandomState, shares: np.ndarray, sizes: np.ndarray, c
 
 
 def shards(dataset: Dataset, clients: int, seed: int, shards_per_client: int = 2) -> Parts:
-    """Examples sorted by class, cut into equal shards, and as many shards dealt to each client (McMahan et al., 2017).
+    """Sorts examples by class, cuts them into equal shards and deals each client as many (McMahan et al., 2017).
 
     shards_per_client: shards of each client
     """
@@ -110,7 +110,7 @@ def shards(dataset: Dataset, clients: int, seed: int, shards_per_client: int = 2
 
 
 def pathological(dataset: Dataset, clients: int, seed: int, classes_per_client: int = 2) -> Parts:
-    """Each client has so many classes and no other; a class is shared evenly by the clients that have it.
+    """Gives each client a fixed number of classes; the clients that have a class share its examples evenly.
 
     classes_per_client: distinct classes of each client
     """
@@ -123,23 +123,23 @@ def pathological(dataset: Dataset, clients: int, seed: int, classes_per_client: 
             f"{clients} clients of {classes_per_client} classes leave some of {len(present)} classes to nobody; "
             f"choose classes_per_client >= {-(-len(present) // clients)}"
         )
-    held = np.zeros((clients, len(counts)), dtype=bool)
+    has_class = np.zeros((clients, len(counts)), dtype=bool)
     for client in range(clients):
-        # The classes that fewest have so far, ties by lot: every class finds a holder.
-        rarity = held[:, present].sum(0) + rng.random(len(present))
-        held[client, present[rarity.argsort()[:classes_per_client]]] = True
-    shares = np.zeros(held.shape, dtype=np.int64)
+        # The classes with the fewest holders so far, ties at random, so that every class finds a holder.
+        rarity = has_class[:, present].sum(0) + rng.random(len(present))
+        has_class[client, present[rarity.argsort()[:classes_per_client]]] = True
+    shares = np.zeros(has_class.shape, dtype=np.int64)
     for k in present:
-        holders = np.flatnonzero(held[:, k])
+        holders = np.flatnonzero(has_class[:, k])
         shares[holders, k] = [len(part) for part in np.array_split(np.arange(counts[k]), len(holders))]
     return _deal(rng, dataset, shares)
 
 
 def class_blocks(dataset: Dataset, clients: int, seed: int) -> Parts:
-    """All examples of a block of consecutive classes to each client, as FedSub's ResNets are trained.
+    """Gives each client all examples of a block of consecutive classes, as in FedSub's ResNet experiments.
 
-    The classes that there are make blocks of equal size, of which the first have one more where they do not divide.
-    Nothing is drawn: every seed gives the same.
+    Blocks have equal numbers of classes; if they do not divide evenly, the first blocks have one more.
+    There is no randomness: every seed gives the same partition.
     """
     counts = _counts(dataset, "class_blocks")
     present = np.flatnonzero(counts)
@@ -151,10 +151,10 @@ def class_blocks(dataset: Dataset, clients: int, seed: int) -> Parts:
 
 
 def quantity(dataset: Dataset, clients: int, seed: int, alpha: float = 0.5, min_size: int = 10) -> Parts:
-    """Examples dealt at random to clients of Dirichlet sizes (NIID-Bench's quantity skew).
+    """Deals examples at random to clients whose sizes are a Dirichlet draw: only sizes skew (NIID-Bench).
 
     alpha: small is skewed, large is even
-    min_size: examples that every client has at least, or its even share if that is less
+    min_size: least examples of a client, or its even share if that is less
     """
     _positive("alpha", alpha)
     rng, total = _rng(seed, "quantity"), len(dataset.train[0])
@@ -166,7 +166,7 @@ def quantity(dataset: Dataset, clients: int, seed: int, alpha: float = 0.5, min_
 
 
 def natural(dataset: Dataset, clients: int, seed: int) -> Parts:
-    """The data set's own clients: writers, speakers, packages; fewer clients than owners have several owners each."""
+    """Uses the data set's own clients, such as writers or speakers; with fewer clients, each has several of them."""
     if dataset.owners is None:
         raise ValueError(f"{dataset.name} has no clients of its own; choose another partition, such as dirichlet")
     ids, examples = np.unique(dataset.owners.numpy(), return_inverse=True)
@@ -179,7 +179,7 @@ def natural(dataset: Dataset, clients: int, seed: int) -> Parts:
 
 
 def fixed(dataset: Dataset, clients: int, seed: int, file: str = "") -> Parts:
-    """A partition written down: a JSON file of {client: [indices]}.
+    """Reads the partition from a JSON file of {client: [indices]}: choose it to repeat a partition exactly.
 
     file: the path of the file
     """
@@ -189,17 +189,17 @@ def fixed(dataset: Dataset, clients: int, seed: int, file: str = "") -> Parts:
     try:
         return {int(client): part for client, part in json.loads(path.read_text(encoding="utf-8")).items()}
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{file} is no partition: {error}; write JSON, {{client: [indices]}}") from error
+        raise ValueError(f"{file} is not a partition: {error}; write JSON, {{client: [indices]}}") from error
 
 
 def flwr(
     dataset: Dataset, clients: int, seed: int, partitioner: str = "LinearPartitioner",
     options: Mapping[str, Any] | None = None,
 ) -> Parts:  # fmt: skip
-    """A partitioner of flwr-datasets, over the columns `label` and, where there are natural clients, `owner`.
+    """Any partitioner of flwr-datasets, over the column `label` and, if the data set has clients of its own, `owner`.
 
     partitioner: the name of its class
-    options: what else it takes; the number of partitions, the column `label` and the seed are given
+    options: its other arguments; the number of partitions, the column `label` and the seed are passed already
     """
     try:
         from datasets import Dataset as Table
@@ -248,7 +248,7 @@ def split(
 ) -> dict[int, Tensor]:
     """Sorted indices (int64) of each client's training examples; `partition` is a name or the indices themselves.
 
-    Raises ValueError for an unknown name or option, and unless every example has exactly one client and no client none.
+    Raises ValueError if a name or option is unknown, if an example has not exactly one client, or a client is empty.
     """
     if isinstance(partition, Mapping):
         return checked(partition, len(dataset.train[0]))
@@ -266,7 +266,10 @@ def split(
 
 
 def checked(parts: Parts, total: int) -> dict[int, Tensor]:
-    """Sorted indices of each client, from a mapping or a sequence; refused unless each of `total` occurs once."""
+    """Sorted indices of each client, from a mapping or a sequence.
+
+    Raises ValueError if a client is empty, or unless every index below `total` occurs exactly once.
+    """
     items = parts.items() if isinstance(parts, Mapping) else enumerate(parts)
     tidy = {int(client): torch.as_tensor(np.sort(np.asarray(part, dtype=np.int64))) for client, part in items}
     empty = [client for client, part in tidy.items() if not len(part)]
@@ -285,14 +288,14 @@ def checked(parts: Parts, total: int) -> dict[int, Tensor]:
 
 
 def _rng(seed: int, name: str) -> np.random.RandomState:
-    # RandomState, because NumPy promises that its streams never change: a seed names the same partition for ever.
+    # RandomState, because NumPy promises that its streams never change: a seed means the same partition for ever.
     return np.random.RandomState(np.random.MT19937(key("partition", name, seed)))
 
 
 def _proportions(rng: np.random.RandomState, alpha: np.ndarray) -> np.ndarray:
     """A draw from Dirichlet(alpha), for alpha however small.
 
-    Gamma(a) is Gamma(a + 1) U^(1/a); in logarithms it does not underflow, as NumPy's stable stream of draws does.
+    Gamma(a) is Gamma(a + 1) U^(1/a).  In logarithms it does not underflow, unlike NumPy's own draws.
     """
     logs = np.log(rng.standard_gamma(alpha + 1)) + np.log(rng.random_sample(len(alpha))) / alpha
     shares = np.exp(logs - logs.max())
@@ -310,7 +313,7 @@ def _counts(dataset: Dataset, name: str) -> np.ndarray:
 
 
 def _deal(rng: np.random.RandomState, dataset: Dataset, shares: np.ndarray) -> Parts:
-    """Indices by client: of each class as many as `shares` (clients, classes) says, drawn at random."""
+    """Indices by client, drawn at random from each class; `shares` (clients, classes) has their numbers."""
     labels = dataset.train[1].numpy()
     client_of = np.empty(len(labels), dtype=np.int64)
     for k in range(shares.shape[1]):
@@ -320,7 +323,7 @@ def _deal(rng: np.random.RandomState, dataset: Dataset, shares: np.ndarray) -> P
 
 
 def _grouped(client_of: np.ndarray, clients: int) -> Parts:
-    """Indices by client, from the client of each index."""
+    """Indices by client, given the client of each index."""
     return np.split(client_of.argsort(kind="stable"), np.bincount(client_of, minlength=clients).cumsum()[:-1])
 
 

@@ -1,6 +1,6 @@
-"""A picture of a partition: how many examples of which class lie on which client.
+"""A picture of a partition: how many examples of each class every client has.
 
-A dot's area is the number of examples, its shade their share of the client's data; bars above are the clients' sizes.
+A dot's area is the number of examples, its shade their share of the client's data.  Bars above show clients' sizes.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ STYLE: Any = {
     "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "axes.axisbelow": True,
     "pdf.fonttype": 42, "savefig.dpi": 300,
 }  # fmt: skip
-WIDTH, HEIGHT = (2.4, 5.2), 5.0  # inches that the dots span: least and most across, most down
+WIDTH, HEIGHT = (2.4, 5.2), 5.0  # inches of the dots: (least, most) across, most down
 LEFT, RIGHT, ABOVE, BELOW = 0.7, 0.7, 0.3, 0.42  # inches: the margins
-BARS, GAP, ROW = 0.45, 0.07, 0.19  # inches: the bars' height, what is left below them, a class at most
+BARS, GAP, ROW = 0.45, 0.07, 0.19  # inches: the bars' height, the gap below them, most of a class's row
 
 
 def class_counts(dataset: Dataset, partition: Mapping[int, Tensor]) -> Tensor:
-    """Examples (clients, classes) int64 of each class on each client, in the order of the clients.
+    """Counts (clients, classes) int64 of the examples of each class on each client, clients in ascending order.
 
     Data without one label per example, such as text, count as one class.
     """
@@ -44,9 +44,9 @@ def class_counts(dataset: Dataset, partition: Mapping[int, Tensor]) -> Tensor:
 
 
 def picture(dataset: Dataset, partition: Mapping[int, Tensor], path: str | Path | None = None) -> Figure:
-    """The figure of a partition, {client: indices}; saved if a path (.png, .pdf, .svg) is given.
+    """Draw a partition, {client: indices}, and save the figure if there is a path (.png, .pdf, .svg).
 
-    Raises ValueError if matplotlib is missing or the path's suffix is no format of it.
+    Raises ValueError if matplotlib is missing or cannot write files of the path's suffix.
     """
     try:
         from matplotlib import rc_context
@@ -76,14 +76,14 @@ def picture(dataset: Dataset, partition: Mapping[int, Tensor], path: str | Path 
 
 
 def _inches(counts: Tensor, title: str) -> tuple[float, float]:
-    """How far the dots of (clients, classes) span across, no less than their title, and down; 0 for one class."""
+    """Inches of the dots of counts (clients, classes): across, no less than the title, and down, 0 for one class."""
     clients, classes = counts.shape
     across = max(WIDTH[0], min(0.26 * clients, WIDTH[1]), 0.054 * len(title) - 0.15)
     return across, min(ROW * classes, HEIGHT) if classes > 1 else 0.0
 
 
 def _panel(figure: Figure, bottom: float, tall: float, across: float) -> Axes:
-    """Axes at so many inches from the figure's bottom, with their label at the figure's left edge."""
+    """Axes of `across` x `tall` inches, `bottom` inches above the figure's lower edge, label at its left edge."""
     width, height = figure.get_size_inches()
     ax = figure.add_axes((LEFT / width, bottom / height, across / width, tall / height))
     ax.yaxis.set_label_coords(-0.48 / across, 0.5)
@@ -91,7 +91,7 @@ def _panel(figure: Figure, bottom: float, tall: float, across: float) -> Axes:
 
 
 def _clients(ax: Axes, names: list[str], turned: bool) -> None:
-    """Name the clients below the axes: all by their own names, or some by number."""
+    """Label the clients below the axes: all of them by name, or some of them by number."""
     places = range(0, len(names), 1 if turned else _step(len(names), 20))
     ax.set_xticks(list(places), [names[i] for i in places])
     ax.tick_params(axis="x", labelrotation=90 if turned else 0)
@@ -100,7 +100,7 @@ def _clients(ax: Axes, names: list[str], turned: bool) -> None:
 
 
 def _names(dataset: Dataset, partition: Mapping[int, Tensor]) -> list[str]:
-    """The clients' own names where each is one of the data set's owners and there are few, else their numbers."""
+    """The clients' names if they are at most 40 and each is one owner of the data set, else their numbers."""
     numbers = _numbers(partition)
     if dataset.owners is None or not dataset.owner_names or len(numbers) > 40:
         return numbers
@@ -122,17 +122,17 @@ def _bars(ax: Axes, sizes: Tensor) -> None:
 
 
 def _dots(ax: Axes, counts: Tensor, pitch: float) -> None:
-    """Dots of at most `pitch` inches, the area by count, and a key of three sizes beside them."""
+    """Dots of at most `pitch` inches with areas proportional to counts, and a legend of three sizes."""
     from matplotlib.colors import LinearSegmentedColormap
 
     shades = LinearSegmentedColormap.from_list("share", [LIGHT, "#0072B2", DARK])
     most = int(counts.max())
     area = (0.94 * pitch * 72) ** 2 / most  # points squared, of one example
     client, label = counts.nonzero(as_tuple=True)
-    held = counts[client, label]
-    share = held / counts.sum(1)[client]
+    examples = counts[client, label]
+    share = examples / counts.sum(1)[client]
     look: Any = {"cmap": shades, "vmin": 0, "vmax": 1, "linewidths": 0.2, "edgecolors": "white", "clip_on": False}
-    ax.scatter(client, label, s=area * held, c=share, **look)
+    ax.scatter(client, label, s=area * examples, c=share, **look)
     ax.set_ylim(counts.shape[1] - 0.4, -0.6)
     ax.set_yticks(range(0, counts.shape[1], _step(counts.shape[1], 25)))
     ax.set_ylabel("class")
@@ -146,12 +146,12 @@ def _dots(ax: Axes, counts: Tensor, pitch: float) -> None:
 
 
 def _step(many: int, most: int) -> int:
-    """The smallest round step by which at most `most` of so many are named."""
+    """The smallest round step that labels at most `most` of `many` ticks."""
     return next(step for power in range(9) for step in (10**power, 2 * 10**power, 5 * 10**power) if many <= most * step)
 
 
 def _round(count: float) -> int:
-    """A count to one significant digit, downwards."""
+    """A count rounded down to one significant digit."""
     scale = 10 ** max(len(str(int(count))) - 1, 0)
     return int(count // scale * scale)
 
@@ -165,6 +165,6 @@ def _title(dataset: Dataset, counts: Tensor) -> str:
 def _save(figure: Figure, path: Path) -> None:
     formats = figure.canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in formats:
-        raise ValueError(f"no picture can be written as {path.name!r}; choose .png, .pdf or .svg")
+        raise ValueError(f"a picture cannot be saved as {path.name!r}; choose .png, .pdf or .svg")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

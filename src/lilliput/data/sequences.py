@@ -1,7 +1,7 @@
-"""Documents as token sequences of one length: padded or cut one by one, or packed end to end; resumable to the token.
+"""Documents as token sequences of one length, padded or cut one by one, or packed end to end; resumes at any token.
 
-The order of documents is fixed by the seed: they are shuffled in blocks, each epoch anew, so that going on from a
-position re-reads one block at most.  Process `rank` of `world` takes every world-th document that has text.
+The seed fixes the order of documents.  Each epoch shuffles them within blocks, so that resuming from a position reads
+at most one block again.  Process `rank` of `world` uses every world-th document that has text.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from lilliput.core import random
 from lilliput.core.labels import IGNORED
 from lilliput.data.corpus import Corpus
 
-CHUNK = 16  # documents that are tokenised at a time when packing
+CHUNK = 16  # documents tokenised at a time when packing
 
 Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a process stands in its stream.
+    """Where a process is in its stream.
 
-    epoch: passes over the text before this one
+    epoch: complete passes over the text
     document: documents read in this epoch, with text or without
     kept: documents with text read in all epochs, by all processes
-    waiting: token ids that are read and not used yet, when packing
+    waiting: token ids read but not yet used, when packing
     """
 
     epoch: int = 0
@@ -40,14 +40,14 @@ class Position:
 
 
 class Sequences:
-    """An endless stream of batches, or, without `repeat`, of one epoch whose last batch may be short.
+    """An endless stream of batches; without `repeat`, one epoch whose last batch may be short.
 
-    tokenizer: as `lilliput.data.tokenizer` gives it
+    tokenizer: as `lilliput.data.tokenizer` returns it
     length: tokens of a sequence
-    packing: documents end to end, an end-of-text token after each; else each document alone, cut or padded to `length`
-    shuffle: documents of a block; 0 keeps their order
-    A batch is {input_ids, labels}, both (n, length) int64; the label of a token is the one after it, -100 for none.
-    Sequences are padded on the right, where a causal model needs no mask.
+    packing: joins documents, an end-of-text token after each; else each document is cut or padded to `length`
+    shuffle: documents in a block; 0 keeps their order
+    A batch is {input_ids, labels}, both (n, length) int64; a token's label is the next token, -100 if there is none.
+    Padding is on the right, where a causal model needs no mask.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Sequences:
         self._texts = self._documents()
 
     def batch(self, n: int) -> Batch | None:
-        """The next n sequences; fewer at the end of one epoch, None after it.  `position` then stands behind them."""
+        """The next n sequences: fewer at the end of a single epoch, None after it.  Moves `position` past them."""
         ids = self._packed(n) if self.packing else self._padded(n)
         self.position = replace(self.position, waiting=tuple(self._waiting))
         if not len(ids):
@@ -69,7 +69,7 @@ class Sequences:
         return {"input_ids": ids[:, :-1].clamp_min(0), "labels": ids[:, 1:]}
 
     def _packed(self, n: int) -> Tensor:
-        """(n, length + 1) ids; windows overlap by one token, so that each is predicted once."""
+        """Ids (n, length + 1); windows overlap by one token, so that every token is predicted once."""
         while len(self._waiting) <= n * self.length and (texts := list(islice(self._texts, CHUNK))):
             for ids in self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
                 self._waiting += [*ids, *self._end()]
@@ -79,7 +79,7 @@ class Sequences:
         return used.unfold(0, self.length + 1, self.length) if n else used.new_empty(0, self.length + 1)
 
     def _padded(self, n: int) -> Tensor:
-        """(n, length + 1) ids; what is padding, and the label of each last token, is -100."""
+        """Ids (n, length + 1), -100 for padding and after each document's last token."""
         texts = list(islice(self._texts, n))
         out = torch.full((len(texts), self.length + 1), IGNORED)
         if texts:
@@ -93,7 +93,7 @@ class Sequences:
         return [] if end is None else [end]
 
     def _documents(self) -> Iterator[str]:
-        """The documents of this process from its position on, which moves along."""
+        """The documents of this process from `position` on; moves `position`."""
         while True:
             before = self.position
             for text in self._epoch(self.position.epoch, self.position.document):
@@ -108,7 +108,7 @@ class Sequences:
             self.position = replace(self.position, epoch=self.position.epoch + 1, document=0)
 
     def _epoch(self, epoch: int, skip: int) -> Iterator[str]:
-        """All documents of an epoch in its order but the first `skip`."""
+        """All documents of an epoch, in its order, except the first `skip`."""
         if not self.shuffle:
             yield from self.corpus.source.documents(skip)
             return

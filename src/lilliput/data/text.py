@@ -1,4 +1,4 @@
-"""Text as characters: an alphabet, and windows of it with the next character at every position."""
+"""Text as characters: an alphabet, and windows whose labels are the next character at every position."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ ASCII = "\n" + "".join(map(chr, range(32, 127))) + UNKNOWN
 
 
 def encode(text: str, vocabulary: str = ASCII) -> Tensor:
-    """Places (len(text),) int64 of the characters in `vocabulary`, whose last place is that of all others."""
-    known = np.array([ord(c) for c in vocabulary], dtype=np.uint32)
-    order = known.argsort()
+    """Ids (len(text),) int64 of the characters in `vocabulary`; its last id stands for all others."""
+    letters = np.array([ord(c) for c in vocabulary], dtype=np.uint32)
+    order = letters.argsort()
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    places = order[np.searchsorted(known[order], codes).clip(max=len(known) - 1)]
-    return torch.from_numpy(np.where(known[places] == codes, places, len(known) - 1).astype(np.int64))
+    ids = order[np.searchsorted(letters[order], codes).clip(max=len(letters) - 1)]
+    return torch.from_numpy(np.where(letters[ids] == codes, ids, len(letters) - 1).astype(np.int64))
 
 
 def decode(ids: Tensor, vocabulary: str = ASCII) -> str:
-    """The text of places in `vocabulary`."""
+    """The text of ids in `vocabulary`."""
     return "".join(vocabulary[i] for i in ids.flatten().tolist())
 
 
 def vocabulary_of(texts: Sequence[str]) -> str:
-    """The characters that occur, sorted, and the symbol for all others."""
+    """The characters that occur in the texts, sorted, and then the symbol for all others."""
     return "".join(sorted(set().union(*map(set, texts)) - {UNKNOWN})) + UNKNOWN
 
 
 def windows(ids: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Windows (n, length) one after another, and at every position the character that follows; the rest is left out."""
+    """Consecutive windows (n, length) and their labels, the next character at every position; drops the remainder."""
     n = max(len(ids) - 1, 0) // length
     return ids[: n * length].view(n, length), ids[1 : n * length + 1].view(n, length)
 
@@ -47,7 +47,7 @@ def from_texts(
 ) -> Dataset:
     """The data set of each owner's (training text, test text).
 
-    Owners without a whole training window are left out.  `vocabulary` defaults to the characters of the training texts.
+    Leaves out owners without a whole training window.  `vocabulary` defaults to the characters of the training texts.
     Raises ValueError if no owner has a window.
     """
     if length < 1:
@@ -70,7 +70,7 @@ def from_texts(
 
 
 def text(folder: str | None = None, length: int = 80, test_share: float = 0.1) -> Dataset:
-    """Any text, character by character: a file, or a folder of .txt files each of which is a client.
+    """Your own text as characters: a file, or a folder of .txt files with one client per file.
 
     folder: the file or the folder
     length: characters of a window
@@ -82,7 +82,7 @@ def text(folder: str | None = None, length: int = 80, test_share: float = 0.1) -
 
 
 def tinyshakespeare(folder: str | None = None, length: int = 80, test_share: float = 0.1) -> Dataset:
-    """40,000 lines of Shakespeare in one file (Karpathy's char-rnn), character by character.
+    """40,000 lines of Shakespeare as characters (Karpathy's char-rnn), in one file without clients of its own.
 
     folder: where input.txt is
     length: characters of a window
@@ -98,11 +98,11 @@ def tinyshakespeare(folder: str | None = None, length: int = 80, test_share: flo
 
 
 def shakespeare_roles(folder: str | None = None, length: int = 80, min_chars: int = 1000) -> Dataset:
-    """Texts of clients as JSON lines {client_id, train, test}: plays of Shakespeare, one client per speaking role.
+    """Shakespeare's plays as characters, one client per speaking role, from JSON lines of {client_id, train, test}.
 
-    folder: the .jsonl file or the folder of it
+    folder: the .jsonl file or its folder
     length: characters of a window
-    min_chars: characters of training text below which a client is left out
+    min_chars: leaves out clients with fewer characters of training text
     """
     if folder is None:
         raise ValueError("shakespeare_roles needs dataset.folder: a .jsonl file of {client_id, train, test}")
@@ -117,16 +117,16 @@ def shakespeare_roles(folder: str | None = None, length: int = 80, min_chars: in
 
 
 def _lines(file: Path) -> Iterator[tuple[str, tuple[str, str]]]:
-    with file.open("rb") as stream:  # so that a line that is no text is known by its number
+    with file.open("rb") as stream:  # bytes, so that the error for a line that is not text has its number
         for number, line in enumerate(stream, 1):
             try:
                 row = json.loads(line)
                 train, test = row["train"], row["test"]
                 if not isinstance(train, str) or not isinstance(test, str):
-                    raise TypeError("train and test are to be text")
+                    raise TypeError("train and test must be text")
                 yield str(row["client_id"]), (train, test)
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{file}:{number} is no line of client_id, train and test: {error!r}") from error
+                raise ValueError(f"{file}:{number} is not a line of client_id, train and test: {error!r}") from error
 
 
 def _of_files(path: Path, length: int, test_share: float) -> Dataset:
@@ -138,12 +138,12 @@ def _of_files(path: Path, length: int, test_share: float) -> Dataset:
         owner = file.relative_to(path).as_posix() if path.is_dir() else file.name
         texts[owner] = parted(file.read_text(encoding="utf-8", errors="replace"), test_share)
     made = from_texts(path.stem, texts, length=length)
-    # The text of one file is nobody's in particular.
+    # The text of a single file has no owners.
     return made if path.is_dir() else replace(made, owners=None, test_owners=None, owner_names=())
 
 
 def parted(text: str, test_share: float) -> tuple[str, str]:
-    """A text's first part, to train on, and its last, to test on."""
+    """The first part of a text, for training, and the last, for testing."""
     if not 0 < test_share < 1:
         raise ValueError(f"test_share is {test_share}; it must lie between 0 and 1")
     cut = round(len(text) * (1 - test_share))

@@ -1,4 +1,4 @@
-"""Batches of token sequences of different lengths, for language models: padded to the longest of each batch."""
+"""Batches of token sequences of different lengths for language models, padded to the longest in each batch."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from lilliput.data.batches import Batch
 
 
 class TokenBatches:
-    """Token sequences, shuffled per epoch and cut into batches.
+    """Token sequences, shuffled each epoch and cut into batches.
 
-    A batch is a dict of int64 (examples, longest - 1): `input_ids`; `attention_mask`, 1 where these are real; and
-    `labels`, at every place the token that follows, or -100 where that does not count.
+    A batch is a dict of int64 (examples, longest - 1): `input_ids`; `attention_mask`, 1 for real tokens; and `labels`,
+    the next token at every position, or -100 if that token does not count.
 
-    columns: tokens (N, L), and spans (N, 2): which token is the first to count, and how many tokens there are.
-    index:   which rows are meant, all for None.
-    bucket:  how many batches are cut from examples sorted by length at a time; 1 leaves the draw as it is.
+    columns: tokens (N, L), and spans (N, 2): the index of the first token that counts, and the number of tokens.
+    index:   the rows to use, None for all.
+    bucket:  how many batches are sorted by length together; 1 does not sort.
     """
 
     def __init__(self, columns: Sequence[Tensor], batch_size: int, *, index: Tensor | None = None, bucket: int = 1):
         for name, value in (("batch_size", batch_size), ("bucket", bucket)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
-        # Rows are taken when a batch is due: a client's share of the columns may be more than memory holds.
+        # Rows are gathered per batch, because a client's share of the columns may not fit in memory.
         self._columns, self._index = tuple(columns), torch.arange(len(columns[0])) if index is None else index
         self._size, self._bucket = batch_size, bucket
         self.examples = len(self._index)
 
     def joined(self, others: Sequence[TokenBatches]) -> TokenBatches:
-        """These examples and those of others as one."""
+        """The examples of this and the others as one."""
         parts, index = (self, *others), None
         columns = list(self._columns)
         if all(x is y for part in others for x, y in zip(columns, part._columns, strict=True)):
@@ -47,7 +47,7 @@ class TokenBatches:
         return int((length - first.clamp(min=1)).clamp(min=0).sum())
 
     def cut(self) -> tuple[Any, ...]:
-        """How the data is cut: examples of a batch, and batches that are sorted by length at a time."""
+        """How the data are cut: the batch size, and how many batches are sorted by length together."""
         return self._size, self._bucket
 
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ class TokenBatches:
             yield self._batch(rows)
 
     def _rows(self, generator: torch.Generator | None) -> list[Tensor]:
-        """Which rows each batch has."""
+        """The rows of each batch."""
         if generator is None:
             order = torch.arange(self.examples)
         else:

@@ -1,7 +1,7 @@
 """Any text as a data set of token sequences, to train language models on: local files, the standard library, or C4.
 
-Documents, tokens and sequences are those of `lilliput pretrain` (`corpus`, `sequences`).  The sequences are kept on
-disk and read from there when a batch needs them, so that they may be more than memory holds.
+Documents, tokens and sequences are those of `lilliput pretrain` (`corpus`, `sequences`).  The sequences are stored on
+disk and read when a batch needs them, so they may be larger than memory.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from lilliput.data.sequences import Sequences
 from lilliput.data.tokenizer import definition
 from lilliput.data.tokenizer import tokenizer as load_tokenizer
 
-ROWS = 1024  # sequences that are made at a time
-PROMPTS = 64  # sequences of the test set whose second half `lilliput evaluate --generate` lets a model write
+ROWS = 1024  # sequences made at a time
+PROMPTS = 64  # test sequences whose second half a model writes for `lilliput evaluate --generate`
 
-# Whose text: owner -> corpus.  One without a name is nobody's in particular.
+# owner -> corpus.  The owner "" stands for text without owners.
 Owned = Mapping[str, Corpus]
-Sides = Mapping[str, tuple[Owned, int | None]]  # side -> what it is made of, and how many tokens are taken at most
+Sides = Mapping[str, tuple[Owned, int | None]]  # side -> its text, and the most tokens to use
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ def from_corpora(
 ) -> Dataset:  # fmt: skip
     """The data set of each owner's training text and test text.
 
-    length:  tokens that a sequence is trained on.
-    packing: documents end to end, an end of text after each; else each alone, cut or padded.
-    tokens, test_tokens: how many are taken at most, of every owner as many; all for None.
-    Owners whose text makes no training sequence are left out.  Raises ValueError if a side has no sequence.
+    length:  tokens of a sequence.
+    packing: joins documents, an end of text after each; else each document is cut or padded to one sequence.
+    tokens, test_tokens: the most tokens to use, an equal number from every owner; None for all.
+    Leaves out owners whose text makes no training sequence.  Raises ValueError if a side has no sequence.
     """
     if length < 2:
         raise ValueError(f"{name}: length is {length}; a sequence has at least 2 tokens")
@@ -76,7 +76,7 @@ def from_corpora(
 
 
 def _parts(sides: Sides, library: Any, length: int, packing: bool) -> Iterator[Arrays]:
-    """Tokens, spans and owners of both sides, some rows at a time."""
+    """Tokens, spans and owners of both sides, a block of rows at a time."""
     for side, (owned, most) in sides.items():
         each = None if most is None else -(-most // len(owned))
         for place, one in enumerate(owned.values()):
@@ -86,44 +86,44 @@ def _parts(sides: Sides, library: Any, length: int, packing: bool) -> Iterator[A
 
 
 def _rows(corpus: Corpus, library: Any, length: int, packing: bool, most: int | None) -> Iterator[Arrays]:
-    """Tokens (n, length + 1) int32 and spans (n, 2) int32 of the first sequences, which begin below `most` tokens."""
+    """Tokens (n, length + 1) int32 and spans (n, 2) int32 of the sequences that start in the first `most` tokens."""
     stream = Sequences(corpus, library, length, packing=packing, shuffle=0, repeat=False)
     seen = 0
     while (most is None or seen < most) and (batch := stream.batch(ROWS)) is not None:
         labels = batch["labels"]
         lengths = (labels != IGNORED).sum(1) + 1
         before = seen + lengths.cumsum(0) - lengths
-        kept = lengths > 1 if most is None else (lengths > 1) & (before < most)
+        usable = lengths > 1 if most is None else (lengths > 1) & (before < most)
         seen = int(before[-1] + lengths[-1])
-        tokens = torch.cat([batch["input_ids"], labels[:, -1:].clamp_min(0)], 1)[kept]
-        spans = torch.stack([torch.ones_like(lengths), lengths], 1)[kept]
+        tokens = torch.cat([batch["input_ids"], labels[:, -1:].clamp_min(0)], 1)[usable]
+        spans = torch.stack([torch.ones_like(lengths), lengths], 1)[usable]
         if len(tokens):
             yield {"tokens": tokens.int().numpy(), "spans": spans.int().numpy()}
 
 
 def _owners(arrays: Mapping[str, Tensor], train: Sequence[str], test: Sequence[str]) -> dict[str, Any]:
-    """Whose each sequence is: owners are numbered anew, those with nothing to train on last; {} if nobody has a name.
+    """The owner of each sequence, renumbered so that owners without training sequences come last; {} without owners.
 
-    The test's are known where its owners are those of training.
+    Test sequences have owners only if both sides have the same ones.
     """
     if [*train] == [""]:
         return {}
     present = arrays["train_owners"].unique().tolist()
     order = [*present, *sorted({*range(len(train))} - {*present})]
     place = torch.tensor(order).argsort()
-    found = {"owners": place[arrays["train_owners"]], "owner_names": tuple(train[i] for i in order)}
-    return found | ({"test_owners": place[arrays["test_owners"]]} if [*test] == [*train] else {})
+    owners = {"owners": place[arrays["train_owners"]], "owner_names": tuple(train[i] for i in order)}
+    return owners | ({"test_owners": place[arrays["test_owners"]]} if [*test] == [*train] else {})
 
 
 def _prompts(arrays: Mapping[str, Tensor], library: Any) -> tuple[tuple[tuple[int, ...], tuple[str, ...]], ...]:
-    """The first halves of test sequences, and the texts they go on with; none without an end of text to stop at."""
+    """The first halves of test sequences and the texts that follow; none if the tokenizer has no end of text."""
     if library.eos_token_id is None:
         return ()
-    found: dict[tuple[int, ...], list[str]] = {}
+    references: dict[tuple[int, ...], list[str]] = {}
     for row, (_, length) in zip(arrays["test_tokens"][:PROMPTS].tolist(), arrays["test_spans"].tolist(), strict=False):
         text = library.decode(row[length // 2 : length], skip_special_tokens=True)
-        found.setdefault(tuple(row[: length // 2]), []).append(text)
-    return tuple((prompt, tuple(said)) for prompt, said in found.items())
+        references.setdefault(tuple(row[: length // 2]), []).append(text)
+    return tuple((prompt, tuple(texts)) for prompt, texts in references.items())
 
 
 def _key(owned: Owned, most: int | None) -> list[Any]:
@@ -135,25 +135,25 @@ def corpus(
     held_out: float = 0.05, key: str = "text", owner: str | None = None, tokenizer: str = "bytes", length: int = 256,
     packing: bool = True, tokens: str | int | float | None = None, validation_tokens: str | int | float = "1M",
 ) -> Dataset:  # fmt: skip
-    """Any text in tokens: local files (one client per file, or per author), the standard library (per package), or C4.
+    """Your own text as tokens (one client per file or author), the standard library (one per package), or C4.
 
     folder: a file, or a folder of .txt, .jsonl, .json.gz, .parquet or .tokens files
-    source: instead: c4 (streamed from the hub), stdlib, or several files and folders
-    validation: text to test on; by default C4's own, files called so, else a share held out
-    held_out: the share of documents held out where there is no other validation text
+    source: instead of folder: c4 (streamed from the hub), stdlib, or several files and folders
+    validation: text to test on; by default C4's own, or files named so, or a share held out
+    held_out: the share of documents held out if there is no other validation text
     key: the field or column that holds the text
-    owner: the field or column that says whose it is
+    owner: the field or column that names the owner
     tokenizer: a folder, a tokenizer.json, a name on the hub, or bytes
     length: tokens of a sequence
-    packing: documents end to end; false pads or cuts each to one sequence, as published
-    tokens: how many to train on at most, such as 100M, of every owner as many; all by default
-    validation_tokens: how many to test on at most
+    packing: joins documents end to end; false pads or cuts each to one sequence, as published
+    tokens: the most tokens to train on, such as 100M, an equal number from every owner; all by default
+    validation_tokens: the most tokens to test on
     """
     if (folder is None) == (source is None):
         raise ValueError("corpus needs one of dataset.source (c4, stdlib, files) and dataset.folder (a file or folder)")
     named = folder if source is None else source
     if named in ("c4", ["c4"]) and tokens is None:
-        raise ValueError("of c4's 156 billion tokens choose how many to take: dataset.tokens=100M")
+        raise ValueError("c4 has 156 billion tokens; choose how many to use, such as dataset.tokens=100M")
     train, test, _ = corpora(named, validation, held_out, key)  # type: ignore[arg-type]
     return from_corpora(
         "corpus", _owned(train, owner), {"": test} if test.source != train.source else _owned(test, owner),
@@ -163,7 +163,7 @@ def corpus(
 
 
 def _owned(corpus: Corpus, owner: str | None) -> Owned:
-    """The corpus by owner: the packages of the library, what a field says, or files where there are several."""
+    """The corpus by owner: the values of a field, the library's packages, or the files if there are several."""
     source, sources = corpus.source, dict[str, Source]()
     if owner is not None:
         sources = _authors(source, owner)
@@ -176,11 +176,11 @@ def _owned(corpus: Corpus, owner: str | None) -> Owned:
 
 
 def _authors(source: Source, owner: str) -> dict[str, Source]:
-    """The documents of each author, which are held in memory."""
+    """The documents of each author, all in memory."""
     if not isinstance(source, Files) or any(path.name.endswith((".txt", ".tokens", ".raw")) for path in source.paths):
         raise ValueError(f"owner={owner} is a field of .jsonl, .json.gz or .parquet files; leave it out")
     texts: dict[str, list[str]] = {}
     for path in source.paths:
         for text, author in zip(read(path, source.key), read(path, owner), strict=True):
             texts.setdefault(str(author), []).append(text)
-    return {author: Texts(tuple(own)) for author, own in sorted(texts.items())}
+    return {author: Texts(tuple(written)) for author, written in sorted(texts.items())}

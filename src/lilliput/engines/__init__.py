@@ -1,11 +1,11 @@
-"""Engines: where the device's half of a method runs.  The names that a command line knows."""
+"""Engines: where the device's half of a method runs, by the names of the command line."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from lilliput.engines.attempts import WorkerLost, attempt
+from lilliput.engines.attempts import WorkerLost, run_attempts
 from lilliput.engines.auto import Auto
 from lilliput.engines.base import DivergedError, Engine, QuorumError, Round
 from lilliput.engines.dry import Dry
@@ -25,13 +25,13 @@ __all__ = [
     "Sequential",
     "WorkerLost",
     "Workers",
-    "attempt",
     "resolve",
+    "run_attempts",
 ]
 
 
 def resolve(engine: str | Engine, **options: Any) -> Engine:
-    """The engine of this name with these options, or the object itself."""
+    """The engine of this name with these options, or `engine` itself if it is one.  Raises ValueError if unknown."""
     if not isinstance(engine, str):
         return engine
     if engine not in ENGINES:

@@ -1,4 +1,4 @@
-"""A round is a pure function of (state, number, attempt): what an engine lost with a process is computed again."""
+"""Repeats a round that lost a process; this is safe, since a round is a pure function of (state, number, attempt)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import TypeVar
 from lilliput.engines.base import Round
 
 Out = TypeVar("Out")
-DEATHS_OF_A_CLIENT = 2  # before it is out: once is chance, twice is the client
-DEATHS_OF_NOBODY = 5  # in one round, of processes that ran no client, before the run gives up
+DEATHS_OF_A_CLIENT = 2  # processes that may die on a client before it is out: once is chance, twice is the client
+DEATHS_OF_NOBODY = 5  # processes that may die in a round while they ran no client, before the run gives up
 
 
 class WorkerLost(RuntimeError):
     """A process ended that may have held staged state of several clients, so the round must run again.
 
-    client: the one that it was running, if any; late: whether that client overran its time, which takes it out at once.
+    client: the client that it was running, if any.
+    late: whether that client exceeded its time, which takes it out at once.
     """
 
     def __init__(self, why: str, client: int | None = None, late: bool = False):
@@ -23,12 +24,12 @@ class WorkerLost(RuntimeError):
         self.client, self.late = client, late
 
 
-def attempt(begin: Callable[[int, Mapping[int, str]], Round], work: Callable[[Round], Out]) -> tuple[Round, Out]:
-    """Do the work of a round until no process is lost in it; the round that counts, and what its work gave.
+def run_attempts(begin: Callable[[int, Mapping[int, str]], Round], work: Callable[[Round], Out]) -> tuple[Round, Out]:
+    """Repeat a round until it loses no process; returns the last attempt's round and the result of its work.
 
-    `begin` makes the round's n-th attempt, from 0, without the clients it is given, each with the reason.  `work` must
-    leave nothing behind when it raises WorkerLost.  Raises RuntimeError if processes keep dying without a client to
-    blame.
+    `begin(n, out)` begins attempt n, from 0, without the clients of `out`, which gives a reason for each.  `work` must
+    have no lasting effect if it raises WorkerLost.  Raises RuntimeError if processes keep dying while they run no
+    client.
     """
     out: dict[int, str] = {}
     deaths: dict[int | None, int] = {}

@@ -1,4 +1,4 @@
-"""The engine that finds out: sequential for short rounds, workers for long ones."""
+"""The engine that chooses: sequential for short rounds, workers for long ones."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from lilliput.engines.device import Job, Request, Response
 from lilliput.engines.sequential import Sequential
 from lilliput.engines.workers import Workers, cores
 
-WORTHWHILE_SECONDS = 0.05  # of a round; below this, processes cost more than they bring
+WORTHWHILE_SECONDS = 0.05  # of a round; in shorter rounds, processes cost more than they save
 
 
 class Auto:
-    """Runs the first round in this process and goes over to workers if it took long enough to be worth it.
+    """Runs the first round in this process, then switches to workers if rounds are long enough: the right default.
 
-    All engines give the same bits, so the change shows in nothing but time.
+    All engines give the same bits, so the switch affects nothing but time.
     """
 
-    interrupts = True  # with a timeout it takes workers from the first round
+    interrupts = True  # with a timeout it uses workers from the first round
 
     def __init__(self, workers: int | None = None, device: str = "cpu", threads: int = 1):
         self.threads = threads
@@ -31,7 +31,7 @@ class Auto:
 
     @property
     def slots(self) -> int:
-        """Those of the engine it runs on."""
+        """The slots of the current engine."""
         return self._engine.slots
 
     def open(self, job: Job) -> None:
@@ -41,7 +41,7 @@ class Auto:
         self._engine.open(job)
 
     def grow(self, seconds: float) -> Engine:
-        """The engine for the rounds that follow one of this many seconds."""
+        """The engine for the next rounds, given the seconds of the last one."""
         if isinstance(self._engine, Workers):
             return self._engine
         alone = cores() < 2 or len(self._job.data) < 2 or getattr(self._job.algorithm, "ordered", False)

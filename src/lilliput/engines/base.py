@@ -1,7 +1,7 @@
-"""What all engines share: rounds, calls and streams, with validation, staging, failures, bytes and order.
+"""Shared by all engines: rounds, calls and streams, with validation, staging, failures, bytes and order.
 
-An engine only moves requests to devices and responses back (`Engine`); everything that decides a number happens here,
-once, so that every engine gives the same ones.
+An engine only moves requests to devices and responses back (`Engine`).  Everything that affects a number happens here,
+once, so that every engine gives the same numbers.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from lilliput.wire.store import Store
 
 
 class QuorumError(RuntimeError):
-    """Too few clients answered; the state is that of the round before."""
+    """Too few clients answered; the state stays that of the round before."""
 
 
 class DivergedError(RuntimeError):
-    """The server's state is not finite after a round; it is that of the round before."""
+    """A round made the server's state not finite; the state stays that of the round before."""
 
 
 class Engine(Protocol):
@@ -41,7 +41,7 @@ class Engine(Protocol):
 
     @property
     def slots(self) -> int:
-        """How many requests may usefully be under way at a time."""
+        """How many requests the engine can run at a time."""
 
     def open(self, job: Job) -> None: ...
 
@@ -50,15 +50,15 @@ class Engine(Protocol):
     def receive(self, timeout: float | None) -> Response: ...
 
     def commit(self, clients: Sequence[int]) -> dict[int, Body]:
-        """End a round; what changed of these clients' states.  Everything else that was staged is dropped."""
+        """End a round; returns the states of these clients that changed, and drops all other staged states."""
 
     def close(self) -> None: ...
 
 
-class Memory(MutableMapping[int, Body]):
+class ServerMemory(MutableMapping[int, Body]):
     """The server's own state per client, staged over the store until the round is committed.
 
-    What is staged spills to disk like the store, by the same limit.
+    Staged state spills to disk like the store, with the same limit.
     """
 
     def __init__(self, store: Store):
@@ -83,7 +83,7 @@ class Memory(MutableMapping[int, Body]):
         return iter(sorted(c for c in (int(key.removeprefix("server/")) for key in keys) if c in self))
 
     def commit(self, out: Container[int]) -> None:
-        """Let what is staged be the state, but of clients that are out."""
+        """Write the staged states to the store, except those of clients that are out."""
         for key in sorted(self._staged):
             if int(key.removeprefix("server/")) not in out:
                 self._store.put(key, self._staged.get(key))
@@ -94,7 +94,7 @@ class Memory(MutableMapping[int, Body]):
 
 
 class Examples(Mapping[int, int]):
-    """How many examples each client has; nothing is counted before it is asked for."""
+    """How many examples each client has, counted on demand."""
 
     def __init__(self, data: Mapping[int, Any]):
         self._data = data
@@ -110,7 +110,7 @@ class Examples(Mapping[int, int]):
 
 
 class Round:
-    """The fleet of one round: the face that an engine shows to a method (see `fleet.Fleet`)."""
+    """The fleet of one round: an engine's face towards a method (see `fleet.Fleet`)."""
 
     def __init__(
         self,
@@ -133,20 +133,20 @@ class Round:
         self.clients: Sequence[int] = job.clients
         self.examples: Mapping[int, int] = Examples(job.data)
         self.profiles: Mapping[int, Profile] = job.profiles
-        self.memory = Memory(store)
+        self.memory = ServerMemory(store)
         self.ledger = Ledger(number)
         self.quorum, self.timeout, self.progress = quorum, timeout, progress
         self.attempt, self.evaluating = attempt, False
-        self.out: dict[int, str] = {}  # clients that failed, and why
-        self.without = without  # those that are out from the start, and why
-        self.before = before  # whose change was the largest in the round before
-        self.cause: BaseException | None = None  # the first failure, where it happened in this process
+        self.out: dict[int, str] = {}  # clients that failed -> why
+        self.without = without  # clients that are out from the start -> why
+        self.before = before  # text for errors: whose change was the largest in the round before
+        self.cause: BaseException | None = None  # the first failure, if it happened in this process
         self.called: set[int] = set()
-        self.stated: set[int] = set()
-        self.sent: dict[int, dict[str, Schema]] = {}  # what each client was last sent
-        self.norms: dict[int, float] = {}  # of the largest change that each client answered with
+        self.stated: set[int] = set()  # clients whose device has their state
+        self.sent: dict[int, dict[str, Schema]] = {}  # client -> the schemas of what it was last sent, by key
+        self.norms: dict[int, float] = {}  # client -> the norm of the largest change in its replies
         self.sampled: list[int] = []
-        self.answers: list[Reply] = []  # those with metrics, without their bodies
+        self.answers: list[Reply] = []  # the replies with metrics, without their bodies
         self._cohort = cohort
         self._calls = 0
         self._open: Stream | None = None
@@ -157,7 +157,10 @@ class Round:
         return self.job.total_weight
 
     def sample(self, n: int | None) -> list[int]:
-        """n of the clients that are up this round, ascending; all of them for None."""
+        """Draw n of the clients that are up this round, in ascending order; None returns all of them.
+
+        Raises ValueError if the fleet has fewer clients, and QuorumError if none is up.
+        """
         if self._cohort is not None:
             self.sampled = sorted(self._cohort)
             return list(self.sampled)
@@ -167,7 +170,7 @@ class Round:
             )
         drawn: Iterable[int] = self.clients
         if n is not None and n < len(self.clients):
-            # Of a large fleet only those are asked whether they are up whose turn it is.
+            # In a large fleet, only the clients drawn so far are asked whether they are up.
             order = torch.randperm(len(self.clients), generator=random.generator(self.job.seed, self.round, "cohort"))
             drawn = (self.clients[i] for part in order.split(256) for i in part.tolist())
         self.sampled = sorted(islice(filter(self._is_up, drawn), n))
@@ -207,10 +210,10 @@ class Round:
         return self._open
 
     def abreast(self, groups: Iterable[list[int]]) -> Iterator[list[int]]:
-        """Groups of clients in turn, each as if it were called at the same time as the others.
+        """Yield groups of clients in turn, whose calls count as simultaneous.
 
-        The calls of each group have the same numbers, so that nothing depends on how many groups there are: neither
-        what is drawn in a call nor the simulated clock.
+        The calls of each group have the same numbers, so that neither the draws in a call nor the simulated clock
+        depend on the number of groups.
         """
         first = last = self._calls
         for group in groups:
@@ -220,7 +223,7 @@ class Round:
         self._calls = last
 
     def close_stream(self) -> None:
-        """Raise RuntimeError if the last call's replies were not all taken."""
+        """Raise RuntimeError if some replies of the last call were not consumed."""
         if self._open is not None and not self._open.done:
             raise RuntimeError(
                 f"the replies of {self._open.name} were not all consumed; iterate over a call to its end"
@@ -228,7 +231,7 @@ class Round:
         self._open = None
 
     def fail(self, client: int, why: str, cause: BaseException | None = None) -> None:
-        """Take a client out for the rest of the round; the ledger says why at the last call that it had."""
+        """Take a client out for the rest of the round, and record why at its last call in the ledger."""
         self.out.setdefault(client, why)
         self.ledger.fail(client, why)
         self.cause = self.cause or cause
@@ -239,7 +242,7 @@ class Round:
         alive, needed = total - len(self.out), max(1, math.ceil(self.quorum * total))
         if alive < needed:
             c, why = next(iter(self.out.items()))
-            # Where nobody can train on from the model, the fault is in the model.
+            # If no client can train the model, the fault is in the model, that is in the round before.
             before = self.before if all("not finite" in why for why in self.out.values()) else ""
             raise QuorumError(
                 f"round {self.round}: {alive} of {total} clients answered, fewer than the quorum of {needed}; "
@@ -249,7 +252,7 @@ class Round:
     def check_state(self, state: Body) -> None:
         """Raise DivergedError, with the client whose change was the largest, if a state is not finite after the round.
 
-        Nor may the squares of its entries overflow: no gradient of such a model is finite.
+        The squares of its entries must not overflow either, because no gradient of such a model is finite.
         """
         for x, norm in norms(list(tensors(state))).values():
             if not math.isfinite(norm):
@@ -260,7 +263,7 @@ class Round:
                 )
 
     def largest(self) -> str:
-        """Whose change was the largest in this round, for errors to name."""
+        """Text for errors: the client whose change was the largest in this round."""
         ranked = sorted(((norm, c) for c, norm in self.norms.items()), reverse=True)
         if not ranked:
             return ""
@@ -269,24 +272,24 @@ class Round:
         return f"; the largest change of round {self.round} was client {c}'s, of norm {norm:.3g}{next_largest}"
 
     def staged(self) -> dict[int, Body]:
-        """End the round's calls: what changed of the states of the clients that are in, by client; nothing is kept yet.
+        """End the round's calls; returns the changed states of the clients that are in, without storing them.
 
-        Raises WorkerLost if an engine has lost some of it.
+        Raises WorkerLost if the engine has lost some of them.
         """
         self.close_stream()
         return self.engine.commit([c for c in sorted(self.called) if c not in self.out])
 
     def commit(self, staged: Mapping[int, Body] | None = None) -> None:
-        """End the round: what devices (`staged`, taken from them by default) and server staged becomes their state."""
+        """End the round: store the staged states of clients (by default fetched from the devices) and of the server."""
         for c, body in (self.staged() if staged is None else staged).items():
             self.store.put(f"client/{c}", body)
         self.memory.commit(self.out)
 
 
 class Stream(Iterator[Reply]):
-    """The replies of one call, in ascending client id whatever order they arrive in.
+    """The replies of one call in ascending client id, whatever the order of arrival.
 
-    Requests go out eagerly within a window of a few per slot, so that neither the messages nor the replies of a whole
+    It sends requests ahead within a window of a few per slot, so that neither the messages nor the replies of a whole
     cohort exist at a time.
     """
 
@@ -338,7 +341,7 @@ class Stream(Iterator[Reply]):
 
     def _fill(self) -> None:
         slots = self.fleet.engine.slots
-        # The reorder buffer is bounded too: nothing is sent far ahead of the reply that is due next.
+        # The reorder buffer is bounded too: no request is sent far ahead of the next reply.
         while self._waiting and len(self._sent) < slots and len(self._sent) + len(self._arrived) < 2 * slots:
             self._send(self._waiting.pop(0))
 
@@ -359,7 +362,7 @@ class Stream(Iterator[Reply]):
         message = joined(self._common, own)
         size = wire.nbytes(message)
         entry = Entry(self.number, c, self.name, wire.kinds(message), size.overhead, evaluation=self.fleet.evaluating)
-        # A client's state travels with its first call of a round; after that the device has it, staged.
+        # A client's state is sent with its first call of a round; then the device has it, staged.
         state = None if c in self.fleet.stated else self.fleet.store.get(f"client/{c}")
         self.fleet.stated.add(c)
         self._sent[c] = (entry, time.perf_counter())
@@ -368,7 +371,7 @@ class Stream(Iterator[Reply]):
     def _take(self, response: Response) -> None:
         fleet, c = self.fleet, response.client
         if c not in self._sent:
-            return  # a late answer to something that was given up
+            return  # a late answer to a request that was given up
         entry, sent = self._sent.pop(c)
         profile = fleet.profiles[c]
         entry.seconds = {
@@ -394,14 +397,14 @@ class Stream(Iterator[Reply]):
         fleet.progress(self._total - len(self._waiting) - len(self._sent), self._total)
 
     def _reply(self, c: int, body: Body, entry: Entry) -> Reply:
-        """What a client answered, counted; raises ReplyRefused for what must not be used."""
+        """Decode, check and record a client's reply; raises ReplyRefused if it must not be used."""
         fleet = self.fleet
         entry.up_overhead, entry.up = sized(body).overhead, wire.kinds(body)
         try:
-            found = body if fleet.job.codec is None else fleet.job.codec.decode(body)
+            decoded = body if fleet.job.codec is None else fleet.job.codec.decode(body)
         except MALFORMED as error:
             raise ReplyRefused(f"the reply cannot be decoded: {error}") from None
-        norm = check(found, self.like, fleet.sent[c], fleet.job.reply_limit)
+        norm = check(decoded, self.like, fleet.sent[c], fleet.job.reply_limit)
         fleet.norms[c] = max(norm, fleet.norms.get(c, 0.0))
-        entry.metrics = {name: float(x) for name, x in found.get("metrics", {}).items()}
-        return Reply(c, found, fleet.weight(c), entry.metrics)
+        entry.metrics = {name: float(x) for name, x in decoded.get("metrics", {}).items()}
+        return Reply(c, decoded, fleet.weight(c), entry.metrics)

@@ -1,4 +1,4 @@
-"""The device's half of every engine: what a job is, and a handler run on one client's state, round by round."""
+"""The device's half of every engine: the job that a run consists of, and the device that runs handlers on clients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lilliput.engines.replies import ReplyRefused, Schema, check, check_returned
 
 @dataclass(frozen=True)
 class Job:
-    """What the server and every device of a run agree on before it starts."""
+    """Everything on which the server and the devices of a run agree before it starts."""
 
     run: str
     algorithm: Any
@@ -31,9 +31,9 @@ class Job:
     rounds: int = 1
     codec: Any = None
     client_test: Mapping[int, Any] = field(default_factory=dict)
-    handlers: Mapping[str, Callable] = field(default_factory=dict)  # device halves that belong to no method: evaluation
+    handlers: Mapping[str, Callable] = field(default_factory=dict)  # handlers that belong to no method: evaluation
     timeout: float | None = None  # seconds that a client may take
-    reply_limit: int = 1 << 30  # bytes of the tensors of a reply
+    reply_limit: int = 1 << 30  # the most bytes of the tensors of a reply
     _weights: dict[int, int] = field(default_factory=dict, compare=False)
 
     @cached_property
@@ -42,7 +42,7 @@ class Job:
         return tuple(sorted(self.data))
 
     def weight(self, client: int) -> int:
-        """How many labels of a client's data count; found out when it first matters."""
+        """How many labels of a client's data count, counted on first use."""
         if client not in self._weights:
             self._weights[client] = counted_in(self.data[client])
         return self._weights[client]
@@ -53,7 +53,7 @@ class Job:
         return sum(map(self.weight, self.clients))
 
     def handler(self, name: str) -> Any:
-        """The device's half of that name; raises LookupError for what is not marked `@on_client`."""
+        """The handler of this name.  Raises LookupError if it does not exist or is not marked `@on_client`."""
         handler: Any = self.handlers.get(name) or getattr(self.algorithm, name, None)
         if not getattr(handler, "on_client", False):
             raise LookupError(f"{type(self.algorithm).__name__} has no handler {name!r}; mark it with @on_client")
@@ -61,7 +61,7 @@ class Job:
 
 
 class Tag(NamedTuple):
-    """Names one execution of a handler; a repeated tag is answered from what was staged."""
+    """Identifies one execution of a handler; a request with a repeated tag is answered from the staged response."""
 
     run: str
     round: int
@@ -73,7 +73,8 @@ class Tag(NamedTuple):
 class Request:
     """One call of a handler on one client.
 
-    `common` is what all clients of the call are sent, `own` the rest; `state` comes with a round's first call.
+    `common` is the part of the message that all clients of the call receive, `own` is this client's part.  `state`
+    comes with the client's first call of a round.
     """
 
     tag: Tag
@@ -86,7 +87,7 @@ class Request:
 
 @dataclass
 class Response:
-    """A device's answer: a coded reply, or why there is none."""
+    """A device's answer: a coded reply, or the error."""
 
     client: int
     body: Body | None = None
@@ -98,7 +99,7 @@ class Response:
 
 
 class Computed(NamedTuple):
-    """What a handler gave back, and what it took."""
+    """A handler's reply and new state, and their cost."""
 
     reply: Body
     state: Body
@@ -112,18 +113,18 @@ class Device:
     meter: Callable[..., Meter] = Meter
 
     def __init__(self, job: Job, device: torch.device | str = "cpu", clone: bool = False):
-        """`clone`: messages live in a buffer that will be reused, so what a state keeps of them must be copied."""
+        """`clone`: messages are in a buffer that will be reused, so a state must copy the tensors that it keeps."""
         self.job = job
         self.device = torch.device(device)
         self.clone = clone
         self._states: dict[int, Body] = {}
         self._changed: set[int] = set()
         self._answered: dict[int, tuple[Tag, Response]] = {}
-        self._sent: dict[int, dict[str, Schema]] = {}  # what each client was last sent in the round
+        self._sent: dict[int, dict[str, Schema]] = {}  # client -> schemas of what it was last sent in the round, by key
         self._costs: dict[Any, Cost] = {}
 
     def handle(self, request: Request) -> Response:
-        """Run one request; an error inside the handler becomes the response's error, never an exception."""
+        """Run one request; an error in the handler becomes the response's error and is never raised."""
         done = self._answered.get(request.client)
         if done is not None and done[0] == request.tag:
             return done[1]
@@ -156,7 +157,7 @@ class Device:
             )
         computed = time.perf_counter()
         if after is not before:
-            sized(after)  # at the round's end it is too late to refuse
+            sized(after)  # refuses a bad state now; at the end of the round it is too late
             self._states[c] = _owned(after, message) if self.clone else after
             self._changed.add(c)
         if job.codec is not None:
@@ -190,17 +191,17 @@ class Device:
         )
 
     def commit(self, clients: Sequence[int]) -> dict[int, Body]:
-        """End a round: the states that changed, of these clients alone.  Whatever else was staged is dropped."""
-        kept = {c: self._states[c] for c in clients if c in self._changed}
+        """End a round; returns the states of these clients that changed, and drops all other staged states."""
+        changed = {c: self._states[c] for c in clients if c in self._changed}
         self._states.clear()
         self._changed.clear()
         self._answered.clear()
         self._sent.clear()
-        return kept
+        return changed
 
 
 def joined(common: Body, own: Body) -> Body:
-    """The message of what all clients are sent and of what one is; codecs may have put notes into both."""
+    """The message of the common part and a client's own part; codecs may have put notes into both."""
     return {**common, **own, **{key: {**common[key], **own[key]} for key in common.keys() & own.keys()}}
 
 

@@ -1,6 +1,6 @@
-"""What a reply must be: one check, run on the device before anything is sent, and again at the server.
+"""Checks a reply, on the device before it is sent, and again at the server.
 
-Whatever fails in it is its client's refusal, in the same words on every engine, and never the end of a run.
+A failed check takes its client out, with the same message on every engine, and never ends the run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lilliput.core.tree import Body, size, tensors
 
 Schema = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
-COUNTS = ("examples", "skipped")  # metrics that no device has less than none of
+COUNTS = ("examples", "skipped")  # metrics that must not be negative
 
 
 class ReplyRefused(ValueError):
@@ -26,12 +26,12 @@ class ReplyRefused(ValueError):
 
 
 def schemas(body: Body) -> dict[str, Schema]:
-    """Names, shapes and dtypes of each tree of a message, by its key."""
-    found = {}
+    """The schema of each tree of a message, by its key."""
+    by_key = {}
     for key, tree in body.items():
         if isinstance(tree, Mapping) and all(isinstance(x, Tensor) for x in tree.values()):
-            found[key] = schema(tree)
-    return found
+            by_key[key] = schema(tree)
+    return by_key
 
 
 def schema(tree: Mapping[str, Tensor]) -> Schema:
@@ -40,14 +40,14 @@ def schema(tree: Mapping[str, Tensor]) -> Schema:
 
 
 def check_returned(handler: str, out: Any) -> tuple[Body, Body]:
-    """What a handler returned, if it is (reply, state); raises ReplyRefused otherwise."""
+    """Return a handler's (reply, state).  Raises ReplyRefused if it returned anything else."""
     if not isinstance(out, tuple) or len(out) != 2 or not all(isinstance(body, Mapping) for body in out):
         raise ReplyRefused(f"{handler} must return two dicts, (reply, state)")
     return out
 
 
 def sized(body: Body) -> wire.Size:
-    """The size of a body; raises ReplyRefused for one that the wire cannot carry."""
+    """The size of a body.  Raises ReplyRefused if the wire cannot carry it."""
     try:
         return wire.nbytes(body)
     except ValueError as error:
@@ -55,9 +55,9 @@ def sized(body: Body) -> wire.Size:
 
 
 def check(reply: Body, like: Mapping[str, Like], sent: Mapping[str, Schema], limit: int) -> float:
-    """The norm of what a reply changes, if the reply may be used; raises ReplyRefused otherwise.
+    """Check a reply and return the norm of its changes.  Raises ReplyRefused if it must not be used.
 
-    sent: what the client was last sent in the round, by key.  limit: bytes of its tensors.
+    sent: the schemas of what the client was last sent in the round, by key.  limit: most bytes of the reply's tensors.
     The norm is that of the trees that are `like` others, 0 without any.
     """
     payload = size(reply)
@@ -70,7 +70,7 @@ def check(reply: Body, like: Mapping[str, Like], sent: Mapping[str, Schema], lim
 
 
 def _check_key(key: str, value: Any, of: Like, sent: Mapping[str, Schema]) -> bool:
-    """Whether it is a tree like another; one like what was not sent may be anything."""
+    """Check one key; returns whether it is a tree like another.  If the other was not sent, it may be anything."""
     if isinstance(of, type):
         _check_type(key, value, of)
         return False
@@ -84,7 +84,7 @@ def _check_key(key: str, value: Any, of: Like, sent: Mapping[str, Schema]) -> bo
         x = value[name]
         if not isinstance(x, Tensor) or tuple(x.shape) != shape:
             raise ReplyRefused(f"{key!r} of the reply has another shape at {name!r} than {whose}")
-        # How a counter moved is a fraction where it is a mean.
+        # The change of an integer counter may be real, if it is a mean.
         if x.dtype != dtype and (dtype.is_floating_point or dtype.is_complex or not x.is_floating_point()):
             raise ReplyRefused(f"{key!r} of the reply is of {x.dtype} at {name!r}, and {whose} of {dtype}")
     return True
@@ -93,27 +93,27 @@ def _check_key(key: str, value: Any, of: Like, sent: Mapping[str, Schema]) -> bo
 def _check_type(key: str, value: Any, of: type) -> None:
     if of is dict:
         if not isinstance(value, Mapping):
-            raise ReplyRefused(f"{key!r} of the reply is no dict")
+            raise ReplyRefused(f"{key!r} of the reply is not a dict")
     elif of is bool:
         if not isinstance(value, bool):
             raise ReplyRefused(f"{key!r} of the reply is neither true nor false")
     else:
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not (whole or (of is float and isinstance(value, float))):
-            raise ReplyRefused(f"{key!r} of the reply is no {'whole ' if of is int else ''}number")
+            raise ReplyRefused(f"{key!r} of the reply is not a {'whole ' if of is int else ''}number")
         if value < 0:
-            raise ReplyRefused(f"{key!r} of the reply is {value}, less than none")
+            raise ReplyRefused(f"{key!r} of the reply is {value}; it must not be negative")
 
 
 def _check_metrics(metrics: Any) -> None:
     if not isinstance(metrics, Mapping):
-        raise ReplyRefused("'metrics' of the reply is no dict")
+        raise ReplyRefused("'metrics' of the reply is not a dict")
     for name, x in metrics.items():
         single = isinstance(x, Tensor) and x.numel() == 1 and not x.is_complex()
         if not (single or isinstance(x, int | float)):
-            raise ReplyRefused(f"the metric {name!r} of the reply is no number")
+            raise ReplyRefused(f"the metric {name!r} of the reply is not a number")
         if name in COUNTS and x < 0:
-            raise ReplyRefused(f"the metric {name!r} of the reply is {float(x):g}, less than none")
+            raise ReplyRefused(f"the metric {name!r} of the reply is {float(x):g}; it must not be negative")
 
 
 def _check_numbers(value: Any) -> None:
@@ -125,23 +125,23 @@ def _check_numbers(value: Any) -> None:
 
 
 def _norm(some: list[Tensor], everything: list[Tensor]) -> float:
-    """The norm of some of a reply's tensors; raises ReplyRefused if any of them all is not finite, or too large for it.
+    """The norm of `some` of a reply's tensors.  Raises ReplyRefused if any tensor's norm is not finite.
 
-    One pass per tensor: a norm is finite only if every entry is.
+    This takes one pass per tensor: a norm is finite only if every entry is.
     """
-    found = norms(everything)
-    for x, norm in found.values():
+    by_id = norms(everything)
+    for x, norm in by_id.values():
         if not math.isfinite(norm):
             finite = bool(_wide(x).isfinite().all())
             raise ReplyRefused("the reply has numbers whose squares overflow" if finite else "the reply is not finite")
-    return math.hypot(*(found[id(x)][1] for x in some if id(x) in found))
+    return math.hypot(*(by_id[id(x)][1] for x in some if id(x) in by_id))
 
 
 def norms(every: list[Tensor]) -> dict[int, tuple[Tensor, float]]:
-    """(tensor, norm) by the identity of each that holds real or complex numbers, in float32 at least."""
+    """{id(tensor): (tensor, norm)} of the real and complex tensors, computed in float32 at least."""
     floats = [x for x in every if x.is_floating_point() or x.is_complex()]
-    found = torch._foreach_norm([_wide(x) for x in floats]) if floats else []
-    return {id(x): (x, float(norm)) for x, norm in zip(floats, found, strict=True)}
+    values = torch._foreach_norm([_wide(x) for x in floats]) if floats else []
+    return {id(x): (x, float(norm)) for x, norm in zip(floats, values, strict=True)}
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""The reference engine: one client after another in this process, everything passed by reference.
+"""The reference engine: runs one client after another in this process and passes everything by reference.
 
-With `wire=True` every message, reply and state is encoded and decoded on its way, as it would be between machines.
+With `wire=True` it encodes and decodes every message, reply and state, as between machines.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from lilliput.engines.device import Device, Job, Request, Response
 
 
 class Sequential:
-    """Runs requests in the order they were sent, on one device (`cpu`, `cuda`, `cuda:1`, `mps`).
+    """Runs one client after another in this process, on one device: the simplest engine, best to debug with.
 
+    wire:    encodes and decodes every message, as between machines.
+    device:  cpu, cuda, cuda:1 or mps.
     threads: intra-op threads; with one, the bits are those of every other engine.
     """
 
@@ -64,5 +66,5 @@ class Sequential:
 
 
 def copied(body: Body) -> Body:
-    """The body after a trip over the wire."""
+    """The body, encoded and decoded."""
     return wire.decode(wire.encode(body))

@@ -1,4 +1,4 @@
-"""The worker's end of the worker engine: a process that answers its parent's orders and ends with it."""
+"""The worker's end of the worker engine: a process that answers its parent's orders, and ends with its parent."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def serve(
     job: Job, device: str, threads: int, parent: int, control: Connection, channel: socket.socket, close: Sequence[int]
 ) -> None:
-    """The worker process: answer orders until the parent, of process id `parent`, is gone.
+    """The worker process: answer orders until the parent, with process id `parent`, has ended.
 
-    close: descriptors of the parent's that a fork has inherited; other workers' pipes would stay open by them.
+    close: the parent's descriptors that a fork has inherited; they would keep other workers' pipes open.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle; its end is then ours
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles interrupts, and the worker ends with it
     end_with(parent)
     for fd in close:
         os.close(fd)
@@ -44,19 +44,19 @@ def serve(
 
 
 def end_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, also in the middle of a handler.
+    """Make the kernel kill this process when its parent ends, even in the middle of a handler.
 
-    Elsewhere than on Linux a worker ends when it next reads from the pipe, whose other end is gone.
+    On systems other than Linux, a worker ends when it next reads from the pipe and finds the other end closed.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before that was in force
+    if os.getppid() != parent:  # the parent ended before this call
         os._exit(0)
 
 
 @contextmanager
 def interrupts_deferred() -> Iterator[None]:
-    """Hold an interrupt back until the block ends: raised within os.fork, Python would drop it without a word."""
+    """Delay an interrupt until the block ends, because Python silently drops one that is raised within os.fork."""
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield
@@ -80,7 +80,7 @@ class _Loop:
         self.staged: dict[int, Body] = {}  # of a round that is being committed
 
     def answer(self, order: tuple) -> None:
-        """Carry out one order: "call", "commit" (the answer says whose states changed) or "state" (one client's)."""
+        """Execute one order: "call", "commit" (answers with the clients whose states changed) or "state" (of one)."""
         if order[0] == "commit":
             self.staged = self.device.commit(order[1])
             self.control.send(list(self.staged))
@@ -99,10 +99,10 @@ class _Loop:
             self.commons.map(receive_fd(self.channel), 0)
         if self.common[0] != written:
             self.common = (written, self.commons.read(common_length, copy=False))
-        # A state outlives its message, whose memory the next one takes.
+        # A state outlives its message, and the next message reuses the memory.
         body: Any = self.messages.read(length, copy=stateful)
         response = self.device.handle(Request(tag, client, handler, self.common[1], body["own"], body["state"]))
-        response.cause = None  # exceptions of a user's own need not survive a pipe
+        response.cause = None  # a user's exception may not survive pickling
         self._reply(response.body, response)
 
     def _reply(self, body: Body | None, response: Response | None = None) -> None:

@@ -1,7 +1,7 @@
 """Memory that two processes share and nobody has to clean up.
 
-A segment is an unlinked file in memory: it has no name, so when the last process that holds it ends, however it ends,
-it is gone.  Bodies are encoded straight into it and decoded without a copy on the other side.
+A segment is an unlinked file in memory.  It has no name, so it disappears when the last process that holds it ends, in
+whatever way.  Bodies are encoded directly into it, and decoded on the other side without a copy.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from lilliput.core.tree import Body
 
 
 class Segment:
-    """A growing piece of memory that this process writes bodies to and others read."""
+    """A growing piece of memory to which this process writes bodies for others to read."""
 
     def __init__(self) -> None:
         self.fd = -1
-        self.number = 0  # rises with every growth, so that readers know to map anew
+        self.number = 0  # rises with every growth, so that readers know to map again
         self._map: mmap.mmap | None = None
 
     def write(self, body: Body) -> int:
-        """Encode the body at the segment's start; its length in bytes."""
+        """Encode the body at the segment's start; returns its length in bytes."""
         size = wire.nbytes(body)
         length = size.payload + size.overhead
         if self._map is None or len(self._map) < length:
@@ -42,7 +42,7 @@ class Segment:
     def close(self) -> None:
         if self._map is not None:
             os.close(self.fd)
-            # The map itself goes when the last view of it does.
+            # The map itself is freed with its last view.
             self._map, self.fd = None, -1
 
 
@@ -54,13 +54,13 @@ class View:
         self._map: mmap.mmap | None = None
 
     def map(self, fd: int, number: int) -> None:
-        """Read from this file from now on; takes the descriptor over."""
+        """Read from this file from now on; takes ownership of the descriptor."""
         self._map = mmap.mmap(fd, 0)
         os.close(fd)
         self.number = number
 
     def read(self, length: int, copy: bool) -> Body:
-        """The body of that length; without `copy` it is valid until the writer writes again."""
+        """The body of this length; without `copy` it is valid only until the writer writes again."""
         assert self._map is not None
         data = memoryview(self._map)[:length]
         return wire.decode(data, copy)
@@ -74,13 +74,13 @@ def _anonymous_file() -> int:
 
 
 def send_fd(channel: socket.socket, fd: int) -> None:
-    """Hand a file descriptor to the process at the other end of a Unix socket."""
+    """Send a file descriptor to the process at the other end of a Unix socket."""
     socket.send_fds(channel, [b"f"], [fd])
 
 
 def receive_fd(channel: socket.socket) -> int:
-    """The descriptor that `send_fd` handed over; raises EOFError if the other end is gone."""
-    found = socket.recv_fds(channel, 1, 1)[1]
-    if not found:
-        raise EOFError("the process that was to send a descriptor has ended")
-    return found[0]
+    """The descriptor that `send_fd` sent.  Raises EOFError if the other process has ended."""
+    descriptors = socket.recv_fds(channel, 1, 1)[1]
+    if not descriptors:
+        raise EOFError("the process that should send a descriptor has ended")
+    return descriptors[0]

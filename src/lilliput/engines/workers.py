@@ -1,10 +1,10 @@
-"""Many clients at a time on one machine: long-lived worker processes of one thread each.
+"""Runs many clients at a time on one machine, in long-lived worker processes of one thread each.
 
-Messages, states and replies go through shared memory in the wire's format; what all clients of a call are sent is
-written once.  Within a round a client stays with its worker, which holds its staged state.  Sums happen in this
-process, in the order of client ids, so that the number of workers changes no bit.
+Messages, states and replies go through shared memory in the wire's format; the part of a message that all clients
+receive is written once.  Within a round a client stays with its worker, which holds its staged state.  This process
+computes sums, in the order of client ids, so that the number of workers changes no bit.
 
-A worker that ends takes with it what it had staged: all of them start anew, and WorkerLost asks for the round again.
+If a worker ends, its staged states are lost: all workers are restarted, and WorkerLost asks to repeat the round.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lilliput.engines.device import Job, Request, Response
 from lilliput.engines.serving import interrupts_deferred, serve
 from lilliput.engines.shared import Segment, View, receive_fd, send_fd
 
-SECONDS_TO_END = 2.0  # that idle workers have together, when the engine closes
+SECONDS_TO_END = 2.0  # for all idle workers together, when the engine closes
 
 
 @dataclass(eq=False)
@@ -50,25 +50,26 @@ class Worker:
         return ours if self.outbox.fd < 0 else [*ours, self.outbox.fd]
 
     def hear(self) -> tuple[Response | None, Body | None]:
-        """What the worker answered; raises EOFError or OSError if it ended."""
+        """The worker's answer.  Raises EOFError or OSError if it has ended."""
         response, length, grown, number = self.control.recv()
         if grown:
             self.inbox.map(receive_fd(self.channel), number)
         return response, self.inbox.read(length, copy=True) if length is not None else None
 
     def release(self) -> None:
-        """Close what is left of a worker that has ended."""
+        """Free the resources of a worker that has ended."""
         self.process.join()
         self.process.close()
         self.outbox.close()
 
 
 class Workers:
-    """Worker processes, forked where that is safe and spawned for CUDA.
+    """Runs clients at the same time in worker processes on all cores or GPUs: for long rounds, and for timeouts.
 
-    workers: how many; one per core by default, and per GPU `slots_per_gpu` when device names GPUs.
+    workers: how many; by default one per core, or `slots_per_gpu` per GPU.
     device:  cpu, cuda, cuda:0,1 (several GPUs) or mps.
-    threads: intra-op threads of each worker; bits are the same for any number of workers with one.
+    threads: intra-op threads of each worker; with one, the bits are the same for any number of workers.
+    slots_per_gpu: workers that share a GPU.
     """
 
     interrupts = True
@@ -79,7 +80,7 @@ class Workers:
         self._devices = devices(device, slots_per_gpu, workers or cores())
         self.slots = len(self._devices)
         self.threads = threads
-        # Elsewhere than on Linux system libraries start threads of their own, and CUDA does everywhere.
+        # Forking is unsafe with threads, which CUDA starts everywhere, and system libraries start outside Linux.
         self._method = "fork" if device == "cpu" and sys.platform == "linux" else "spawn"
         self._workers: list[Worker] = []
         self._queue: deque[Request] = deque()
@@ -119,7 +120,7 @@ class Workers:
         self._dispatch()
 
     def _dispatch(self) -> None:
-        """Give waiting requests to idle workers: a client's own in this round, else any."""
+        """Give waiting requests to idle workers: to the client's worker in this round, else to any."""
         for request in list(self._queue):
             home = self._home.get(request.client)
             idle = [w for w in ([home] if home else self._workers) if w.busy is None]
@@ -130,7 +131,7 @@ class Workers:
     def _give(self, worker: Worker, request: Request) -> None:
         self._home[request.client] = worker
         worker.busy, worker.since = request, time.monotonic()
-        if self._common_of is None or self._common_of[0] is not request.tag:  # equal ones may be of other clients
+        if self._common_of is None or self._common_of[0] is not request.tag:  # an equal tag may have another body
             self._common_of = (request.tag, self._common.write(request.common))
             self._written += 1
         number = worker.outbox.number
@@ -147,7 +148,7 @@ class Workers:
                 send_fd(worker.channel, self._common.fd)
                 worker.common = self._common.number
         except OSError:
-            raise self._lost() from None  # it ended before it had this request
+            raise self._lost() from None  # the worker ended before it had this request
 
     def receive(self, timeout: float | None) -> Response:
         while not self._ready:
@@ -178,7 +179,7 @@ class Workers:
     def _lost(
         self, why: str = "its worker process died", busy: Request | None = None, late: bool = False
     ) -> WorkerLost:
-        """Drop all that is staged, by starting every worker anew; the error to raise for it."""
+        """Restart every worker, which drops all staged states; returns the error to raise."""
         self.close()
         self.open(self._job)
         return WorkerLost(why, None if busy is None else busy.client, late)
@@ -192,7 +193,7 @@ class Workers:
         return states
 
     def _states(self, clients: Sequence[int]) -> Iterator[tuple[int, Body]]:
-        """The states that changed, one body each: together they may be more than one body can hold."""
+        """The changed states, one body each, because together they may exceed the limits of a body."""
         for worker in self._workers:
             worker.control.send(("commit", [c for c in clients if self._home.get(c) is worker]))
             for c in worker.control.recv():
@@ -206,7 +207,7 @@ class Workers:
         self._ready.clear()
 
     def close(self) -> None:
-        """End all workers at once: the idle ones by themselves, the others, whose answer nobody waits for, by force."""
+        """End all workers: idle workers end by themselves, and busy ones, whose answers nobody needs, are killed."""
         for worker in self._workers:
             worker.control.close()
             worker.channel.close()
@@ -228,12 +229,15 @@ class Workers:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def devices(names: str, slots: int, on_cpu: int) -> list[str]:
-    """The device of each worker: `cuda:0,1` with two slots is cuda:0, cuda:0, cuda:1, cuda:1."""
+    """The device of each worker: `cuda:0,1` with two slots is cuda:0, cuda:0, cuda:1, cuda:1.
+
+    Raises ValueError if `names` is not a device.
+    """
     if names in ("cpu", "mps"):
         return [names] * (on_cpu if names == "cpu" else slots)
     kind, _, listed = names.partition(":")

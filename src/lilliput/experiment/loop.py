@@ -15,7 +15,7 @@ import torch
 from lilliput.core.fleet import Model
 from lilliput.core.meter import process_memory
 from lilliput.core.tree import Body
-from lilliput.engines import Engine, Round, attempt
+from lilliput.engines import Engine, Round, run_attempts
 from lilliput.experiment import checkpoint, evaluation
 from lilliput.experiment.logs import Log
 from lilliput.experiment.stop import Row, Watch
@@ -116,7 +116,7 @@ class Run:
             self.attempt = first + again
             return self._fleet(number, evaluating, without)
 
-        return attempt(begin, work)
+        return run_attempts(begin, work)
 
     def _fleet(self, number: int, evaluating: bool, without: Mapping[int, str]) -> Round:
         e = self.e

@@ -1,4 +1,4 @@
-"""Models by name: one file per architecture, each a plain `nn.Module` that maps a batch to logits.
+"""Models by name: one file per architecture, each with a plain `nn.Module` that maps a batch to logits.
 
 >>> build("cnn", shape=(3, 32, 32), classes=10)
 """

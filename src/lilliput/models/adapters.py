@@ -1,6 +1,6 @@
 """Low-rank adapters (LoRA, Hu et al., ICLR 2022, https://arxiv.org/abs/2106.09685) through the library `peft`.
 
-An adapted weight is W + (alpha / rank) B A with W frozen.  Only adapters are trained, and so only they travel.
+An adapted weight is W + (alpha / rank) B A with W frozen.  Only the adapters are trained, and only they are sent.
 """
 
 from __future__ import annotations
@@ -18,28 +18,25 @@ from lilliput.core.sources import line, needs
 
 M = TypeVar("M", bound=nn.Module)
 
-# Queries and values, as in the paper, by family; GPT-2 has them and the keys in one matrix.
+# The projections of queries and values, as in the paper, by family; GPT-2 has them and the keys in one matrix.
 _TARGETS = {
     "gpt2": ("c_attn",), "llama": ("q_proj", "v_proj"), "distilbert": ("q_lin", "v_lin"), "t5": ("q", "v"),
 }  # fmt: skip
 _USUAL = (*_TARGETS.values(), ("query", "value"))  # BERT and its kin
-_HEADS = (
-    "classifier",
-    "pre_classifier",
-    "score",
-)  # made for the data: an adapter beside a random head would learn little
+# These heads are new, so they are trained too: an adapter below a random head would learn little.
+_HEADS = ("classifier", "pre_classifier", "score")
 
 
 def lora(model: M, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0, targets: Sequence[str] | None = None) -> M:
-    """Low-rank adapters beside a model's frozen weights: the same model, of whose parameters only these are trained.
+    """Add low-rank adapters beside a model's frozen weights, in place: only they are trained.
 
     rank: of each adapter
     alpha: adapters are scaled by alpha / rank
-    dropout: of what goes into the adapters
+    dropout: of the adapters' inputs
     targets: last names of the linear layers to adapt; queries and values by default
 
-    A classification head is trained too.  A's weights come from torch's global generator, B starts as zero: until it is
-    trained the model gives what it gave.  Raises ValueError for targets that the model does not have.
+    Also trains a classification head.  A is drawn from torch's global generator and B starts at zero, so the outputs do
+    not change until training.  Returns the model.  Raises ValueError if the model does not have a target.
     """
     peft = needs("peft", "Hugging Face peft", "hf")
     if rank < 1:
@@ -53,7 +50,7 @@ def lora(model: M, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0, tar
             )
     config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=chosen)
     try:
-        with warnings.catch_warnings():  # peft finds out by itself which way a matrix lies, and says so
+        with warnings.catch_warnings():  # peft warns when it detects that a weight is transposed
             warnings.filterwarnings("ignore", message="fan_in_fan_out")
             peft.inject_adapter_in_model(config, model)
     except ValueError as error:
@@ -65,7 +62,7 @@ def lora(model: M, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0, tar
 
 
 def merged(model: M) -> M:
-    """A copy of the model with its adapters added into the weights: as fast as the model without them."""
+    """A copy of the model with its adapters merged into the weights, as fast as the model without adapters."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     model = copy.deepcopy(model)
@@ -77,8 +74,8 @@ def merged(model: M) -> M:
 
 
 def _usual(model: nn.Module, known: Sequence[str]) -> list[str]:
-    found = next((list(names) for names in _USUAL if {*names} <= {*known}), None)
-    if found is None:
+    usual = next((list(names) for names in _USUAL if {*names} <= {*known}), None)
+    if usual is None:
         names = ", ".join(known) or "none"
         raise ValueError(f"{type(model).__name__} has no usual layers to adapt; set lora.targets (there are {names})")
-    return found
+    return usual

@@ -1,4 +1,4 @@
-"""A small causal transformer over characters: GPT-2's pre-norm blocks (Radford et al., 2019) at a size for devices.
+"""A small causal transformer over characters: GPT-2's pre-norm blocks (Radford et al., 2019), small enough for devices.
 
 Differences from GPT-2: the output layer is not tied to the embedding, and there is no dropout.
 """
@@ -27,7 +27,7 @@ class Block(nn.Module):
         self.down = nn.Linear(4 * hidden, hidden)
 
     def attend(self, x: Tensor) -> Tensor:
-        """Every position's mean of the values at itself and before."""
+        """Causal attention: at each position, a weighted mean of the values up to it."""
         n, length, hidden = x.shape
         q, k, v = self.qkv(x).view(n, length, 3, self.heads, hidden // self.heads).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (N, heads, L, hidden / heads)
@@ -39,10 +39,10 @@ class Block(nn.Module):
 
 
 class CharLM(nn.Module):
-    """Next-character logits at every position of a text of at most `shape[0]` characters; `classes` is the alphabet.
+    """A small GPT-2-style transformer that predicts the next character; 0.8M parameters by default.
 
-    Initialisation is GPT-2's: weights normal of 0.02, those that write into the residual stream divided by
-    sqrt(2 * layers), biases 0, norms 1 and 0.
+    Takes texts of at most `shape[0]` characters from an alphabet of `classes`.  Initialisation is GPT-2's: weights
+    normal with std 0.02, divided by sqrt(2 * layers) if they write into the residual stream, biases 0, norms 1 and 0.
     """
 
     def __init__(

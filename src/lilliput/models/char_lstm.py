@@ -1,7 +1,7 @@
 """The stacked character LSTM of McMahan et al. (AISTATS 2017, https://arxiv.org/abs/1602.05629).
 
 An embedding of 8, two layers of 256 and a linear output.  The paper predicts the character after 80 others; here every
-position predicts its next one.  torch's LSTM has two bias vectors per gate where the paper has one.
+position predicts the next one.  torch's LSTM has two bias vectors per gate, the paper's has one.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 
 class CharLSTM(nn.Module):
-    """Next-character logits at every position of a text; `classes` is the alphabet.
+    """McMahan's stacked LSTM that predicts the next character (AISTATS 2017); 0.8M parameters by default.
 
-    Initialisation is torch's: embedding standard normal, LSTM uniform within 1 / sqrt(hidden), linear within
-    1 / sqrt(inputs).
+    `classes` is the size of the alphabet.  Initialisation is torch's: embedding standard normal, LSTM uniform within
+    1 / sqrt(hidden), linear within 1 / sqrt(inputs).
     """
 
     def __init__(

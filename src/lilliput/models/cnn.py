@@ -1,6 +1,6 @@
-"""Three small convolutional networks that published federated and split programs compare on.
+"""Three small convolutional networks on which published federated and split programs compare.
 
-Pooling comes before ReLU where the source has it after: the two commute, and a quarter of the work is left.
+Pooling comes before ReLU where the source has it after: the two commute, and ReLU does a quarter of the work.
 Initialisation is torch's for nn.Conv2d and nn.Linear: weights and biases uniform within 1 / sqrt(fan-in).
 """
 
@@ -15,9 +15,10 @@ from lilliput.models.images import channels_last, image_shape
 
 
 class CNN(nn.Module):
-    """McMahan's CNN (AISTATS 2017, https://arxiv.org/abs/1602.05629): conv 5x5, pool 2, conv 5x5, pool 2, fc.
+    """McMahan's CNN for small images (AISTATS 2017): two 5x5 convolutions with pooling; 2.2M parameters for CIFAR.
 
-    `same` padding; 1,663,370 parameters for 1 x 28 x 28 and 2,156,490 for 3 x 32 x 32 with 10 classes.
+    https://arxiv.org/abs/1602.05629  Padding keeps sizes; 1,663,370 parameters for 1 x 28 x 28 and 2,156,490 for
+    3 x 32 x 32 with 10 classes.
     """
 
     def __init__(
@@ -38,10 +39,10 @@ class CNN(nn.Module):
 
 
 class PflCNN(nn.Module):
-    """The CNN of pfl-research's CIFAR-10 benchmark (https://arxiv.org/abs/2404.06430): two conv 3x3, pool 2, fc.
+    """The CNN of pfl-research's CIFAR-10 benchmark: two 3x3 convolutions, one pooling, dropout; 1.6M parameters.
 
-    No padding; 1,626,442 parameters for 3 x 32 x 32 and 10 classes.  `dropout` acts after the pool and after fc1, as
-    in the benchmark; (0, 0) turns it off.
+    https://arxiv.org/abs/2404.06430  No padding; 1,626,442 parameters for 3 x 32 x 32 and 10 classes.  `dropout` acts
+    after the pool and after fc1, as in the benchmark; (0, 0) turns it off.
     """
 
     def __init__(
@@ -71,10 +72,10 @@ class PflCNN(nn.Module):
 
 
 class SimpleConv(nn.Module):
-    """FSL-SAGE's `simple_conv`, the network of TensorFlow's CIFAR-10 tutorial, with its two normalisations.
+    """FSL-SAGE's `simple_conv`, the CNN of TensorFlow's CIFAR-10 tutorial with its two LRN layers; 1.8M parameters.
 
     conv 5x5 (64), ReLU, pool 3/2, LRN, conv 5x5 (64), ReLU, LRN, pool 3/2, then fc 384, 192 and classes.  The published
-    program fixes the first fc to 2,304 inputs, which only 24 x 24 crops give; here it follows the shape.
+    program fixes the first fc at 2,304 inputs, which only 24 x 24 crops give; here it follows the shape.
     1,068,298 parameters for 3 x 24 x 24, 1,756,426 for 3 x 32 x 32.
     """
 

@@ -1,7 +1,7 @@
-"""Sizes of LLaMA (Touvron et al., 2023) that low-rank training is compared at, as arguments of `LlamaConfig`.
+"""The sizes of LLaMA (Touvron et al., 2023) on which papers compare low-rank training, as arguments of `LlamaConfig`.
 
-From the published programs of GaLore, Online Subspace Descent and FedSub.  What is not said is the library's default:
-RMSNorm with 1e-6, weights normal of 0.02, an output layer of its own.
+They come from the published programs of GaLore, Online Subspace Descent and FedSub.  All other arguments are the
+library's defaults: RMSNorm with 1e-6, weights normal with std 0.02, an untied output layer.
 """
 
 from __future__ import annotations

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Flatten, then `hidden` layers of these widths with ReLU, then a linear `out`.
+    """A multilayer perceptron for examples of any shape: by default two hidden layers of 200 with ReLU (2NN).
 
+    hidden: widths of the hidden layers
     Initialisation is torch's for nn.Linear: weights and biases uniform within 1 / sqrt(inputs).
     """
 

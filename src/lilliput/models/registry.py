@@ -1,6 +1,6 @@
-"""The models that have a name, and how a name becomes a model.
+"""The models by name, and how a name becomes a model.
 
-A factory takes `shape` (of one example), `classes` and options of its own by keyword, and returns an `nn.Module`.
+A factory takes `shape` (of one example), `classes` and its own options by keyword, and returns an `nn.Module`.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "simple_conv": SimpleConv,
     **{
         f"resnet{layers}": described(
-            f"CIFAR ResNet of {layers} layers and at most 64 channels (He et al., 2016); for images of 32 pixels",
+            f"A ResNet of {layers} layers, 16 to 64 channels, for 32x32 images (He et al., 2016); {size} parameters",
             CifarResNet,
             ((layers - 2) // 6,) * 3,
         )
-        for layers in (20, 32, 44, 56, 110, 1202)
+        for layers, size in {20: "270k", 32: "464k", 44: "659k", 56: "853k", 110: "1.7M", 1202: "19.4M"}.items()
     },
     **{
         f"resnet{2 * sum(blocks) + 2}": described(
-            f"ResNet of {2 * sum(blocks) + 2} layers and up to 512 channels, {tier}", ResNet, blocks
+            f"A ResNet of {2 * sum(blocks) + 2} layers, 64 to 512 channels{use}", ResNet, blocks
         )
-        for blocks, tier in {
-            (1, 1, 1, 1): "InCo's smallest tier",
-            (1, 1, 2, 2): "InCo's second tier",
-            (2, 2, 2, 2): "as torchvision has it; InCo's third tier",
-            (2, 2, 3, 3): "InCo's fourth tier",
-            (3, 3, 3, 3): "InCo's largest tier",
+        for blocks, use in {
+            (1, 1, 1, 1): ", the smallest tier of InCo; 4.9M parameters",
+            (1, 1, 2, 2): ", the second tier of InCo; 10.8M parameters",
+            (2, 2, 2, 2): ": torchvision's, and the third tier of InCo; 11.2M parameters",
+            (2, 2, 3, 3): ", the fourth tier of InCo; 17.1M parameters",
+            (3, 3, 3, 3): ", the largest tier of InCo; 17.5M parameters",
         }.items()
     },
     "resnet50": described(
-        "ResNet of 50 layers with bottleneck blocks, as torchvision has it; for larger images",
+        "torchvision's ResNet of 50 layers with bottleneck blocks, for larger images; 23.5M parameters",
         BottleneckResNet,
         (3, 4, 6, 3),
     ),
@@ -67,11 +67,11 @@ def build(name: str, *, shape: Sequence[int], classes: int, **options: Any) -> n
     """The model of this name for examples of `shape` and logits over `classes`, freshly initialised.
 
     `name` is one of `names()`, a file and a name in it (`mine.py:Net`), an import path (`package.module:Net`) or an
-    entry point of the group `lilliput.models`.  A model of a user's own may be a class or a function, which is given
-    those of `shape`, `classes` and `options` that its signature asks for, or a module, which is copied.
+    entry point of the group `lilliput.models`.  Your own model may be a class or a function, which receives `shape`,
+    `classes` and `options` as far as its signature names them, or a module, which is copied.
 
     Weights come from torch's global generator: `torch.manual_seed(s)` before the call fixes them.
-    Raises ValueError for an unknown name or option and for a shape that the model cannot take.
+    Raises ValueError if the name or an option is unknown, or the model cannot take the shape.
     """
     made = resolve("model", name, MODELS)
     if isinstance(made, nn.Module):
@@ -89,7 +89,7 @@ def build(name: str, *, shape: Sequence[int], classes: int, **options: Any) -> n
 def _arguments(
     name: str, factory: Callable[..., Any], about: Mapping[str, Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """All options, and what `factory` asks for of the facts `about` the data."""
+    """All options, and those facts `about` the data that `factory` takes."""
     if isinstance(factory, partial) and factory.func is copy.deepcopy:
         accepted: list[str] = []
     else:

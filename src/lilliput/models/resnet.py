@@ -1,9 +1,9 @@
 """Residual networks (He et al., CVPR 2016, https://arxiv.org/abs/1512.03385) in their two families.
 
-`CifarResNet`: three stages of 16, 32 and 64 channels, shortcuts without parameters (option A), names and weights of the
+`CifarResNet`: three stages of 16, 32 and 64 channels, shortcuts without parameters (option A); its names fit the
 checkpoints at github.com/akamaster/pytorch_resnet_cifar10.  `ResNet` and `BottleneckResNet`: four stages of 64 to 512,
-projection shortcuts (option B), names and weights of torchvision's, with its ImageNet stem or a CIFAR one.
-Initialisation is each source's own; both leave every scale of a norm at 1 and its shift at 0.
+projection shortcuts (option B), an ImageNet or a CIFAR stem; their names fit torchvision's checkpoints.
+Each family is initialised as its source is; both leave every scale of a norm at 1 and every shift at 0.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Norm = Callable[[int], nn.Module]
 
 
 def normaliser(norm: str, groups: int) -> Norm:
-    """The layer that normalises so many channels: "batch" or "group", the latter in `groups` groups.
+    """A function that makes the norm for a number of channels: "batch", or "group" with `groups` groups.
 
-    Two groups are what Hsieh et al. (https://arxiv.org/abs/1910.00189) chose for federated data.
+    Hsieh et al. (https://arxiv.org/abs/1910.00189) chose two groups for federated data.
     """
     if norm == "batch":
         return nn.BatchNorm2d
@@ -39,7 +39,7 @@ def normaliser(norm: str, groups: int) -> Norm:
 
 
 class PadShortcut(nn.Module):
-    """Option A: keep every `stride`-th pixel and fill the new channels with zeros, half of them on either side."""
+    """Option A: keeps every `stride`-th pixel and fills the new channels with zeros, half of them on either side."""
 
     def __init__(self, stride: int, extra: int) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class PadShortcut(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two convolutions of `width` channels, 3x3 or of another kernel, beside a shortcut."""
+    """Two convolutions of `width` channels, 3x3 or another kernel, beside a shortcut."""
 
     expansion: ClassVar[int] = 1
 
@@ -96,9 +96,9 @@ class Bottleneck(nn.Module):
 class CifarResNet(nn.Module):
     """CIFAR ResNet of 2 * sum(blocks) + 2 layers: ResNet-20 is (3, 3, 3).
 
-    width:  channels of the first stage, doubled at each next one (FSL-SAGE's wide ResNet-110 has 64).
+    width:  channels of the first stage, doubled at each next stage (FSL-SAGE's wide ResNet-110 has 64).
     kernel: the side of every convolution (FedSub's have 7).
-    norm, groups: BatchNorm, or GroupNorm in so many groups.
+    norm, groups: BatchNorm, or GroupNorm with this number of groups.
     Convolutions and the linear layer start from Kaiming's normal over the fan-in, the linear bias from torch's uniform.
     """
 
@@ -145,9 +145,9 @@ class CifarResNet(nn.Module):
 class ResNet(nn.Module):
     """torchvision's ResNet with `blocks` per stage: ResNet-18 is (2, 2, 2, 2); 10, 14, 22 and 26 are the tiers of InCo.
 
-    `stem="imagenet"` is 7x7 and a pool, both of stride 2: the published programs use it even for 32 x 32 images.
-    `stem="cifar"` is 3x3 of stride 1.  `width` is the first stage's channels, doubled at each next one.
-    Convolutions start from Kaiming's normal over the fan-out for ReLU, `fc` from torch's uniform.
+    `stem="imagenet"` is a 7x7 convolution and a pool, both of stride 2; published programs use it even for 32 x 32
+    images.  `stem="cifar"` is a 3x3 convolution of stride 1.  `width` is the channels of the first stage, doubled at
+    each next stage.  Convolutions start from Kaiming's normal over the fan-out for ReLU, `fc` from torch's uniform.
     """
 
     block: ClassVar[type[BasicBlock] | type[Bottleneck]] = BasicBlock
@@ -187,7 +187,7 @@ class ResNet(nn.Module):
         make_safe(self)
 
     def _stage(self, inputs: int, width: int, count: int, stride: int, norm: Norm) -> nn.Sequential:
-        """`count` blocks, the first of which changes size and so has a projection for its shortcut."""
+        """`count` blocks; the first has a projection as its shortcut if it changes size."""
         outputs = width * self.block.expansion
         projection = None
         if stride != 1 or inputs != outputs:
@@ -203,6 +203,6 @@ class ResNet(nn.Module):
 
 
 class BottleneckResNet(ResNet):
-    """The same with bottleneck blocks: ResNet-50 is (3, 4, 6, 3)."""
+    """torchvision's ResNet with bottleneck blocks: ResNet-50 is (3, 4, 6, 3)."""
 
     block = Bottleneck

@@ -1,6 +1,6 @@
 """Models of Hugging Face `transformers`: by our name, a folder, a config.json or a name on the hub.
 
-The modules are the library's own, names of parameters included.  Their forward gives a mapping with `logits`.
+The modules are the library's own, with its names of parameters.  Their forward returns a mapping with `logits`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from lilliput.core.registry import nearest, normal
 from lilliput.core.sources import line, quiet, transformers
 from lilliput.lean import patch as made_lean
-from lilliput.models.hub import filled, found
+from lilliput.models.hub import configured, filled
 from lilliput.models.images import image_shape
 from lilliput.models.llama import LLAMA
 
-# What each of our names is made from; what is not said is the library's default, which is the smallest published size.
+# The configuration of each of our names; all else is the library's default, which is the smallest published size.
 NAMES: dict[str, dict[str, Any]] = {
     "gpt2": {"model_type": "gpt2"},
     "gpt2_medium": {"model_type": "gpt2", "n_embd": 1024, "n_layer": 24, "n_head": 16},
@@ -34,20 +34,21 @@ NAMES: dict[str, dict[str, Any]] = {
     "vit": {"model_type": "vit"},
 }
 FAMILIES = {
-    "gpt2": "GPT-2 {size}, freshly initialised: a language model for texts to complete",
-    "llama": "LLaMA of about {size} parameters, {num_hidden_layers} blocks of width {hidden_size}: a language model",
-    "bert": "BERT-base, freshly initialised: classifies texts",
-    "roberta": "RoBERTa-base, freshly initialised: classifies texts",
-    "distilbert": "DistilBERT, freshly initialised: classifies texts with half of BERT-base's blocks",
-    "t5": "The encoder of T5-small under a linear classifier, freshly initialised: classifies texts",
-    "vit": "ViT-base, freshly initialised: classifies images in patches",
+    "gpt2": "GPT-2 {size}, a causal language model with random weights, to train from scratch; {parameters} parameters",
+    "llama": "LLaMA with {num_hidden_layers} blocks of width {hidden_size}, a causal language model to pre-train; "
+    "about {size} parameters",
+    "bert": "BERT-base, a text classifier with random weights; 110M parameters",
+    "roberta": "RoBERTa-base, a text classifier with random weights and a larger vocabulary than BERT; 125M parameters",
+    "distilbert": "DistilBERT, a text classifier with random weights and half of BERT-base's blocks; 67M parameters",
+    "t5": "T5-small's encoder under a linear classifier of texts, with random weights; 35M parameters",
+    "vit": "ViT-base, an image classifier over patches, with random weights; 86M parameters",
 }
-# What a family is used for.  Others are what the architecture in their config.json says.
+# What a family is used for.  For others, the architecture in their config.json decides.
 USES = {
     "gpt2": "CausalLM", "llama": "CausalLM", "vit": "ImageClassification", "t5": "TextEncoding",
     **dict.fromkeys(("bert", "roberta", "distilbert"), "SequenceClassification"),
 }  # fmt: skip
-# Our words for what each family calls by a name of its own; `dropout` is all of a family's.
+# Our options, and the names that the families have for each; `dropout` sets all of a family's.
 WORDS = {
     "layers": ("num_hidden_layers",),
     "hidden": ("hidden_size",),
@@ -62,17 +63,23 @@ WORDS = {
         "attention_dropout", "dropout_rate",
     ),
 }  # fmt: skip
-# sdpa takes flash kernels too: on a GPU, in bf16 or fp16, without padding.  flash_attention_2 is of the package
-# flash-attn, which takes padding as well.
+# sdpa uses flash kernels too: on a GPU, in bf16 or fp16, without padding.  flash_attention_2 needs the package
+# flash-attn, and handles padding as well.
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 PADDING = 128  # published vocabularies are padded to a multiple of this at most
+PARAMETERS = {
+    "gpt2": "124M",
+    "gpt2_medium": "355M",
+    "gpt2_large": "774M",
+    "gpt2_xl": "1.6B",
+}  # with published vocabulary
 
 
 def summary(name: str) -> str:
-    """One line on one of `NAMES`: what it is, and what it is for."""
-    made = NAMES[name]
-    size = name.partition("_")[2] or "small"
-    return FAMILIES[made["model_type"]].format(**{**made, "size": size.upper() if size[0].isdigit() else size})
+    """One line about one of `NAMES`: what it is, what it is for, and its size."""
+    values, size = NAMES[name], name.partition("_")[2] or "small"
+    shown = size.upper() if size[0].isdigit() else size
+    return FAMILIES[values["model_type"]].format(**{**values, "size": shown, "parameters": PARAMETERS.get(name)})
 
 
 class EncoderClassifier(nn.Module):
@@ -84,7 +91,7 @@ class EncoderClassifier(nn.Module):
         self.classifier = nn.Linear(hidden, classes)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Tokens (N, L) int64 and 1 where they are real (N, L) to `logits` (N, classes)."""
+        """Tokens (N, L) int64 and their mask (N, L), 1 for real tokens, to `logits` (N, classes)."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         h_nlw = self.encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
         share_nl1 = (mask / mask.sum(1, keepdim=True)).unsqueeze(-1).to(h_nlw)
@@ -92,19 +99,19 @@ class EncoderClassifier(nn.Module):
 
 
 def pretrained(source: str, *, attention: str = "sdpa", **options: Any) -> nn.Module:
-    """The model of a source, with its weights where it has some, else freshly initialised by torch's global generator.
+    """The model of a source with its weights, if it has any, else freshly initialised by torch's global generator.
 
     source:    one of `NAMES`, a folder with config.json, such a file, or a name on the hub.
     attention: the library's implementation; `eager` can be differentiated twice.
     options:   values of its configuration, by the library's names or by our `WORDS`.
-    Raises ValueError for a source that cannot be had, an unknown option, and weights that do not fill the model.
+    Raises ValueError if the source cannot be loaded, an option is unknown, or the weights do not fill the model.
     """
     raw, place = _source(source)
     return _made(source, _configured(source, raw, options), place, attention)
 
 
 def empty(source: str, *, attention: str = "sdpa", **options: Any) -> nn.Module:
-    """The same model on the meta device: shapes without numbers, whatever its size."""
+    """The model of a source on the meta device: shapes without values, for any size."""
     raw, _ = _source(source)
     with torch.device("meta"):
         return _made(source, _configured(source, raw, options), None, attention)
@@ -116,17 +123,17 @@ def for_data(
     dropout: float | None = None, attention: Attention = "sdpa", lean: bool = False,
     config: Mapping[str, Any] = MappingProxyType({}),
 ) -> nn.Module:  # fmt: skip
-    """A model of Hugging Face transformers, freshly initialised, for what the data are.
+    """A model of Hugging Face transformers that fits the data; freshly initialised unless its source has weights.
 
-    layers: how many blocks
+    layers: number of blocks
     hidden: width of the residual stream
     mlp: width inside the feed-forward layers
     heads: attention heads
     positions: the longest sequence
     patch: side of an image's patches, in pixels
-    dropout: everywhere
-    attention: sdpa takes the fastest of torch's own kernels; eager can be differentiated twice
-    lean: keep less for the backward pass, and never all logits in training; the same results
+    dropout: every dropout rate of the model
+    attention: sdpa uses the fastest of torch's own kernels; eager can be differentiated twice
+    lean: trains in less memory with the same results: keeps less for the backward pass and never all logits
     config: anything else in the library's own configuration, by its name there
     """
     given = {
@@ -137,9 +144,9 @@ def for_data(
     own = {key: value for key, value in given.items() if value is not None} | dict(config)
     if normal(source) in map(normal, NAMES):
         raw.pop("vocab_size", None)  # the data's tokenizer decides
-    settled = _configured(source, raw, own)
-    settled = _configured(source, settled, _facts(source, settled, shape, classes, fixed=place is not None))
-    model = _made(source, settled, place, attention)
+    values = _configured(source, raw, own)
+    values = _configured(source, values, _facts(source, values, shape, classes, fixed=place is not None))
+    model = _made(source, values, place, attention)
     return made_lean(model) if lean else model
 
 
@@ -147,12 +154,12 @@ def from_source(
     *, shape: Sequence[int], classes: int, source: str = "", dropout: float | None = None,
     attention: Attention = "sdpa", lean: bool = False, config: Mapping[str, Any] = MappingProxyType({}),
 ) -> nn.Module:  # fmt: skip
-    """A model of Hugging Face transformers from a folder or the hub, with its weights where it has some.
+    """Any model of Hugging Face transformers from a folder or the hub, with its trained weights: for fine-tuning.
 
     source: a folder with config.json, such a file, or a name on the hub
-    dropout: everywhere
-    attention: sdpa takes the fastest of torch's own kernels; eager can be differentiated twice
-    lean: keep less for the backward pass, and never all logits in training; the same results
+    dropout: every dropout rate of the model
+    attention: sdpa uses the fastest of torch's own kernels; eager can be differentiated twice
+    lean: trains in less memory with the same results: keeps less for the backward pass and never all logits
     config: anything else in the library's own configuration, by its name there
     """
     if not source:
@@ -164,7 +171,7 @@ def from_source(
 def check_language(name: str, model: nn.Module) -> None:
     """Raise ValueError unless the model takes tokens and gives logits at every one of them.
 
-    A model without numbers is not asked: masks are decided by their values.
+    Skips models on the meta device, because transformers looks at the values of masks.
     """
     if any(p.is_meta for p in model.parameters()):
         return
@@ -176,18 +183,18 @@ def check_language(name: str, model: nn.Module) -> None:
         model.train(training)
     if logits.dim() != 3:
         raise ValueError(
-            f"model={name} gives no logits at every token; choose one that writes, such as gpt2 or llama_9m"
+            f"model={name} does not give logits at every token; choose a causal model, such as gpt2 or llama_9m"
         )
 
 
 def _source(source: str) -> tuple[dict[str, Any], str | None]:
-    """(configuration as its file has it, where the weights are or None)."""
+    """(the configuration, the place of the weights or None)."""
     ours = next((values for name, values in NAMES.items() if normal(name) == normal(source)), None)
-    return found(source) if ours is None else (dict(ours), None)
+    return configured(source) if ours is None else (dict(ours), None)
 
 
 def _configured(source: str, raw: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with options in it, under the library's own names."""
+    """The configuration with options, under the library's own names.  Raises ValueError if an option is unknown."""
     library = transformers()
     try:
         kind = library.CONFIG_MAPPING[raw["model_type"]]
@@ -207,16 +214,16 @@ def _configured(source: str, raw: Mapping[str, Any], options: Mapping[str, Any])
 
 
 def _stale(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> set[str]:
-    """What a configuration says that followed from what is changed in it."""
-    found = {"head_dim"} if changes.keys() & {"hidden_size", "num_attention_heads"} else set()
+    """The keys whose values were derived from those that change."""
+    stale = {"head_dim"} if changes.keys() & {"hidden_size", "num_attention_heads"} else set()
     heads, shared = changes.get("num_attention_heads"), raw.get("num_key_value_heads")
     if heads and shared and (shared == raw.get("num_attention_heads") or heads % shared):
-        found.add("num_key_value_heads")
-    return found
+        stale.add("num_key_value_heads")
+    return stale
 
 
 def _facts(source: str, raw: Mapping[str, Any], shape: Sequence[int], classes: int, fixed: bool) -> dict[str, Any]:
-    """What the data decide of a configuration.  Raises ValueError if they do not fit it; weights make it `fixed`."""
+    """The options that the data decide.  Raises ValueError if they do not fit; a model with weights is `fixed`."""
     use, config = _use(source, raw), _config(source, raw)
     if use == "ImageClassification":
         channels, height, width = image_shape(source, shape, least=1 if fixed else config.patch_size)
@@ -227,7 +234,7 @@ def _facts(source: str, raw: Mapping[str, Any], shape: Sequence[int], classes: i
         return {"classes": classes, "num_channels": channels, "image_size": side}
     if len(shape) != 1:
         raise ValueError(f"{source} takes texts (length,), not shape {tuple(shape)}; try vit, cnn or mlp")
-    offset = 2 if raw["model_type"] == "roberta" else 0  # its positions count from its padding's on
+    offset = 2 if raw["model_type"] == "roberta" else 0  # its positions start after that of the padding
     most = (getattr(config, "max_position_embeddings", None) or shape[0] + offset) - offset
     if shape[0] > most:
         raise ValueError(
@@ -251,7 +258,7 @@ def _use(source: str, raw: Mapping[str, Any]) -> str:
     for architecture in () if use else raw.get("architectures") or ():
         use = architecture.partition("For")[2] or ("CausalLM" if architecture.endswith("LMHeadModel") else None)
     if use is None:
-        raise ValueError(f"{source}: a {raw['model_type']!r} configuration must name `architectures` that give logits")
+        raise ValueError(f"{source}: a {raw['model_type']!r} configuration must name `architectures` with logits")
     return use
 
 
@@ -263,13 +270,13 @@ def _config(source: str, raw: Mapping[str, Any]) -> Any:
         with quiet():
             config = library.CONFIG_MAPPING[raw["model_type"]](**values)
     except Exception as error:  # the library's checks raise errors of their own
-        raise ValueError(f"{source} cannot be configured so: {line(error)}") from error
+        raise ValueError(f"{source} cannot be configured like this: {line(error)}") from error
     hidden, heads = getattr(config, "hidden_size", 0), getattr(config, "num_attention_heads", 1)
     if not heads or hidden % heads:
         raise ValueError(f"hidden={hidden} does not divide into heads={heads} of {source}; choose a divisor")
     if hasattr(config, "use_cache"):
-        config.use_cache = False  # what generation keeps is of no use in training, and would be an output
-    for name in ("bos_token_id", "eos_token_id"):  # those of the published vocabulary mean nothing in a smaller one
+        config.use_cache = False  # the cache helps only generation, and would be an output in training
+    for name in ("bos_token_id", "eos_token_id"):  # ids of the published vocabulary may exceed a smaller one
         if isinstance(own := getattr(config, name, None), int) and own >= getattr(config, "vocab_size", own + 1):
             setattr(config, name, None)
     return config
@@ -285,7 +292,7 @@ def _made(source: str, raw: Mapping[str, Any], place: str | None, attention: str
         try:
             model = auto.from_config(config, attn_implementation=attention)
         except ImportError as error:
-            raise ValueError(f"attention={attention} cannot be had ({line(error)}); attention=sdpa can") from error
+            raise ValueError(f"attention={attention} is not available ({line(error)}); use attention=sdpa") from error
     else:
         model = filled(source, auto, config, place, attention)
     return EncoderClassifier(model, config.hidden_size, config.num_labels) if use == "TextEncoding" else model

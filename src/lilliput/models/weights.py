@@ -1,4 +1,4 @@
-"""Weights from a file into a model: torch's .pt, .pth and .th, and .safetensors.  Nothing that is read is executed."""
+"""Loads weights from a file into a model: torch's .pt, .pth and .th, and .safetensors.  No file can execute code."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def load_weights(model: M, path: str | Path, state: Mapping[str, Tensor] | None 
     """Overwrite the model's parameters and buffers with those of a file, by name; returns the model.
 
     The file holds a state dict, or one under the key "state_dict", or the models of a run's best round
-    (`best.safetensors`); the prefix `module.` of a data-parallel program is removed.  `state` is taken instead where
-    the path is no file.  Only the batch counters of BatchNorm (`num_batches_tracked`) may be missing, and other names
-    of a tensor that is there: what is tied is one tensor.
-    Raises ValueError for a file that is missing, damaged or not of weights, for other names or shapes, and for tensors
-    that are tied in the model and differ in the file.
+    (`best.safetensors`).  Removes the prefix `module.` of a data-parallel program.  `state`, if given, replaces the
+    file's content, and `path` only names it in errors.  The file may lack the batch counters of BatchNorm
+    (`num_batches_tracked`), and further names of a tied tensor.
+    Raises ValueError if the file is missing, damaged or not of weights, if its names or shapes differ from the model's,
+    or if it has two values for a tied tensor.
     """
     path = Path(path)
     state = _state_dict(_read(path) if state is None else state, path)
@@ -33,21 +33,21 @@ def load_weights(model: M, path: str | Path, state: Mapping[str, Tensor] | None 
 
 
 def _with_aliases(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The state with every name of tensors that have several.  Raises ValueError if two names' values differ."""
+    """The state with all names of each tied tensor.  Raises ValueError if two names have different values."""
     shared: dict[int, list[str]] = {}
     for name, x in model.state_dict(keep_vars=True).items():
         shared.setdefault(id(x), []).append(name)
-    found = dict(state)
+    complete = dict(state)
     for names in shared.values():
-        there = [name for name in names if name in state]
-        for name in there[1:]:
-            if not torch.equal(state[name], state[there[0]]):
+        present = [name for name in names if name in state]
+        for name in present[1:]:
+            if not torch.equal(state[name], state[present[0]]):
                 raise ValueError(
-                    f"{str(path)!r} has two values for one tensor: {there[0]!r} and {name!r} are tied in this "
+                    f"{str(path)!r} has two values for one tensor: {present[0]!r} and {name!r} are tied in this "
                     f"{type(model).__name__}; untie them in the model, or leave one out of the file"
                 )
-        found |= {name: state[there[0]] for name in names if there}
-    return found
+        complete |= {name: state[present[0]] for name in names if present}
+    return complete
 
 
 def _read(path: Path) -> Any:
@@ -63,7 +63,7 @@ def _read(path: Path) -> Any:
             return wire.decode(bytearray(path.read_bytes())) if ours else load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file may raise anything
-        raise ValueError(f"{str(path)!r} is damaged or is no file of weights ({type(error).__name__})") from error
+        raise ValueError(f"{str(path)!r} is damaged or not a file of weights ({type(error).__name__})") from error
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
@@ -77,16 +77,16 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _best(models: Mapping[str, Any], path: Path) -> Any:
-    """Parameters and buffers of the first model, which is the run's; refused where every client has its own."""
+    """Parameters and buffers of the first model, the run's.  Raises ValueError if every client has a model."""
     first = next(iter(models), "")
     if first.isdigit() and len(models) > 1:
-        raise ValueError(f"{str(path)!r} holds a model for each of {len(models)} clients; save the one that you mean")
+        raise ValueError(f"{str(path)!r} holds a model for each of {len(models)} clients; save the one you want")
     own = models.get(first)
     return {**own.get("params", {}), **own.get("buffers", {})} if isinstance(own, Mapping) else None
 
 
 def _check(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """ValueError, with the first name that differs, unless `state` is for this model."""
+    """Raise ValueError, with the first name that differs, unless `state` fits this model."""
     own = model.state_dict()
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unknown = [name for name in state if name not in own]

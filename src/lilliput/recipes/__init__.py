@@ -1,4 +1,4 @@
-"""Recipes: published experiments as settings, with what their sources report and what we expect."""
+"""Recipes: published experiments as settings, with the numbers that their sources report and those we expect."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["RECIPES", "Case", "Recipe", "Verdict", "Version", "find"]
 
 
 def find(name: str, command: str = "run") -> Recipe:
-    """The recipe of a name, or a user's own at `file.py:NAME`, for a command.
+    """The recipe of this name, or your own at `file.py:NAME`, for a command.
 
-    Raises ValueError with the nearest one, or with the command that it is for.
+    Raises ValueError with the nearest name, or with the command that the recipe is for.
     """
     recipe: Any = resolve("recipe", name, RECIPES)
     if not isinstance(recipe, Recipe):

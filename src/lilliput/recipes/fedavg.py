@@ -1,9 +1,9 @@
-"""FedAvg on CIFAR-10 with a hundred clients of unlike label mixtures.
+"""FedAvg on CIFAR-10 with a hundred clients whose label mixtures differ.
 
-The setting is the hundred-client one of NIID-Bench (Li et al., ICDE 2022, https://arxiv.org/abs/2102.02079): a tenth
-of the clients per round, labels by Dirichlet 0.5.  Its leaderboard gives FedAvg 59.4 % after 500 rounds with a network
-of 62,000 parameters; here it is McMahan's CNN, which is larger, and 200 rounds, after which single evaluations still
-differ by some points.
+The setting is NIID-Bench's with a hundred clients (Li et al., ICDE 2022, https://arxiv.org/abs/2102.02079): a tenth of
+the clients per round, labels by Dirichlet 0.5.  Its leaderboard gives FedAvg 59.4 % after 500 rounds with a network of
+62,000 parameters.  We train McMahan's CNN, which is larger, for 200 rounds, after which single evaluations still differ
+by a few points.
 """
 
 from lilliput.recipes.recipe import Case, Recipe, Version

@@ -1,9 +1,9 @@
 """FSL-SAGE's language model: GPT-2 medium with LoRA on E2E NLG, cut after its first block (Nair et al., ICML 2025).
 
 The settings are those of the published program: LoRA of rank 4 and alpha 32 on the fused queries, keys and values,
-AdamW of 2e-4, batches of 8, a head of three blocks, alignments of 40 epochs over the newest 64 sequences.  The program
-adapts queries and values alone, warms its rate up and counts every frozen parameter as traffic; its figures are not
-published.
+AdamW with lr 2e-4, batches of 8, a head of three blocks, alignments of 40 epochs over the newest 64 sequences.  The
+program itself adapts only queries and values, warms up its learning rate, and counts frozen parameters as traffic.  Its
+results are not published.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lilliput.recipes.recipe import Case, Recipe, Version
 
 _MEDIUM = {"model": "pretrained", "pretrained.source": "openai-community/gpt2-medium"}
 _TINY = {"model": "gpt2", "gpt2.layers": 4, "gpt2.hidden": 128, "gpt2.heads": 4}
-_CUT = {"cut.at": "1", "cut.tied": "frozen"}  # the head is tied to the device's table, which is frozen
+_CUT = {"cut.at": "1", "cut.tied": "frozen"}  # the head is tied to the device's embedding, which is frozen
 _HEAD = {**_CUT, "auxiliary.depth": 3}
 _SAGE = {"fsl_sage.align_interval": 10, "fsl_sage.align_batch_size": 8, "fsl_sage.memory_size": 64}
 _METHODS: dict[str, dict[str, Any]] = {
@@ -59,7 +59,7 @@ GPT2_E2E = Recipe(
         "full": Version(
             [Case(name, {**_MEDIUM, **own}) for name, own in _METHODS.items()], "one GPU (estimated)", hours=60.0
         ),
-        # A round of two steps, of a GPT-2 whose weights are random: that everything runs.
+        # One round of two steps on a small GPT-2 with random weights, to see that everything runs.
         "small": Version(
             [Case(name, {**_TINY, **own}) for name, own in _METHODS.items()], "2 CPU cores", hours=0.1,
             settings={"clients": 2, "rounds": 1, "local_steps": 2},

@@ -1,4 +1,4 @@
-"""docs/reproduction.md, written from the recipes: what was published, what we expect, and what we measured."""
+"""Writes docs/reproduction.md from the recipes: what was published, what we expect, and what we measured."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ HEAD = """# Reproduction
 
 Published experiments as recipes.  This page is generated: `lilliput list recipes --markdown > docs/reproduction.md`.
 
-`lilliput run recipe=NAME` runs what is missing of a recipe, and with `--check` says what came of it: *reproduced*
-(every row within its tolerance), *same ordering* (the rows stand as in the source, at other values), *not reproduced*,
-or *not run*.  Data sets that are not embedded need their folder, such as `cifar10.folder=data/cifar10`.
+`lilliput run recipe=NAME` runs the missing runs of a recipe, and with `--check` reports the outcome: *reproduced*
+(every row is within its tolerance), *same ordering* (the rows have the order of the source, with other values), *not
+reproduced*, or *not run*.  Data sets that are not built in need their folder, such as `cifar10.folder=data/cifar10`.
 """
 
 
@@ -49,7 +49,7 @@ def _table(recipe: Recipe, version: Version) -> Iterator[str]:
 
 
 def _columns(version: Version) -> list[str]:
-    """What a table shows of its cases: numbers of the metric that there are, rounds where they differ, and traffic."""
+    """The columns of a table: the numbers of the metric that exist, rounds if they differ, and traffic."""
     compared = any(case.expected is not None for case in version.cases)
     metric = [name for name in METRIC if compared or any(getattr(case, name) is not None for case in version.cases)]
     differ = len({case.settings.get("rounds") for case in version.cases}) > 1

@@ -1,9 +1,10 @@
 """LLaMA pre-trained on C4 in a fraction of the memory: the tables of GaLore, APOLLO and Online Subspace Descent.
 
-GaLore (Zhao et al., ICML 2024, https://arxiv.org/abs/2403.03507) gives sizes, ranks, steps and rates; perplexities on
-C4's validation split are those that APOLLO (Zhu et al., MLSys 2025, https://arxiv.org/abs/2412.05270) lists.  AdamW and
-LoRA were tuned per size, by rates that are not given: 0.001 is ours.  Fira and APOLLO take GaLore's rate.  The table of
-Online Subspace Descent (Liang et al., 2024, https://arxiv.org/abs/2408.12857) is of 10,000 steps and stands alone.
+GaLore (Zhao et al., ICML 2024, https://arxiv.org/abs/2403.03507) gives sizes, ranks, steps and learning rates.  The
+perplexities on C4's validation split are those that APOLLO (Zhu et al., MLSys 2025, https://arxiv.org/abs/2412.05270)
+lists.  AdamW and LoRA were tuned per size, but their rates are not published; 0.001 is ours.  Fira and APOLLO use
+GaLore's rate.  Online Subspace Descent (Liang et al., 2024, https://arxiv.org/abs/2408.12857) has its own table, of
+10,000 steps.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ def _case(name: str, published: float | None, optimizer: str, lr: float, **setti
 
 
 def _hours(parameters: float, steps: int) -> float:
-    """6 operations per parameter and token."""
+    """Hours of training, at 6 operations per parameter and token."""
     return round(6 * parameters * steps * 512 * 256 / 1e14 / 3600, 1)
 
 
 def _table(size: str, parameters: float, rank: int, steps: int, published: dict[str, float]) -> Recipe:
-    """One column of GaLore's table, with what came after it."""
+    """One column of GaLore's table, with later methods."""
     subspace = _galore(rank)
     own = {"optimizer.rank": rank, "optimizer.update_proj_gap": 200}
     cases = [
@@ -80,7 +81,7 @@ def _descent(size: str, parameters: float, full: float, galore: float, online: f
 
 
 def _seven_billion(name: str, title: str, note: str, published: tuple[float | None, ...], **own: Any) -> Recipe:
-    """8-bit states, updates in the backward pass, recomputed activations."""
+    """LLaMA-7B with 8-bit states, updates in the backward pass, and recomputed activations."""
     subspace = _galore(1024, 500)
     cases = [
         _case("8-bit AdamW", published[0], "adamw8bit", 0.0005),
@@ -107,7 +108,7 @@ PRETRAINING = (
     _table("1b", 1.339e9, 512, 100_000,
            {"AdamW": 15.56, "GaLore": 15.64, "LoRA": 19.21, "Fira": 14.31, "APOLLO": 14.20, "APOLLO-Mini": 13.95}),
     _seven_billion("galore/llama_7b", "LLaMA-7B on C4, 150,000 steps, rank 1024, 8-bit states",
-                   "For as many GPUs as take the batch in one pass: accumulated gradients are there at once.",
+                   "It needs enough GPUs to take the batch in one pass, because accumulation keeps all gradients.",
                    (14.61, 14.65)),
     _seven_billion("galore/llama_7b_24gb", "LLaMA-7B on C4 on one GPU of 24 GB, rank 1024, 8-bit states",
                    "Batches of 16 in one pass: 23.3 GB by `lilliput memory`; 8-bit AdamW needs more than 24 GB.",

@@ -1,4 +1,4 @@
-"""What a recipe is: a published experiment as settings, what its source reports, and what we expect of a run."""
+"""The parts of a recipe: a published experiment as settings, its source's numbers, and those we expect of a run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Verdict = Literal["reproduced", "same ordering", "not reproduced", "not run", "n
 
 @dataclass(frozen=True)
 class Case:
-    """One row of a table: the settings that are its own, and numbers in the unit of the recipe's metric.
+    """One row of a table: its own settings, and numbers in the unit of the recipe's metric.
 
-    published: what the source reports, None if this version of the recipe has no counterpart there.
-    expected:  what a run is held against, and how far from it counts as reproduced; None where nothing was published.
-    measured:  what we measured when the recipe was last run in full; None if it never was.
+    published: the source's number; None if the source has no counterpart of this version.
+    expected:  the number to compare a run with, reproduced if within `tolerance`; None if nothing was published.
+    measured:  our number when the recipe last ran in full; None if it never did.
     mib:       MiB per round, up and down, as the source counts them: without labels, the mean over rounds.
     """
 
@@ -47,7 +47,7 @@ class Version:
     floor: bool = False
 
     def verdict(self, measured: Mapping[str, float | None]) -> Verdict:
-        """What the cases' measured numbers say of this version."""
+        """The verdict on this version, given the measured number of each case."""
         values = [measured.get(case.name) for case in self.cases]
         if any(value is None for value in values):
             return "not run"
@@ -58,7 +58,7 @@ class Version:
         return "same ordering" if self._same_order(values) else "not reproduced"  # type: ignore[arg-type]
 
     def expectation(self, case: Case) -> str:
-        """What a case is held against, in words."""
+        """The number that a case must reach, as text."""
         if case.expected is None:
             return "nothing"
         return (
@@ -74,10 +74,10 @@ class Version:
         return -distance <= allowed if self.floor else abs(distance) <= allowed
 
     def _same_order(self, values: Sequence[float]) -> bool:
-        """Whether every two rows stand as in the source; a table of one row has no order to keep."""
+        """Whether every two rows have the order of the source; false for a table of one row."""
         source = [case.expected if case.published is None else case.published for case in self.cases]
-        known = [(a, b) for a, b in zip(source, values, strict=True) if a is not None]
-        pairs = [(a, b) for a, b in combinations(known, 2) if a[0] != b[0]]
+        rows = [(a, b) for a, b in zip(source, values, strict=True) if a is not None]
+        pairs = [(a, b) for a, b in combinations(rows, 2) if a[0] != b[0]]
         return bool(pairs) and all((a[0] < b[0]) == (a[1] < b[1]) for a, b in pairs)
 
 
@@ -85,9 +85,9 @@ class Version:
 class Recipe:
     """A published table or figure.  Its settings spell out every number that it needs, defaults included.
 
-    metric:  the column of metrics.jsonl that is compared, at its `best` round or in the `final` one.
-    until:   instead, a value of the metric: what is compared are the GiB sent, up and down, until it was reached.
-    command: what runs it: `lilliput run` or `lilliput pretrain`.
+    metric:  the column of metrics.jsonl to compare, at its `best` or its `final` round.
+    until:   a value of the metric; if set, the recipe compares the GiB sent, up and down, until a run reaches it.
+    command: the command that runs it: `run` or `pretrain`.
     """
 
     name: str
@@ -102,11 +102,11 @@ class Recipe:
     command: str = "run"
 
     def __str__(self) -> str:
-        """What is compared, in words."""
+        """What the recipe compares, as text."""
         return f"{self.metric}, {self.at} round" if self.until is None else f"GiB until {self.metric} {self.until:g}"
 
     def version(self, scale: str) -> Version:
-        """The version of a scale.  Raises ValueError for one that the recipe has not."""
+        """The version of a scale.  Raises ValueError if the recipe does not have it."""
         if scale not in self.versions:
             raise ValueError(f"recipe {self.name} has no scale {scale!r}; choose {' or '.join(self.versions)}")
         return self.versions[scale]
@@ -117,7 +117,7 @@ class Recipe:
         return {case.name: {**self.settings, **version.settings, **case.settings} for case in version.cases}
 
     def value(self, rows: Sequence[Mapping[str, Any]]) -> float | None:
-        """What a run's rows give for the metric; None if they have none."""
+        """The number of a run to compare, from its rows; None if they lack the metric."""
         values = [row[self.metric] for row in rows if row.get(self.metric) is not None]
         if not values:
             return None

@@ -1,9 +1,10 @@
 """FSL-SAGE's comparison (Nair et al., ICML 2025, https://arxiv.org/abs/2505.23182): five methods, ten clients.
 
-The settings are those of the published program (Adam of 1e-3 with L2 of 1e-4 at both ends, kept through aggregation;
-q = 5, l = 10, alignments of 100 epochs over 1000 examples).  Its numbers are read off its figures, to 0.005 and to
-0.1 GiB.  They were taken over as many rounds as a load needs, not over the 200 of its configuration, and its FedAvg,
-whose clients share one server half, is no FedAvg: ours is SplitFed v1's equal, so that we expect its accuracy.
+The settings are those of the published program (Adam with lr 1e-3 and L2 of 1e-4 at both ends, kept through
+aggregation; q = 5, l = 10, alignments of 100 epochs over 1000 examples).  Its numbers are read off its figures, to
+0.005 and to 0.1 GiB.  The figures run for as many rounds as a traffic budget allows, not for the 200 of the
+configuration.  In its FedAvg the clients share one server half, which is not FedAvg; ours equals SplitFed v1, so we
+expect SplitFed v1's accuracy.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ COMMON = {
     "clients": 10, "cohort": None, "rounds": 200, "local_epochs": 1, "optimizer": "adam", "lr": 1e-3, "momentum": 0.0,
     "weight_decay": 1e-4, "augment": ["crop:4", "flip"], "evaluate": "server", "seed": 200,
 }  # fmt: skip
-# One round on the embedded digits, with narrow models and two steps: that everything runs.
+# One round of two steps on the built-in digits with narrow models, to see that everything runs.
 SMALL = {
     "dataset": "digits", "augment": None, "rounds": 1, "cohort": 2, "batch_size": 16, "local_epochs": 1,
     "local_steps": 2,
@@ -37,11 +38,13 @@ HARDWARE = "one GPU (estimated)"
 
 
 class Published(NamedTuple):
-    """A model as the published program trains it, the hours of one method's 200 rounds, and MiB per round by data set:
-    of FedAvg, both SplitFeds, CSE-FSL and FSL-SAGE's mean over ten rounds.
+    """A model as the published program trains it.
 
-    The published program's own differ by its errors: on CIFAR-10 its ResNet-50 has 1000 classes, which FedAvg sends,
-    and its auxiliary heads are of basic blocks and, for ResNet-110, of 100 classes.
+    hours: for 200 rounds of one method.
+    mib: MiB per round by data set, of FedAvg, both SplitFeds, CSE-FSL, and FSL-SAGE's mean over ten rounds.
+
+    The program's own numbers differ because of its errors: on CIFAR-10 its ResNet-50 has 1000 classes, which FedAvg
+    sends, and its auxiliary heads have basic blocks and, for ResNet-110, 100 classes.
     """
 
     settings: Mapping[str, Any]
@@ -73,7 +76,7 @@ RESNETS = {
     ),
 }  # fmt: skip
 
-# By partition, of each method: GiB until 81 % of CIFAR-10, and the accuracy at 80 GiB by Dirichlet's alpha.
+# Of each method: GiB until 81 % on iid CIFAR-10, and the accuracy at 80 GiB for each alpha of Dirichlet.
 IID = {"SplitFed v1": 60.23, "SplitFed v2": 109.07, "CSE-FSL": 26.02, "FSL-SAGE": 12.20, "FedAvg": 70.04}
 DIRICHLET = {
     "FedAvg": (0.410, 0.772, 0.811, 0.816),
@@ -89,15 +92,15 @@ FEDAVG_IID = 61.7  # GiB: the 74 rounds of SplitFed v1, at FedAvg's 853.83 MiB
 
 def _mib(model: str, dataset: str, method: str) -> float | None:
     order = {"FedAvg": 0, "SplitFed v1": 1, "SplitFed v2": 1, "CSE-FSL": 2, "FSL-SAGE": 3}
-    found = RESNETS[model].mib.get(dataset)
-    return found[order[method]] if found else None
+    mib = RESNETS[model].mib.get(dataset)
+    return mib[order[method]] if mib else None
 
 
 def _iid(model: str, dataset: str) -> list[Case]:
-    known = IID if (model, dataset) == PLOTTED else {}
+    plotted = IID if (model, dataset) == PLOTTED else {}
     cases = []
     for method, own in METHODS.items():
-        published = known.get(method)
+        published = plotted.get(method)
         expected = FEDAVG_IID if published and method == "FedAvg" else published
         tolerance = 0.2 * expected if expected else 0.0
         settings = {**own, "partition": "iid"}
@@ -106,12 +109,12 @@ def _iid(model: str, dataset: str) -> list[Case]:
 
 
 def _dirichlet(model: str, dataset: str, alphas: tuple[float, ...]) -> list[Case]:
-    known = DIRICHLET if (model, dataset) == PLOTTED else {}
+    plotted = DIRICHLET if (model, dataset) == PLOTTED else {}
     cases = []
-    for place, alpha in enumerate(alphas):
+    for i, alpha in enumerate(alphas):
         for method, own in METHODS.items():
-            published = known[method][place] if known else None
-            expected = known["SplitFed v1"][place] if known and method == "FedAvg" else published
+            published = plotted[method][i] if plotted else None
+            expected = plotted["SplitFed v1"][i] if plotted and method == "FedAvg" else published
             settings = {**own, "partition": "dirichlet_equal", "partition.alpha": alpha}
             name = f"{method}, alpha {alpha:g}"
             tolerance = 0.02 if expected else 0.0
@@ -120,7 +123,7 @@ def _dirichlet(model: str, dataset: str, alphas: tuple[float, ...]) -> list[Case
 
 
 def _small(model: str, cases: list[Case]) -> Version:
-    """The methods once, on digits."""
+    """Each method once, on digits."""
     once = {case.settings["algorithm"]: case for case in cases}
     sage = {"fsl_sage": SMALL_SAGE}
     settings = {case.name: {**case.settings, **sage.get(name, {})} for name, case in once.items()}
@@ -150,7 +153,7 @@ def _both(model: str, dataset: str) -> Recipe:
 FIGURES = "FSL-SAGE's figures, read off"
 SPLIT = [
     _recipe("_iid", "resnet18", "cifar10", _iid("resnet18", "cifar10"), source=FIGURES, until=0.81),
-    # 80 GiB, and rounds enough for the method that sends least.
+    # 80 GiB, and enough rounds for the method that sends least.
     _recipe(
         "_dirichlet", "resnet18", "cifar10", _dirichlet("resnet18", "cifar10", ALPHAS), source=FIGURES,
         settings={"comm_threshold_mb": 85_899.35, "rounds": 600},

@@ -1,8 +1,8 @@
 """FedSub and its baselines (Zhang, Xu, Yuan, 2025, https://arxiv.org/abs/2509.05213), at equal steps and equal bytes.
 
-The settings are those of the published program's scripts.  It compares methods at equal steps and counts the layers in
-subspaces alone, because it never averages the other parameters; here they are averaged and counted.  At equal bytes
-FedAvg, P = I and data-parallel SGD, which is FedAvg of one local step, have the rounds that FedSub's bytes pay for.
+The settings are those of the published program's scripts.  The program compares methods at equal steps and counts only
+the layers in subspaces, because it never averages the other parameters; here they are averaged and counted.  At equal
+bytes, FedAvg, P = I and data-parallel SGD (FedAvg with one local step) have as many rounds as FedSub's bytes pay for.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from lilliput.models import LLAMA
 from lilliput.recipes.recipe import Case, Recipe, Version
 from lilliput.recipes.traffic import Network, llama, resnet
 
-# What the closed forms rest on: the other parameters are averaged, and a device keeps the model from round to round.
+# The closed forms assume that the other parameters are averaged, and that a device keeps the model between rounds.
 FEDSUB = {"projection": "cd", "dual": "rotated", "ordinary": "average", "downlink": "means"}
 HARDWARE = "one GPU at 100 TFLOP/s, by arithmetic"
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Rounds of FedSub, local steps of each, clients, and how many rows of results a run has."""
+    """FedSub's rounds, the local steps of a round, clients, and the rows of results of a run."""
 
     rounds: int
     tau: int
@@ -30,7 +30,7 @@ class Schedule:
     results: int = 20
 
     def of(self, rounds: int, tau: int | None = None) -> dict[str, Any]:
-        """The settings of a run of so many rounds."""
+        """The settings of a run of `rounds`."""
         return {"rounds": rounds, "local_steps": tau or self.tau, "evaluate_every": max(1, rounds // self.results)}
 
 
@@ -39,7 +39,7 @@ def cases(
 ) -> list[Case]:
     """FedSub in each of `subspaces` and its baselines, at equal steps and at the bytes of each.
 
-    subspaces: name -> the settings of `fedsub.` that are its own; common: those of all.
+    subspaces: name -> its own settings of `fedsub.`; common: those of all.
     """
     common = {**FEDSUB, **common}
     full = {"rank": 1.0, "projection": "idx"}
@@ -75,18 +75,18 @@ def _baselines(
 
 
 def _mib(numbers: int, schedule: Schedule) -> float:
-    """MiB that all clients send and are sent in a round."""
+    """MiB that all clients send and receive in a round."""
     return round(2 * 4 * numbers * schedule.clients / 2**20, 2)
 
 
 def _hours(made: Sequence[Case], operations: float, speed: float = 1e14) -> float:
-    """Hours of all cases, from the operations of a step of all clients."""
+    """Hours of all cases, given the operations that all clients do in a step."""
     steps = sum(case.settings["rounds"] * case.settings["local_steps"] for case in made)
     return round(steps * operations / speed / 3600, 1)
 
 
 def _small(made: Sequence[Case], settings: Mapping[str, Any]) -> Version:
-    """Each case as it is quickly run; what so small a model sends tells nothing."""
+    """Each case at a small size; it has no MiB, because the traffic of so small a model means nothing."""
     return Version([replace(case, mib=None) for case in made], "2 CPU cores", 0.01, settings)
 
 
@@ -96,14 +96,14 @@ COMMON: dict[str, Any] = {
     "cohort": None, "seed": 42,
 }  # fmt: skip
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
-# Two steps a round of a LLaMA of one layer on bytes of the standard library's source: that everything runs.
+# Rounds of two steps of a LLaMA of one layer on bytes of the standard library, to see that everything runs.
 SMALL = {
     "model": "llama_9m", "model.layers": 1, "model.hidden": 32, "model.mlp": 64, "model.heads": 2, "dataset": "corpus",
     "corpus.source": "stdlib", "corpus.tokenizer": "bytes", "corpus.length": 32, "corpus.tokens": "20K",
     "corpus.validation_tokens": "4K", "batch_size": 4, "lr": 0.1,
 }  # fmt: skip
 BYTES = 259  # tokens of the tokenizer `bytes`
-T5 = 32_100  # and of T5's: its pieces and a hundred words of its own
+T5 = 32_100  # tokens of T5's tokenizer: its pieces and a hundred sentinels
 
 
 def _pretraining(size: str) -> Recipe:
@@ -113,7 +113,7 @@ def _pretraining(size: str) -> Recipe:
     common = {"targets": TARGETS, "refresh": 5}
     made = cases(network, schedule, {f"rank {r}": {"rank": r} for r in (64, 128, 256)}, **common)
     few = cases(llama(TINY, BYTES), small, {f"rank {r}": {"rank": r} for r in (4, 8, 16)}, **{**common, "refresh": 1})
-    # A document of C4 has 427 tokens of T5's in the mean, and each is one sequence.
+    # A document of C4 has 427 of T5's tokens on average, and each document is one sequence.
     tokens = schedule.rounds * schedule.tau * schedule.clients * batch * 427
     settings = {
         **COMMON, "model": f"llama_{size}", "model.lean": True, "dataset": "corpus", "corpus.packing": False,
@@ -133,7 +133,7 @@ def _pretraining(size: str) -> Recipe:
 
 
 def _note(size: str, made: Sequence[Case]) -> str:
-    """What was published, and what FedAvg's rounds are at equal bytes."""
+    """The note: FedAvg's rounds at equal bytes, and the published numbers."""
     paid = [str(case.settings["rounds"]) for case in made if case.name.startswith("FedAvg at")]
     ours = (
         f"At the bytes of ranks 64, 128 and 256, FedAvg has {', '.join(paid[:-1])} and {paid[-1]} of the 2000 rounds."
@@ -146,7 +146,7 @@ def _note(size: str, made: Sequence[Case]) -> str:
         ", and the time of a round at 100 Mb/s (76.1, 77.8, 80.1 and 86.5 %), of which communication is 12, 17, 23 and "
         "41 % of FedAvg's, because the other parameters were not averaged" if size == "60m" else ""
     )  # fmt: skip
-    published = f"Published is the peak memory beside FedAvg's ({peak[size]}){time}"
+    published = f"The source reports the peak memory relative to FedAvg's ({peak[size]}){time}"
     return (
         f"{ours}  {published}.  The program scales gradients of b by rank / rows and keeps the first P; ours does not."
     )
@@ -174,7 +174,7 @@ def _finetuning() -> Recipe:
          "small": _small(few, SMALL)},
         metric="perplexity",
         note="Rows have loss, accuracy of tokens and perplexity.  pretrained.source and wikitext2.tokenizer name the "
-             "model's folder, wikitext2.folder the data's.  The model's own tokenizer is taken; the program took T5's, "
+             "model's folder, wikitext2.folder the data's.  We use the model's own tokenizer; the program used T5's, "
              "and gave each client all of the text.",
     )  # fmt: skip
 
@@ -195,7 +195,7 @@ def _vision() -> Recipe:
         "local_steps": schedule.tau,
     }  # fmt: skip
     digits = {"model": "resnet20", "model.width": 4, "dataset": "digits", "augment": None, "batch_size": 8}
-    # Three passes of two operations; a weight is used at each of 32 x 32, 16 x 16 and 8 x 8 pixels.
+    # Three passes of two operations; a weight acts at each of 32 x 32, 16 x 16 or 8 x 8 pixels.
     pixels = 37 * 16 * 16 * 1024 + 36 * (32 * 32 * 256 + 64 * 64 * 64)
     operations = 6 * 49 * pixels * schedule.clients * batch
     fedavg = next(case.settings["rounds"] for case in made if case.name == "FedAvg at its bytes")
@@ -205,8 +205,8 @@ def _vision() -> Recipe:
         {"full": Version(made, "one GPU at 10 TFLOP/s, by arithmetic", _hours(made, operations, 1e13)),
          "small": _small(few, digits)},
         note=f"FedSub has {epochs} epochs; its bytes pay for {fedavg} rounds of FedAvg, which are "
-             f"{fedavg * 10 / batches:.1f} epochs (20 in the script, which counts convolutions alone).  The program "
-             "tests each client on its own classes; ours is tested on all.",
+             f"{fedavg * 10 / batches:.1f} epochs (20 in the script, which counts only convolutions).  The program "
+             "tests each client on its own classes; we test on all.",
     )  # fmt: skip
 
 

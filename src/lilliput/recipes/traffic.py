@@ -1,9 +1,9 @@
-"""What FedSub and FedAvg send, in closed form: numbers per round and client.
+"""The traffic of FedSub and FedAvg in closed form: numbers per round and client.
 
     FedSub:  sum_l m_l r_l + ordinary        up and down, and once the whole model down
     FedAvg:  sum_l m_l n_l + ordinary        up and down; data-parallel SGD the same in each step
 
-P comes from a seed and costs nothing.  Buffers (statistics of BatchNorm) travel up and down in both.
+P comes from a seed and costs nothing.  Both methods send buffers (statistics of BatchNorm) up and down.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lilliput.subspace.replace import rank_of
 
 
 class Layers(NamedTuple):
-    """So many layers in a subspace, of m rows and a width of n."""
+    """A number of equal layers in a subspace, with m rows and a width of n."""
 
     number: int
     rows: int
@@ -25,7 +25,7 @@ class Layers(NamedTuple):
 
 @dataclass(frozen=True)
 class Network:
-    """What of a model goes into subspaces, and how many numbers there are beside that."""
+    """The layers of a model in subspaces, and how many ordinary parameters and buffers it has besides."""
 
     layers: tuple[Layers, ...]
     ordinary: int
@@ -33,25 +33,25 @@ class Network:
 
     @property
     def whole(self) -> int:
-        """Parameters of the model."""
+        """The number of parameters of the model."""
         return sum(number * m * n for number, m, n in self.layers) + self.ordinary
 
     def sent(self, rank: int | float) -> int:
-        """Numbers that FedSub sends in a round, up as well as down."""
+        """The numbers that FedSub sends in a round in each direction."""
         b = sum(number * m * rank_of("a layer", rank, n) for number, m, n in self.layers)
         return b + self.ordinary + self.buffers
 
     def paid(self, rank: int | float, rounds: int, whole_models: int = 0) -> int:
-        """Rounds in full dimension that the bytes of FedSub's rounds pay for, after so many whole models down."""
+        """Full-dimension rounds that the bytes of FedSub's rounds pay for, less `whole_models` sent down first."""
         bytes_ = 2 * rounds * self.sent(rank) + (1 - whole_models) * self.whole
         return bytes_ // (2 * (self.whole + self.buffers))
 
 
 def llama(sizes: Mapping[str, int], vocabulary: int, key_rows: int | None = None, tables: int = 2) -> Network:
-    """A LLaMA of these arguments of `LlamaConfig`, its seven projections of each layer in subspaces.
+    """A LLaMA with these arguments of `LlamaConfig` and the seven projections of each layer in subspaces.
 
-    key_rows: rows of keys and of values, if they are fewer than the hidden width
-    tables:   1 where the head is the table of embeddings
+    key_rows: rows of keys and of values, if fewer than the hidden width
+    tables:   1 if the head is tied to the embedding, else 2
     """
     h, f, depth = sizes["hidden_size"], sizes["intermediate_size"], sizes["num_hidden_layers"]
     layers = (
@@ -64,7 +64,7 @@ def llama(sizes: Mapping[str, int], vocabulary: int, key_rows: int | None = None
 
 
 def resnet(blocks: int, width: int, kernel: int, channels: int, classes: int) -> Network:
-    """A CIFAR ResNet, the width of its kernels in subspaces."""
+    """A CIFAR ResNet with the width of its kernels in subspaces."""
     pairs = [(channels, width, 1)]
     for before, own in ((width, width), (width, 2 * width), (2 * width, 4 * width)):
         pairs += [(before, own, 1), (own, own, 2 * blocks - 1)]

@@ -1,4 +1,4 @@
-"""What a run shows and leaves: the live table, run trackers, figures, and the comparison of finished runs."""
+"""Reports on runs: the live table, run trackers, figures, and the comparison of finished runs."""
 
 from lilliput.report.board import TensorBoard, WandB
 from lilliput.report.compare import Comparison, compare

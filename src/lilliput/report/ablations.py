@@ -1,4 +1,4 @@
-"""Figures of ablations: a metric against a setting, and how long a round lasts on other links."""
+"""Figures of ablations: a metric against a setting, and the seconds of a round on other links."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lilliput.report.labels import name_lines
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Points = Mapping[str, Mapping[float, Sequence[float]]]  # by line and setting, a value a seed
-Bars = Mapping[str, Mapping[str, tuple[float, float]]]  # by group and link, seconds on the link and computing
+Points = Mapping[str, Mapping[float, Sequence[float]]]  # line -> setting -> one value per seed
+Bars = Mapping[str, Mapping[str, tuple[float, float]]]  # group -> link -> seconds on the link, seconds computing
 
 
 def against_setting(points: Points, title: str, metric: str, width: str = "single") -> Figure:
-    """The metric against a setting, a line a group: means over seeds, bars of one standard deviation.
+    """The metric against a setting, one line per group: means over seeds with bars of one standard deviation.
 
-    The axis is logarithmic where settings lie more than twentyfold apart.
+    The x axis is logarithmic if the settings differ by more than a factor of 20.
     """
     with plots.style():
         figure, (ax,) = plots.frame(1, width)
@@ -44,7 +44,7 @@ def against_setting(points: Points, title: str, metric: str, width: str = "singl
 
 
 def latency(bars: Bars, title: str, width: str = "single") -> Figure:
-    """Seconds by link, a bar a group: what passes on the link full, what is computing above it pale."""
+    """Seconds by link, one bar per group: time on the link in full colour, time computing pale above it."""
     links = list(next(iter(bars.values())))
     with plots.style():
         figure, (ax,) = plots.frame(1, width)
@@ -65,21 +65,21 @@ def _spread(values: Sequence[float]) -> tuple[float, float]:
 
 
 def rounds(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each round and its line, from a run's ledger; the last attempt of each round.
+    """Each round and its line in a run's ledger; if a round was repeated, the last attempt.
 
-    Raises ValueError for a run without a ledger, or with one that is damaged.
+    Raises ValueError if the ledger is missing or damaged.
     """
     path = folder / "ledger.jsonl"
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        found = {line["round"]: _whole(line) for line in lines}
+        by_round = {line["round"]: _whole(line) for line in lines}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is missing or damaged ({type(error).__name__}); run {folder} again") from None
-    yield from sorted(found.items())
+    yield from sorted(by_round.items())
 
 
 def _whole(line: dict[str, Any]) -> dict[str, Any]:
-    """A line as it is written now, of one from when a ledger had an entry for every call."""
+    """Convert a line of an older ledger, which had an entry for every call, to today's format."""
     if "slowest" in line:
         return line
     ledger = Ledger(line["round"])
@@ -89,15 +89,15 @@ def _whole(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def simulated(line: Mapping[str, Any], device: Profile) -> tuple[float, float]:
-    """(seconds on the link, seconds computing) of a round on devices like this: a call waits for its slowest member."""
+    """(seconds on the link, seconds computing) of a round on such devices; a call waits for its slowest client."""
     link = computing = 0.0
     for times, loads in line["slowest"]:
-        own = [(device.seconds(down, 0, up), device.seconds(0, flops, 0)) for down, up, flops in loads]
-        slowest = max(own, key=sum)
+        spans = [(device.seconds(down, 0, up), device.seconds(0, flops, 0)) for down, up, flops in loads]
+        slowest = max(spans, key=sum)
         link, computing = link + times * slowest[0], computing + times * slowest[1]
     return link, computing
 
 
 def largest_message(folder: Path, kind: str) -> float:
-    """MB of a kind of message (`auxiliary`, `cut`, ...) in the largest call of a run; 0 if none had it."""
+    """The most MB of a kind of message (`auxiliary`, `cut`, ...) in one call of a run; 0 if it was never sent."""
     return max((line["largest"].get(kind, 0) for _, line in rounds(folder)), default=0) / 1e6

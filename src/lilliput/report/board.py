@@ -8,28 +8,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_WHOLE = {"loss", "accuracy"}  # the server's evaluation, which gets a group of its own
+_SERVER = {"loss", "accuracy"}  # the server's evaluation, which has its own group
 
 
 def scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """(tag, value) for each number of a row: server/…, clients/…, seconds/… as named, the rest under round/…"""
+    """(tag, value) for each number of a row: server/…, clients/…, seconds/…, and all others under round/…"""
     for name, value in row.items():
         if name == "round" or isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        yield (f"server/{name}" if name in _WHOLE else name if "/" in name else f"round/{name}"), float(value)
+        yield (f"server/{name}" if name in _SERVER else name if "/" in name else f"round/{name}"), float(value)
 
 
 class TensorBoard:
     """Writes each row as TensorBoard scalars; `tensorboard --logdir runs` shows them.
 
-    The records are written in the caller's thread and flushed: engines fork, and a killed run keeps its events.
+    It writes and flushes in the caller's thread, because engines fork, and so that a killed run keeps its events.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
     def start(self, experiment: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Raises ValueError, saying what to install, where tensorboard is missing."""
+        """Open the event file.  Raises ValueError with the package to install if tensorboard is missing."""
         try:
             from tensorboard.compat.proto.event_pb2 import Event, SessionLog
             from tensorboard.summary.writer.record_writer import RecordWriter
@@ -40,11 +40,11 @@ class TensorBoard:
         self._records = RecordWriter(self._file)
         self._add(Event(file_version="brain.Event:2"))
         if rows:
-            # Hides what an interrupted session wrote after the checkpoint that this one starts from.
+            # Hides the events that an interrupted session wrote after the checkpoint from which this one starts.
             self._add(Event(step=rows[-1]["round"] + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def progress(self, round: int, done: int, total: int) -> None:
-        """Nothing: an event is a whole round."""
+        """Does nothing: each event is a whole round."""
 
     def row(self, row: Mapping[str, Any]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
@@ -63,13 +63,13 @@ class TensorBoard:
 
 
 class WandB:
-    """Sends each row to Weights & Biases.  A resumed run goes on in the same place, known by its folder's name."""
+    """Sends each row to Weights & Biases.  The folder's name identifies a run, so a resumed run continues there."""
 
     def __init__(self, folder: str | Path, project: str = "lilliput", config: Mapping[str, Any] | None = None) -> None:
         self.folder, self.project, self.config = Path(folder), project, dict(config or {})
 
     def start(self, experiment: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Raises ValueError, saying what to install, where wandb is missing."""
+        """Start or resume the run.  Raises ValueError with the package to install if wandb is missing."""
         try:
             import wandb
         except ImportError:
@@ -81,7 +81,7 @@ class WandB:
         )
 
     def progress(self, round: int, done: int, total: int) -> None:
-        """Nothing: a step is a whole round."""
+        """Does nothing: each step is a whole round."""
 
     def row(self, row: Mapping[str, Any]) -> None:
         self._run.log(dict(scalars(row)), step=row["round"])

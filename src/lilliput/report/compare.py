@@ -1,4 +1,4 @@
-"""Finished runs side by side: what each setting reached, averaged over its seeds, and what it cost."""
+"""Compares finished runs: what each setting reached, averaged over its seeds, and what it cost."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from statistics import fmean, stdev
 from typing import Any
 
 from lilliput.experiment.stop import headline
-from lilliput.report.runs import Row, Run, Target, find, largest, reached, read, series, total
+from lilliput.report.runs import FinishedRun, Row, Target, find, largest, reached, read, series, total
 from lilliput.report.text import is_share, lower_is_better
 
-# What two runs of one setting may differ in: the seed, and what only says where and how they ran.
+# Keys in which two runs of one setting may differ: the seed, and where and how they ran.
 INCIDENTAL = {"seed", "name", "folder", "recipe", "scale", "case", "checkpoint_every", "engine", "device"}
 INCIDENTAL |= {"profile", "plots", "tensorboard", "wandb", "log_every", "save_every", "prefetch", "memory", "tags"}
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A number over seeds: mean, sample standard deviation (0 for one seed) and how many seeds it is over."""
+    """A number over seeds: mean, sample standard deviation (0 for one seed) and the number of seeds."""
 
     mean: float
     std: float
@@ -28,15 +28,15 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread | None:
-        """The spread of the values, None if there are none."""
+        """The spread of the values; None if there are none."""
         return cls(fmean(values), stdev(values) if len(values) > 1 else 0.0, len(values)) if values else None
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the table: what it is, its title with the unit it is shown in, and which end of it is good.
+    """One column of the table: its key, its title with the unit, and whether high or low is best.
 
-    `scale` turns a row's number into that unit.
+    `scale` converts a row's number to that unit.
     """
 
     key: str
@@ -47,10 +47,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one setting, one a seed."""
+    """The runs of one setting, one per seed."""
 
     label: str
-    runs: tuple[Run, ...]
+    runs: tuple[FinishedRun, ...]
     setting: Mapping[str, Any]
 
     @property
@@ -58,18 +58,18 @@ class Group:
         return [run.rows for run in self.runs]
 
     def called(self, label: str) -> Group:
-        """The same under another label."""
+        """The group with another label."""
         return Group(label, self.runs, self.setting)
 
     def column(self, key: str, metric: str, target: Target | None) -> Spread | None:
-        """A column's numbers over the group's runs that have it."""
-        found = [_number(run.rows, key, metric, target) for run in self.runs]
-        return Spread.of([value for value in found if value is not None])
+        """The spread of a column over the runs that have a number for it."""
+        values = [_number(run.rows, key, metric, target) for run in self.runs]
+        return Spread.of([value for value in values if value is not None])
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Groups of runs and the metric they are compared by.  `notes` says what a reader of the numbers should know."""
+    """Groups of runs and the metric to compare.  `notes` are warnings for the reader of the numbers."""
 
     groups: tuple[Group, ...]
     metric: str
@@ -84,7 +84,7 @@ class Comparison:
 
     @cached_property
     def columns(self) -> tuple[Column, ...]:
-        """The columns that at least one group has numbers for."""
+        """The columns for which at least one group has numbers."""
         percent, scale = (" %", 100) if is_share(self.metric) else ("", 1)
         best = "low" if lower_is_better(self.metric) else "high"
         every = (
@@ -103,11 +103,11 @@ class Comparison:
         return tuple(c for c in every if (self.target if c.key in reach else any(self.cells(c))))
 
     def cells(self, column: Column) -> list[Spread | None]:
-        """A column's numbers, one a group; None where no run of the group has any."""
+        """A column's numbers, one per group; None for a group without any."""
         return [group.column(column.key, self.metric, self.target) for group in self.groups]
 
     def console(self, console: Any = None) -> None:
-        """Prints the table and the notes."""
+        """Print the table and the notes."""
         from lilliput.report.tables import to_console
 
         to_console(self, console)
@@ -119,16 +119,16 @@ class Comparison:
         return to_latex(self)
 
     def csv(self) -> str:
-        """Every number in full: per group its setting, seeds, and mean, std and count of each column in plain units."""
+        """The table as CSV, unrounded: each group's setting, seeds, and mean, std and count of each column."""
         from lilliput.report.tables import to_csv
 
         return to_csv(self)
 
     def figures(self, folder: str | Path) -> list[Path]:
-        """Draws the metric against rounds, MB and simulated seconds, apart and together, and against memory.
+        """Draw the metric against rounds, MB and simulated seconds, apart and together, and against memory.
 
-        Each as PDF and PNG; what the runs have no numbers for is left out, and a single group is drawn together
-        alone.  Returns the files written.
+        Saves each as PDF and PNG, and returns the files.  Skips axes without numbers; a single group has only the
+        combined figure.
         """
         from lilliput.report import plots
 
@@ -155,19 +155,22 @@ def compare(
     target: str | float | None = None,
     metric: str | None = None,
 ) -> Comparison:
-    """The runs at or below the folders, grouped by every setting but the seed, or by the settings that `by` names.
+    """Compare the runs at or below the folders, grouped by every setting but the seed, or by the settings in `by`.
 
-    `target` is a metric and a value, such as accuracy>=0.9, or a value for the metric.  The metric is the target's
-    unless named, else the first that all runs evaluated of server accuracy, client accuracy and the losses.
-    Raises ValueError if the data of two runs differ, a run is damaged, or no metric is common to all.
+    `target` is a metric and a value, such as accuracy>=0.9, or a value for the metric.  By default the metric is the
+    target's, else the first of server accuracy, client accuracy and the losses that all runs evaluated.
+    Raises ValueError if two runs have different data, a run is damaged, or the runs have no metric in common.
     """
     return beside([read(folder) for folder in find(folders)], by, target, metric)
 
 
 def beside(
-    runs: Sequence[Run], by: Sequence[str] | None = None, target: str | float | None = None, metric: str | None = None
+    runs: Sequence[FinishedRun],
+    by: Sequence[str] | None = None,
+    target: str | float | None = None,
+    metric: str | None = None,
 ) -> Comparison:
-    """The same of runs that were read already."""
+    """Compare runs that are read already; arguments and errors are those of `compare`."""
     _refuse_other_data(runs)
     if metric is not None and not any(metric in row for run in runs for row in run.rows):
         raise ValueError(f"no run has a metric {metric!r}; leave --metric out, or name a column of metrics.jsonl")
@@ -177,73 +180,73 @@ def beside(
     return Comparison(_groups(runs, by, notes), metric, aim, tuple(notes))
 
 
-def _refuse_other_data(runs: Sequence[Run]) -> None:
-    known = [run for run in runs if run.environment.get("data")]
-    for run in known[1:]:
-        if run.environment["data"] != known[0].environment["data"]:
-            shown = " and ".join(f"{r.folder} ({str(r.environment['data'])[:12]})" for r in (known[0], run))
+def _refuse_other_data(runs: Sequence[FinishedRun]) -> None:
+    recorded = [run for run in runs if run.environment.get("data")]
+    for run in recorded[1:]:
+        if run.environment["data"] != recorded[0].environment["data"]:
+            shown = " and ".join(f"{r.folder} ({str(r.environment['data'])[:12]})" for r in (recorded[0], run))
             raise ValueError(f"the data of {shown} differ; compare runs on the same data")
 
 
-def common_metric(runs: Sequence[Run]) -> str:
-    """The metric that a reader looks for first among those that every run evaluated."""
+def common_metric(runs: Sequence[FinishedRun]) -> str:
+    """The most important metric that every run evaluated.  Raises ValueError if there is none."""
     common = set.intersection(*({name for row in run.rows for name in row} for run in runs))
-    found = headline([dict.fromkeys(common)])
-    if found is None and "train_loss" not in common:
+    first = headline([dict.fromkeys(common)])
+    if first is None and "train_loss" not in common:
         names = ", ".join(str(run.folder) for run in runs)
         raise ValueError(f"no metric was evaluated by all of {names}; name one that was, or compare fewer runs")
-    return found[0] if found else "train_loss"
+    return first[0] if first else "train_loss"
 
 
-def _groups(runs: Sequence[Run], by: Sequence[str] | None, notes: list[str]) -> tuple[Group, ...]:
+def _groups(runs: Sequence[FinishedRun], by: Sequence[str] | None, notes: list[str]) -> tuple[Group, ...]:
     settings = [_setting(run) for run in runs]
     keys = list(dict.fromkeys(key for setting in settings for key in setting))
     for key in by or ():
         if key not in keys:
             raise ValueError(f"no run has a setting {key!r} to group by; choose from {', '.join(keys) or 'none'}")
     differ = [key for key in keys if len({repr(setting.get(key)) for setting in settings}) > 1]
-    # A setting that only some methods have says nothing until two of those that have it differ.
+    # A setting that only some methods have appears in labels only if two of those methods differ in it.
     shown = by or [key for key in differ if len({repr(s[key]) for s in settings if key in s}) > 1]
-    found: dict[tuple[str, ...], list[Run]] = {}
+    grouped: dict[tuple[str, ...], list[FinishedRun]] = {}
     for run, setting in zip(runs, settings, strict=True):
-        found.setdefault(tuple(repr(setting.get(key)) for key in (by or keys)), []).append(run)
+        grouped.setdefault(tuple(repr(setting.get(key)) for key in (by or keys)), []).append(run)
     groups = []
-    for label, members in zip(_labels(list(found.values()), shown, differ), found.values(), strict=True):
+    for label, members in zip(_labels(list(grouped.values()), shown, differ), grouped.values(), strict=True):
         inner = [key for key in differ if len({repr(_setting(run).get(key)) for run in members}) > 1]
         if inner:
-            notes.append(f"the runs of {label!r} differ in {', '.join(inner)}: their spread is not over seeds alone")
+            notes.append(f"the runs of {label!r} differ in {', '.join(inner)}: their spread is not only over seeds")
         chosen = tuple(members) if inner else _one_a_seed(members, label, notes)
         groups.append(Group(label, chosen, _setting(members[0])))
     return tuple(groups)
 
 
-def _labels(found: Sequence[Sequence[Run]], shown: Sequence[str], differ: Sequence[str]) -> list[str]:
-    """A name for each group: the settings to show, or all that differ where those are the same for two."""
-    settings = [_setting(members[0]) for members in found]
+def _labels(groups: Sequence[Sequence[FinishedRun]], shown: Sequence[str], differ: Sequence[str]) -> list[str]:
+    """A label for each group: the settings to show, or, if two groups share those, all that differ."""
+    settings = [_setting(members[0]) for members in groups]
     for keys in (shown, differ):
         labels = [in_words(s, keys) or in_words(s, ["algorithm"]) or "all runs" for s in settings]
         if len(set(labels)) == len(labels):
             return labels
-    return [str(members[0].folder) for members in found]
+    return [str(members[0].folder) for members in groups]
 
 
-def _setting(run: Run) -> dict[str, Any]:
-    """A run's configuration without what does not tell two settings apart; its folder if it has none."""
+def _setting(run: FinishedRun) -> dict[str, Any]:
+    """A run's configuration without the incidental keys; its folder if it has no configuration."""
     if not run.config:
         return {"folder": str(run.folder)}
-    without = {*INCIDENTAL, run.config.get("engine")}  # an engine's own settings stand under its name
+    without = {*INCIDENTAL, run.config.get("engine")}  # an engine's own settings are under its name
     return {key: value for key, value in run.config.items() if key.split(".")[0] not in without}
 
 
 def in_words(setting: Mapping[str, Any], keys: Sequence[str]) -> str:
-    """The settings in words: names bare, the rest as key=value without the key's prefix."""
+    """The settings as text: names alone, others as "key value" without the key's prefix."""
     bare = ("algorithm", "model", "dataset", "partition", "slice", "combine", "folder")
     given = {key: setting[key] for key in keys if setting.get(key) is not None}
     return ", ".join(str(v) if k in bare else f"{k.rsplit('.', 1)[-1]} {v}" for k, v in given.items())
 
 
-def _one_a_seed(runs: Sequence[Run], label: str, notes: list[str]) -> tuple[Run, ...]:
-    """The last run of each seed: a setting run twice with one seed is one sample, not two."""
+def _one_a_seed(runs: Sequence[FinishedRun], label: str, notes: list[str]) -> tuple[FinishedRun, ...]:
+    """The last run of each seed, because two runs of a setting with one seed are one sample, not two."""
     last = {run.config.get("seed", run.folder): run for run in runs}
     if len(last) < len(runs):
         notes.append(f"{len(runs) - len(last)} earlier runs of {label!r} with the same seed were left out")

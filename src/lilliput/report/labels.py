@@ -1,4 +1,4 @@
-"""Names beside the lines and points of a figure, moved apart where they would overlap."""
+"""Names beside the lines and points of a figure, moved apart if they would overlap."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lilliput.report.text import is_share
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SIZE, LEADING = 7, 8.0  # points: type size, and the least distance of two names
+SIZE, LEADING = 7, 8.0  # points: the type size, and the least distance between two names
 
 
 def name_lines(panels: Sequence[Axes]) -> None:
-    """Names at the lines' ends where there is one panel and all end together, else a legend above."""
+    """Write names at the ends of lines if there is one panel and all lines end together, else a legend above."""
     ax = panels[0]
     lines = [line for line in ax.lines if not str(line.get_label()).startswith("_")]
     last = [(float(np.asarray(line.get_xdata())[-1]), float(np.asarray(line.get_ydata())[-1])) for line in lines]
@@ -33,7 +33,7 @@ def name_lines(panels: Sequence[Axes]) -> None:
 
 
 def name_target(ax: Axes, target: Target) -> None:
-    """The target's value above its line."""
+    """Write the target's value above its line."""
     from matplotlib.patheffects import withStroke
 
     text = f"target {100 * target.value:g} %" if is_share(target.metric) else f"target {target.value:g}"
@@ -43,7 +43,7 @@ def name_target(ax: Axes, target: Target) -> None:
 
 
 def name_points(ax: Axes, points: Sequence[tuple[str, float, float, str]]) -> None:
-    """Names beside (name, x, y, colour), on the side where there is room."""
+    """Write names beside points (name, x, y, colour), on the side that has room."""
     _lay_out(ax)
     across = ax.transAxes.inverted().transform(ax.transData.transform([(x, y) for _, x, y, _ in points]))[:, 0]
     for column in _columns(across):
@@ -56,7 +56,7 @@ def name_points(ax: Axes, points: Sequence[tuple[str, float, float, str]]) -> No
 
 
 def _columns(across: np.ndarray, width: float = 0.2) -> list[list[int]]:
-    """The points whose names could meet: neighbours less than `width` of the axis apart."""
+    """Groups of points whose names could overlap: neighbours less than `width` of the axis apart."""
     order = [int(i) for i in np.argsort(across)]
     columns = [order[:1]]
     for before, i in pairwise(order):
@@ -68,18 +68,18 @@ def _columns(across: np.ndarray, width: float = 0.2) -> list[list[int]]:
 
 
 def _beside(ax: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **look: Any) -> None:
-    """Text at a share of the axis's width and a data height, moved by `offset` points."""
+    """Write text at (share of the axis's width, data height), moved by `offset` points."""
     place: dict[str, Any] = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points"}
     ax.annotate(text, at, offset, annotation_clip=False, **place, **look)
 
 
 def _lay_out(ax: Axes) -> None:
-    """Fixes the layout, and with it how many points a data unit is."""
+    """Fix the layout, which decides how many points a data unit has."""
     ax.figure.draw_without_rendering()  # type: ignore[union-attr]
 
 
 def apart(ax: Axes, heights: Sequence[float]) -> list[float]:
-    """The heights (data units) moved as little as keeps names from overlapping, in their order."""
+    """The heights (data units) moved as little as possible so that names do not overlap; keeps their order."""
     if not heights:
         return []
     _lay_out(ax)
@@ -87,14 +87,14 @@ def apart(ax: Axes, heights: Sequence[float]) -> list[float]:
     points = ax.transData.transform([(1, y) for y in heights])[:, 1] * scale
     order = np.argsort(points)
     gaps = LEADING * np.arange(len(order))
-    # Isotonic regression of the sorted heights less their gaps: the least squares under "in order, a gap apart".
+    # Isotonic regression of the sorted heights minus their gaps: least squares with names in order, a gap apart.
     placed = np.empty(len(order))
     placed[order] = isotonic(points[order] - gaps) + gaps
     return list(ax.transData.inverted().transform([(1, p / scale) for p in placed])[:, 1])
 
 
 def isotonic(values: np.ndarray) -> np.ndarray:
-    """The nearest non-decreasing sequence in least squares, by pooling neighbours that break the order."""
+    """The non-decreasing sequence nearest to the values in least squares; pools neighbours that break the order."""
     blocks: list[tuple[float, int]] = []
     for value in values:
         blocks.append((float(value), 1))

@@ -1,6 +1,6 @@
-"""What a run shows while it runs: a live table on a terminal, plain lines, one a round, elsewhere.
+"""What a run shows while it runs: a live table on a terminal, elsewhere one plain line per round.
 
-Bytes and simulated time are since round 1, memory is that of the largest client so far.
+Bytes and simulated time count from round 1; memory is that of the largest client so far.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 Wide = TypeVar("Wide")
 Plain = TypeVar("Plain")
-SHOWN = 10  # rounds that the live table holds
-SPLIT = ("encode", "transfer", "decode", "compute", "wait")  # the parts of the time that profile= measures
+SHOWN = 10  # rounds in the live table
+SPLIT = ("encode", "transfer", "decode", "compute", "wait")  # the parts of time that profile= measures
 
 
 @dataclass(frozen=True)
 class Line:
-    """One round as it is shown; `then` makes the next from a row."""
+    """One round as the views show it; `then` makes the next round's from its row."""
 
     round: int = 0
     metrics: Row = field(default_factory=dict)
@@ -49,12 +49,12 @@ class Line:
         )
 
     def value(self, metric: str | None) -> str:
-        """The metric of this round, "" where it was not evaluated."""
+        """The metric of this round as text; "" if it was not evaluated."""
         return number(metric, self.metrics[metric]) if metric in self.metrics and metric else ""
 
 
 class Watch:
-    """The state that both views share: where the run stands, its best round, and when it will end."""
+    """The state that both views share: the run's progress, its best round, and when it will end."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
@@ -76,10 +76,10 @@ class Watch:
         self._since = self.clock()
 
     def add(self, row: Row) -> Line:
-        """Take in the row of a finished round."""
+        """Record the row of a finished round."""
         self.line, self.now = self.line.then(row), None
-        if found := headline([row], self._bound):
-            self.metric, sign = found
+        if aim := headline([row], self._bound):
+            self.metric, sign = aim
             if self.metric in row and (self.best is None or not better(sign, self._best_value(), row[self.metric])):
                 self.best = self.line
         self._took.append(self.clock() - self._since)
@@ -90,18 +90,18 @@ class Watch:
         return self.best.metrics[str(self.metric)] if self.best else math.nan
 
     def fraction(self) -> float:
-        """The share of the running round's clients that are done."""
+        """The share of the current round's clients that are done."""
         return self.now[1] / self.now[2] if self.now and self.now[2] else 0.0
 
     def eta(self) -> str:
-        """The time left at the pace of the last rounds, "" before the first has ended."""
+        """The time left at the pace of the last rounds; "" before the first round has ended."""
         if not self._took:
             return ""
         pace = sum(self._took) / len(self._took)
         return duration(max(0.0, pace * (self.rounds - self.line.round - self.fraction())))
 
     def summary(self, rows: Sequence[Row]) -> str:
-        """The run in a sentence: where it ended, its best round, what it cost."""
+        """The run in a sentence: its final metric, its best round, its cost."""
         line, parts = self.line, []
         if self.metric and (last := [row for row in rows if self.metric in row]):
             parts.append(f"{self.metric} {number(self.metric, last[-1][self.metric])}")
@@ -115,7 +115,7 @@ class Watch:
 
 
 class Lines:
-    """Plain lines, one a round: for files, pipes and sweeps."""
+    """Plain lines, one per round: for files, pipes and sweeps."""
 
     def __init__(self, write: Callable[[str], Any] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.write = write or (lambda text: print(text, flush=True))
@@ -126,7 +126,7 @@ class Lines:
         self.write(self.watch.title + (f", resumed after round {self.watch.line.round}" if rows else ""))
 
     def progress(self, round: int, done: int, total: int) -> None:
-        """Nothing: a line is a whole round."""
+        """Does nothing: each line is a whole round."""
 
     def row(self, row: Row) -> None:
         line, watch = self.watch.add(row), self.watch
@@ -147,9 +147,9 @@ class Lines:
 
 
 class Table:
-    """A live table of the last rounds with the progress of the running one, on a terminal.
+    """A live table of the last rounds, with the progress of the current one, for a terminal.
 
-    It draws when something happens, at most ten times a second, and starts no thread: engines fork.
+    It draws when something happens, at most ten times a second, and starts no thread, because engines fork.
     """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
@@ -220,14 +220,14 @@ class Table:
 
 
 def live(console: Console | None = None, plain: bool = False) -> Table | Lines:
-    """The reporter for this console: the live table on a terminal, else (or if `plain`) lines."""
+    """The reporter for this console: the live table on a terminal, else (or with `plain`) lines."""
     return suited(Table, Lines, console, plain)
 
 
 def suited(
     table: Callable[..., Wide], lines: Callable[..., Plain], console: Console | None, plain: bool
 ) -> Wide | Plain:
-    """A table for a console that is a terminal, else (or if `plain`) lines that are printed on it."""
+    """`table` for a console that is a terminal, else (or with `plain`) `lines` printed on it."""
     from rich.console import Console
 
     console = console or Console()
@@ -237,12 +237,12 @@ def suited(
 
 
 def title(experiment: Experiment) -> str:
-    """The method and how many clients and rounds, in words."""
+    """The method and the numbers of clients and rounds, as text."""
     return f"{type(experiment.algorithm).__name__}, {len(experiment.data)} clients, {experiment.rounds} rounds"
 
 
 def time_split(rows: Sequence[Row]) -> str:
-    """Where the time of a profiled run went, "" if it was not profiled."""
+    """How a profiled run spent its time, as text; "" if it was not profiled."""
     seconds = {part: sum(row.get(f"seconds/{part}") or 0.0 for row in rows) for part in SPLIT}
     whole = sum(seconds.values())
     if not whole:
@@ -251,7 +251,7 @@ def time_split(rows: Sequence[Row]) -> str:
 
 
 def _metrics(row: Row, metric: str | None) -> list[str]:
-    """The metrics worth a column: the headline, what goes with it, and the training loss."""
+    """The metrics worth a column: the headline, its companions, and the training loss."""
     beside = ("clients/accuracy", "accuracy/worst_decile", "clients/accuracy/worst_decile", "loss", "train_loss")
     names = [metric, *(name for name in beside if name != metric)]
     return [name for name in names if name and name in row]

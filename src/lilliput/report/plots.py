@@ -1,7 +1,7 @@
-"""Figures one can print in a paper: a metric against rounds, MB and simulated seconds, and against memory.
+"""Figures for papers: a metric against rounds, MB and simulated seconds, and against memory.
 
-Lines are means over seeds, bands one standard deviation.  Colours are those of Okabe and Ito, told apart by every
-kind of sight; line styles repeat the distinction for print without colour.  https://jfly.uni-koeln.de/color/
+Lines are means over seeds, bands one standard deviation.  The colours are Okabe and Ito's, which colour-blind readers
+can distinguish; line styles repeat the distinction for print without colour.  https://jfly.uni-koeln.de/color/
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _REMEDY = "choose another metric, or run with evaluate=both"
-Groups = Mapping[str, Sequence[Sequence[Row]]]  # by label, the rows of each seed
+Groups = Mapping[str, Sequence[Sequence[Row]]]  # label -> the rows of each seed
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray]  # x, mean and standard deviation over seeds
 
 WIDTHS = {"single": 3.4, "double": 7.0}  # inches: the column and the page of the usual two-column styles
@@ -68,7 +68,7 @@ STYLE = {
 
 
 def style() -> AbstractContextManager[None]:
-    """The look of all figures, for a `with`; it changes nothing outside."""
+    """The style of all figures, as a context; it changes nothing outside."""
     try:
         from matplotlib import rc_context
     except ImportError:
@@ -79,8 +79,8 @@ def style() -> AbstractContextManager[None]:
 def mean_curve(seeds: Sequence[Sequence[Row]], metric: str, against: str = "rounds") -> Curve:
     """Mean and sample standard deviation of the metric over seeds, at every x where any seed was evaluated.
 
-    A seed's value between its evaluations is interpolated; x covers what all seeds have, so that each point
-    is a mean over all of them.  Empty if a seed never evaluated the metric or their ranges do not overlap.
+    Interpolates a seed's value between its evaluations.  x spans the range that all seeds share, so that each point is
+    a mean over all of them.  Empty if a seed never evaluated the metric, or if the ranges do not overlap.
     """
     lines = [tuple(map(np.asarray, series(rows, metric, against))) for rows in seeds]
     if not lines or any(len(x) == 0 for x, _ in lines):
@@ -100,7 +100,7 @@ def curves(
     target: Target | None = None,
     width: str = "single",
 ) -> Figure:
-    """A panel for each axis of `against` (rounds, mb, gb, seconds), with one line a group.
+    """A panel for each axis of `against` (rounds, mb, gb, seconds), with one line per group.
 
     Raises ValueError if no group evaluated the metric.
     """
@@ -120,7 +120,7 @@ def curves(
 
 
 def against_memory(groups: Groups, metric: str = "accuracy", width: str = "single") -> Figure:
-    """The best value of the metric against the memory of the largest client: a point a group, bars over seeds."""
+    """The best value of the metric against the memory of the largest client: one point per group, bars over seeds."""
     best = min if lower_is_better(metric) else max
     with style():
         figure, (ax,) = frame(1, width)
@@ -132,7 +132,7 @@ def against_memory(groups: Groups, metric: str = "accuracy", width: str = "singl
                 continue
             ends[name] = (x, y) = points.mean(axis=0)
             dx, dy = points.std(axis=0, ddof=1) if len(points) > 1 else (0, 0)
-            # Hollow: settings that need the same memory for the same score would hide each other.
+            # Hollow, because settings with equal memory and equal scores would hide each other.
             look: dict[str, Any] = {"color": colour(number), "fmt": MARKS[number % len(MARKS)], "mfc": "none"}
             ax.errorbar(x, y, dy, dx, ms=4.5, lw=0.9, mew=1.1, label=name, **look)
         if not ends:
@@ -146,7 +146,7 @@ def against_memory(groups: Groups, metric: str = "accuracy", width: str = "singl
 
 
 def save(figure: Figure, stem: str | Path) -> list[Path]:
-    """Writes `<stem>.pdf` (vectors) and `<stem>.png` (300 dpi), the same bytes for the same figure."""
+    """Write `<stem>.pdf` (vectors) and `<stem>.png` (300 dpi), the same bytes for the same figure; return the paths."""
     stem = Path(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(stem.name + suffix) for suffix in (".pdf", ".png")]
@@ -157,7 +157,7 @@ def save(figure: Figure, stem: str | Path) -> list[Path]:
 
 
 def frame(count: int, width: str) -> tuple[Figure, Sequence[Axes]]:
-    """A figure of so many panels side by side, which share their y axis."""
+    """A figure of `count` panels side by side that share their y axis."""
     from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 
     inches = WIDTHS[width]
@@ -167,7 +167,7 @@ def frame(count: int, width: str) -> tuple[Figure, Sequence[Axes]]:
 
 
 def colour(number: int) -> str:
-    """The colour of the group at this place; they repeat after eight, with another dash."""
+    """The colour of the group with this number; colours repeat after eight, with another dash."""
     return COLOURS[number % len(COLOURS)]
 
 
@@ -194,7 +194,7 @@ def _first(mean: np.ndarray, target: Target) -> int | None:
 
 
 def _scale(ax: Axes, ends: Sequence[float], margin: float = 1.0) -> None:
-    """From zero to the end; logarithmic where the groups' ends lie more than twentyfold apart."""
+    """Scale the x axis from zero, or logarithmically if the groups' ends differ by more than a factor of 20."""
     positive = [end for end in ends if end > 0]
     if positive and max(positive) > 20 * min(positive):
         ax.set_xscale("log", nonpositive="mask")
@@ -203,7 +203,7 @@ def _scale(ax: Axes, ends: Sequence[float], margin: float = 1.0) -> None:
 
 
 def axis_title(metric: str) -> str:
-    """A metric in words."""
+    """The title of a metric's axis."""
     words = metric.replace("clients/accuracy/worst_decile", "accuracy, worst tenth of clients").replace("_", " ")
     if words.startswith("clients/"):
         words = words.removeprefix("clients/") + " at the clients"
@@ -211,7 +211,7 @@ def axis_title(metric: str) -> str:
 
 
 def per_cent(ax: Axes, metric: str) -> None:
-    """Shares of 1 in per cent on the y axis."""
+    """Show shares of 1 in per cent on the y axis."""
     from matplotlib.ticker import FuncFormatter
 
     if is_share(metric):

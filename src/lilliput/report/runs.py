@@ -1,4 +1,4 @@
-"""A run as it lies in its folder.  Everything that reports shows derives from metrics.jsonl; its rows are per round."""
+"""Reads a run from its folder.  Every report derives from metrics.jsonl, which has one row per round."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ METRICS = "metrics.jsonl"
 
 @dataclass(frozen=True)
 class Target:
-    """A value that a metric is to reach: at least, or at most for a loss."""
+    """A value that a metric must reach: at least, or at most for a loss."""
 
     metric: str
     value: float
@@ -26,7 +26,7 @@ class Target:
 
     @classmethod
     def parse(cls, text: str | float, metric: str | None = None) -> Target:
-        """`accuracy>=0.9`, `loss<=0.5`, or a number for the given metric.
+        """The target of a text `accuracy>=0.9` or `loss<=0.5`, or of a number for `metric`.
 
         Raises ValueError for anything else.
         """
@@ -36,7 +36,7 @@ class Target:
             name, sign, bound = Stop(target=str(text)).bound() or ("", "", 0.0)
             return cls(name, bound, sign == ">=")
         if metric is None:
-            raise ValueError(f"target {text} is a value of no metric; write accuracy>=0.9 or loss<=0.5")
+            raise ValueError(f"target {text} does not name a metric; write accuracy>=0.9 or loss<=0.5")
         return cls(metric, value, not lower_is_better(metric))
 
     def __str__(self) -> str:
@@ -49,8 +49,8 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run.  `config` is flat with dotted keys; `notes` says what a reader of its numbers should know."""
+class FinishedRun:
+    """One finished run.  `config` is flat with dotted keys; `notes` are warnings for the reader of its numbers."""
 
     folder: Path
     rows: list[dict[str, Any]]
@@ -60,8 +60,7 @@ class Run:
 
 
 def spent(rows: Iterable[Row]) -> Iterator[tuple[Row, dict[str, float]]]:
-    """Each row with what the run had spent when it ended: rounds, MB and GB sent both ways (payload), simulated
-    seconds."""
+    """Each row with what the run had spent by its end: rounds, MB and GB of payload up and down, simulated seconds."""
     sent, seconds = 0, 0.0
     for row in rows:
         sent += row.get("up_bytes", 0) + row.get("down_bytes", 0)
@@ -70,23 +69,23 @@ def spent(rows: Iterable[Row]) -> Iterator[tuple[Row, dict[str, float]]]:
 
 
 def series(rows: Iterable[Row], metric: str, against: str = "rounds") -> tuple[list[float], list[float]]:
-    """(x, y): the metric where it was evaluated and is finite, against rounds, mb, gb or seconds spent until then."""
+    """(x, y): the finite values of the metric against the rounds, mb, gb or seconds spent until then."""
     seen = [(so_far[against], row[metric]) for row, so_far in spent(rows) if math.isfinite(row.get(metric, math.nan))]
     return [x for x, _ in seen], [y for _, y in seen]
 
 
 def reached(rows: Iterable[Row], target: Target) -> dict[str, float] | None:
-    """What was spent when the metric first reached the target, or None if it never did."""
+    """What the run had spent when the metric first reached the target; None if it never did."""
     return next((so_far for row, so_far in spent(rows) if target.met(row)), None)
 
 
 def total(rows: Iterable[Row], name: str) -> float:
-    """The sum of one column over the rounds; a row without it counts nothing."""
+    """The sum of one column over the rounds; a row without it counts as 0."""
     return sum(row.get(name) or 0 for row in rows)
 
 
 def largest(rows: Iterable[Row], name: str) -> float:
-    """The largest value of one column, 0 where no row has it."""
+    """The largest value of one column; 0 if no row has it."""
     return max((row.get(name) or 0 for row in rows), default=0)
 
 
@@ -95,34 +94,34 @@ def find(folders: Iterable[str | Path]) -> list[Path]:
 
     Raises ValueError for a folder that does not exist or holds no run.
     """
-    found: dict[Path, None] = {}
+    unique: dict[Path, None] = {}
     for folder in map(Path, folders):
         runs = sorted(path.parent for path in folder.rglob(METRICS))
         if not runs:
             why = "holds no run" if folder.is_dir() else "does not exist"
             raise ValueError(f"{folder} {why}; name a run's folder, which has a {METRICS}, or one above it")
-        found.update(dict.fromkeys(runs))
-    return list(found)
+        unique.update(dict.fromkeys(runs))
+    return list(unique)
 
 
-def read(folder: str | Path) -> Run:
-    """The run in a folder.  A half-written last line is left out and noted; a run started from Python has no config.
+def read(folder: str | Path) -> FinishedRun:
+    """Read the run in a folder.  Skips and notes a half-written last line; a run started from Python has no config.
 
-    Raises ValueError naming the damaged file and what to do.
+    Raises ValueError with the damaged file and a remedy.
     """
     folder = Path(folder)
     rows, notes = _rows(folder / METRICS)
     config = _yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else {}
     environment = _json(folder / "environment.json") if (folder / "environment.json").exists() else {}
-    return Run(folder, rows, flat(config), environment, notes)
+    return FinishedRun(folder, rows, flat(config), environment, notes)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted keys."""
-    found: dict[str, Any] = {}
+    """Nested mappings as one mapping with dotted keys."""
+    leaves: dict[str, Any] = {}
     for name, value in tree.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return found
+        leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return leaves
 
 
 def _rows(path: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
@@ -134,17 +133,17 @@ def _rows(path: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
         try:
             row = _row(line)
         except ValueError as error:
-            # Only the last line can be half-written: a crash cuts it before its newline.
+            # Only the last line can be half-written, when a crash cuts it before its newline.
             if at == len(lines):
                 notes.append(f"{path}: the last line is half-written and was ignored")
                 continue
-            # Without its line a round is missing, and a run whose checkpoint has done it cannot go on.
+            # Without the line a round is missing, and a run whose checkpoint includes that round cannot resume.
             remedy = (
                 f"restore the file and delete nothing; only where the checkpoint has not done that round, `lilliput "
                 f"resume {path.parent}` runs it again"
             )
             raise ValueError(f"{path}: line {at} is damaged ({error}); {remedy}") from None
-        rows[row["round"]] = row  # a round run again after a crash replaces the first attempt
+        rows[row["round"]] = row  # a round repeated after a crash replaces the first attempt
     if not rows:
         there = (path.parent / "checkpoint").is_dir()
         remedy = "restore it" if there else f"wait for the first, or delete {path.parent} and run it again"
@@ -158,7 +157,7 @@ def _row(line: str) -> dict[str, Any]:
     except json.JSONDecodeError:
         raise ValueError("not JSON") from None
     if not isinstance(row, dict) or not isinstance(row.get("round"), int):
-        raise ValueError("no object with a whole number as its round")
+        raise ValueError("not an object with a whole number as its round")
     return row
 
 
@@ -173,21 +172,21 @@ def _text(path: Path) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(_text(path))
+        content = json.loads(_text(path))
     except json.JSONDecodeError:
-        found = None
-    if not isinstance(found, dict):
+        content = None
+    if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: not a JSON object; restore it, or delete it to compare without it")
-    return found
+    return content
 
 
 def _yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        found = yaml.safe_load(_text(path))
+        content = yaml.safe_load(_text(path))
     except yaml.YAMLError:
-        found = None
-    if not isinstance(found, dict):
+        content = None
+    if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: not a mapping in YAML; restore it, or run {path.parent} again")
-    return found
+    return content

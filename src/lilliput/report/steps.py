@@ -1,4 +1,4 @@
-"""What a run counted in steps shows while it goes: a live table on a terminal, plain lines elsewhere."""
+"""What a run shows that counts steps instead of rounds: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 Row = Mapping[str, Any]
-SHOWN = 10  # rows that the live table holds
+SHOWN = 10  # rows in the live table
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "step": lambda row: f"{row['round']:,}",
     "loss": lambda row: number("loss", row["train_loss"]),
@@ -28,7 +28,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 
 
 def quantity(tokens: float) -> str:
-    """A number of tokens as one types it: 512, 20.5K, 1.1B."""
+    """A number of tokens as text: 512, 20.5K, 1.1B."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
         if tokens >= size:
             return f"{tokens / size:.3g}{letter}"
@@ -36,7 +36,7 @@ def quantity(tokens: float) -> str:
 
 
 class Progress:
-    """Where a run stands and when it will end, at the pace of its last rows."""
+    """The progress of a run, and when it will end at the pace of its last rows."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock, self.title, self.steps, self.step = clock, "", 0, 0
@@ -52,7 +52,7 @@ class Progress:
         self._marks.append((step, self.clock()))
 
     def eta(self) -> str:
-        """The time left, "" before the first row."""
+        """The time left; "" before the first row."""
         (first, began), (last, now) = self._marks[0], self._marks[-1]
         return duration((now - began) / (last - first) * (self.steps - self.step)) if last > first else ""
 
@@ -68,7 +68,7 @@ class Progress:
 
 
 class StepLines:
-    """Plain lines, one a row of metrics.jsonl."""
+    """Plain lines, one per row of metrics.jsonl."""
 
     def __init__(self, write: Callable[[str], Any] = print, clock: Callable[[], float] = time.monotonic) -> None:
         self.write, self.state = write, Progress(clock)
@@ -78,7 +78,7 @@ class StepLines:
         self.write(self.state.title + (f", resumed after step {self.state.step}" if self.state.step else ""))
 
     def progress(self, step: int, done: int, total: int) -> None:
-        """Nothing: a line is a whole row."""
+        """Does nothing: each line is a whole row."""
 
     def row(self, row: Row) -> None:
         self.state.mark(row["round"])
@@ -152,5 +152,5 @@ class StepTable:
 
 
 def live_steps(console: Console | None = None, plain: bool = False) -> StepTable | StepLines:
-    """The reporter for this console: the live table on a terminal, else (or if `plain`) lines."""
+    """The reporter for this console: the live table on a terminal, else (or with `plain`) lines."""
     return suited(StepTable, StepLines, console, plain)

@@ -1,4 +1,4 @@
-"""A comparison as a table: on the console, in LaTeX with booktabs, as CSV."""
+"""A comparison as a table: on the console, in LaTeX with booktabs, or as CSV."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NONE = "\N{EN DASH}"
 
 
 def to_console(comparison: Comparison, console: Any = None) -> None:
-    """A rich table, the best of each column bold, then the notes."""
+    """Print a table with the best of each column in bold, then the notes."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -39,7 +39,7 @@ def to_console(comparison: Comparison, console: Any = None) -> None:
 
 
 def _fitting(heads: list[str], body: Body, width: int) -> Iterator[list[int]]:
-    """The columns in as few tables as fit the width, each with the settings beside it."""
+    """Split the columns into as few tables as the width allows, each with the column of settings."""
     room = width - max(len("setting"), *(min(len(label), width // 3) for label, _ in body))
     chosen: list[int] = []
     used = 0
@@ -54,7 +54,7 @@ def _fitting(heads: list[str], body: Body, width: int) -> Iterator[list[int]]:
 
 
 def to_latex(comparison: Comparison) -> str:
-    """A tabular to paste into a paper; needs \\usepackage{booktabs}."""
+    """A tabular for a paper; it needs \\usepackage{booktabs}."""
     head = ["setting", *(column.title for column in comparison.columns)]
     lines = [f"% {comparison}", rf"\begin{{tabular}}{{l{'r' * len(comparison.columns)}}}", r"\toprule"]
     lines += [" & ".join(map(_escaped, head)) + r" \\", r"\midrule"]
@@ -66,7 +66,7 @@ def to_latex(comparison: Comparison) -> str:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """Every number in full and in plain units: shares of 1, bytes, MB where the name says so, seconds."""
+    """Every number unrounded and in plain units: shares of 1, bytes (MB if the name says so), seconds."""
     settings = list(dict.fromkeys(key for group in comparison.groups for key in group.setting))
     head = ["label", "seeds"]
     for column in comparison.columns:
@@ -87,13 +87,13 @@ def _plain(cell: Spread | None) -> list[Any]:
 
 
 def _body(comparison: Comparison) -> Body:
-    """(setting, [(cell, whether it is the best of its column)]) of each group."""
+    """(setting, [(cell, whether it is the best of its column)]) for each group."""
     columns = [_cells(column, comparison) for column in comparison.columns]
     return [(group.label, [cells[row] for cells in columns]) for row, group in enumerate(comparison.groups)]
 
 
 def _cells(column: Column, comparison: Comparison) -> list[tuple[str, bool]]:
-    """The best is marked among groups whose every seed has a number, if they differ."""
+    """A column's cells.  The best is marked only among groups with a number for every seed, and if they differ."""
     pairs = list(zip(comparison.cells(column), comparison.groups, strict=True))
     whole = [cell.mean for cell, group in pairs if cell and cell.count == len(group.runs)]
     best = (max if column.best == "high" else min)(whole) if len(set(whole)) > 1 else None
@@ -104,9 +104,9 @@ def _cells(column: Column, comparison: Comparison) -> list[tuple[str, bool]]:
 
 
 def _text(cell: Spread | None, scale: float, runs: int) -> str:
-    """`840 ± 21`, with the decimals that the mean needs for three figures; one decimal for per cent.
+    """`840 ± 21`, with as many decimals as the mean needs for three figures; one decimal for per cent.
 
-    `(2/3)` where one of three seeds has no number, an en dash where none has.
+    Adds `(2/3)` if one of three seeds has no number; an en dash if none has.
     """
     if cell is None:
         return _NONE
@@ -117,7 +117,7 @@ def _text(cell: Spread | None, scale: float, runs: int) -> str:
 
 
 def _decimals(value: float) -> int:
-    """How many decimals give three figures: 0 for 840 or a whole number, 1 for 87.04, 4 for 0.01234."""
+    """The decimals for three figures: 0 for 840 or a whole number, 1 for 87.04, 4 for 0.01234."""
     if not math.isfinite(value) or value == round(value) or abs(value) >= 100:
         return 0
     return min(6, 2 - math.floor(math.log10(abs(value))))

@@ -1,4 +1,4 @@
-"""Numbers as people read them: megabytes, durations, metrics."""
+"""Numbers as text for people: megabytes, durations, metrics."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ def lower_is_better(metric: str) -> bool:
 
 
 def is_share(metric: str) -> bool:
-    """Whether a metric is a share of 1 that people read in per cent: accuracies, by name."""
+    """Whether a metric is a share of 1 to show in per cent: an accuracy, by its name."""
     return "accuracy" in metric
 
 
 def number(metric: str, value: float) -> str:
-    """A metric's value: accuracies in per cent, others with three decimals or, if tiny or huge, three figures."""
+    """A metric's value: accuracies in per cent, others with three decimals, or three figures if tiny or huge."""
     if is_share(metric):
         return f"{100 * value:.1f} %"
     return f"{value:.3f}" if value == 0 or 0.01 <= abs(value) < 1000 else f"{value:.3g}"
 
 
 def megabytes(count: float) -> str:
-    """Bytes in MB (10^6), with three figures where there is something to see: 0.012, 4.56, 123, 12,345."""
+    """Bytes in MB (10^6), with three figures and at most three decimals: 0.012, 4.56, 123, 12,345."""
     mb = count / 1e6
     digits = 0 if mb == 0 or mb >= 100 else min(3, 2 - math.floor(math.log10(mb)))
     return f"{mb:,.{digits}f}"

@@ -1,4 +1,4 @@
-"""Sub-models: which part of the model a client holds, and how parts become one again."""
+"""Sub-models: the part of the model that a client holds, and how the parts are combined again."""
 
 from lilliput.submodel.combine import COMBINES, Combine, Mean, Sum, reduce, uniform_mean, weighted_mean
 from lilliput.submodel.slices import SLICES, Slice, SliceRule, full

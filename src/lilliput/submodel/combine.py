@@ -1,6 +1,6 @@
-"""How replies become one: streaming sums over trees of any slice, in the memory of one model.
+"""Combines replies: streaming sums over trees of any slice, in the memory of one model.
 
-Per coordinate, the mean runs over the clients that hold it; what nobody holds is left as it is (HeteroFL, eq. 3).
+Each coordinate is averaged over the clients that hold it; a coordinate that nobody holds stays (HeteroFL, eq. 3).
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ class Combine(Protocol):
     """How the deltas of a round become one delta."""
 
     def over(self, x: Tree | None) -> Accumulator:
-        """An accumulator for deltas of x or of slices of it; of plain numbers for None, by the same weights."""
+        """An accumulator for deltas of x or of its slices; for None, of plain numbers with the same weights."""
 
 
 class _TreeSum:
-    """sum_i w_i d_i and, where slices are held, the weight that reached each coordinate.
+    """sum_i w_i d_i and, with slices, the total weight of each coordinate.
 
-    Weights are taken relative to the first reply's, so that one client's mean is its delta to the last bit.  Sums are
-    in float32 at least: in bfloat16, 256 + 1 is 256.  If no reply weighs anything, x stays as it is.
+    Weights are relative to the first reply's, so that the mean of a single client is its delta to the last bit.  Sums
+    are in float32 at least: in bfloat16, 256 + 1 is 256.  If all weights are 0, x stays as it is.
 
-    Raises ValueError for an entry of x that has no mean.
+    Raises ValueError if an entry of x has no mean.
     """
 
     def __init__(self, x: Tree, weigh: Callable[[Reply], float], divide: bool):
@@ -59,7 +59,7 @@ class _TreeSum:
 
     def add(self, reply: Reply, value: Tree, held: Slice) -> None:
         self._replied = True
-        if not self._weigh(reply):  # it moves nothing
+        if not self._weigh(reply):  # its weight is 0, so it changes nothing
             return
         self._unit = self._unit or self._weigh(reply)
         weight = self._weigh(reply) / self._unit
@@ -69,7 +69,7 @@ class _TreeSum:
         if first and not (held.is_full and value.keys() == self._x.keys()):
             self._total = {n: torch.zeros_like(x, dtype=_summed(x)) for n, x in self._x.items()}
             first = False
-        if first:  # its weight is 1: a copy saves a pass over zeros
+        if first:  # its weight is 1, so a copy saves a pass over zeros
             self._total = {n: value[n].to(_summed(x), copy=True) for n, x in self._x.items()}
         else:
             wide = {n: d.to(_summed(self._x[n])) for n, d in value.items()}
@@ -107,7 +107,7 @@ def _counted(x: Tensor) -> torch.dtype:
 
 
 def _cast(d: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mean in an entry's dtype.  Integers (BatchNorm's counters) are truncated, but not by rounding errors."""
+    """Convert a mean to an entry's dtype.  Truncates for integers (BatchNorm's counters), but not rounding errors."""
     if not (dtype.is_floating_point or dtype.is_complex):
         near = d.round()
         d = torch.where((d - near).abs() <= 1e-9 * near.abs(), near, d)
@@ -133,12 +133,12 @@ class _NumberSum:
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean over those who hold a coordinate, weighted by their labels that count or equally."""
+    """The mean over the clients that hold a coordinate, weighted by their labels that count, or equally."""
 
     weight: Weight = "labels"
 
     def over(self, x: Tree | None) -> Any:
-        """An accumulator of trees shaped like x or slices of it; of plain numbers for None."""
+        """An accumulator of trees shaped like x or its slices; for None, of plain numbers."""
         weigh = _WEIGHTS[self.weight]
         return _NumberSum(weigh, divide=True) if x is None else _TreeSum(x, weigh, divide=True)
 
@@ -149,7 +149,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Sum:
-    """The sum over those who hold a coordinate: plain, or each times its labels that count."""
+    """The sum over the clients that hold a coordinate: plain, or weighted by their labels that count."""
 
     weight: Weight = "uniform"
 
@@ -170,12 +170,12 @@ _WEIGHTS: dict[str, Callable[[Reply], float]] = {"labels": _labels, "uniform": _
 
 
 def weighted_mean() -> Mean:
-    """The mean weighted by the labels of each client that count: by examples, where each has one (FedAvg)."""
+    """The mean weighted by each client's labels that count, so by its examples for classification (FedAvg)."""
     return Mean("labels")
 
 
 def uniform_mean() -> Mean:
-    """The mean in which every client counts the same (SCAFFOLD)."""
+    """The mean in which every client has the same weight, whatever its amount of data (SCAFFOLD)."""
     return Mean("uniform")
 
 
@@ -183,9 +183,9 @@ COMBINES: dict[str, Callable[..., Combine]] = {"weighted_mean": weighted_mean, "
 
 
 def reduce(replies: Iterable[Reply], held: Mapping[int, Slice] | None = None, /, **sums: Accumulator) -> dict[str, Any]:
-    """Feed each key of the replies to its accumulator, in one pass; returns the results by key.
+    """Add each key of the replies to its accumulator, in one pass; returns the results by key.
 
-    held: client -> slice; the whole model where a client is not named.
+    held: client -> slice; a client that it does not name holds the whole model.
     Raises ValueError if no client replied.
     """
     for reply in replies:

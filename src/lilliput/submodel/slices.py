@@ -1,7 +1,7 @@
-"""Slices: the part of a model that a client holds, as the indices it holds along each axis.
+"""Slices: the part of a model that a client holds, as indices along each axis.
 
 An axis is a direction in which a model can be cut: the width of a stage, its heads, its depth.  Gathering by a slice
-extracts the sub-model; scattering by the same slice puts values back where they came from.
+extracts the sub-model; scattering by the same slice puts its values back in their places.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Layout = Mapping[str, Sequence[tuple[str, int]]]
 class Slice:
     """The sorted global indices that a client holds along each axis.
 
-    axes:   axis name -> int64 indices [held], ascending.  An axis that is not named is held whole.
+    axes:   axis name -> int64 indices [held], ascending.  The client holds all of an axis that is not named.
     layout: axis name -> the (parameter, dimension) pairs it runs along.  An axis that the layout does not name is one
             dimension of one parameter, written "<parameter>:<dimension>".
-    A parameter whose axis is held nowhere (no indices) is not part of the sub-model.
+    A parameter with an axis without indices is not part of the sub-model.
     """
 
     axes: dict[str, Tensor] = field(default_factory=dict)
@@ -49,13 +49,13 @@ class Slice:
         return not self.axes
 
     def body(self) -> Body:
-        """The slice as a message's part; empty for the whole model."""
+        """The slice as part of a message; empty for the whole model."""
         layout = {axis: "\n".join(f"{name}:{dim}" for name, dim in self.layout.get(axis, ())) for axis in self.axes}
         return {"axes": self.axes, "layout": layout} if self.axes else {}
 
     @staticmethod
     def of(body: Body) -> Slice:
-        """The slice that `body()` described."""
+        """The slice of a `body()`."""
         if not body:
             return WHOLE
         layout = {axis: [_parse(line) for line in text.split("\n")] for axis, text in body["layout"].items() if text}
@@ -65,7 +65,7 @@ class Slice:
         return self._cuts.get(name, {})
 
     def gather(self, tree: Tree) -> Tree:
-        """The sub-model's tree.  A tensor that is held whole is passed on, not copied."""
+        """The sub-model's tree.  Does not copy a tensor that the client holds whole."""
         if self.is_full:
             return tree
         out = {}
@@ -87,7 +87,7 @@ class Slice:
         return into
 
     def scatter_add(self, tree: Tree, into: Tree, alpha: float = 1.0) -> Tree:
-        """into += alpha * tree on the coordinates held, in place; returns it."""
+        """into += alpha * tree on the slice's coordinates, in place; returns it."""
         for name, x in tree.items():
             if self._cut(name):
                 into[name][self.index(name, into[name])] += alpha * x
@@ -96,12 +96,12 @@ class Slice:
         return into
 
     def index(self, name: str, full: Tensor) -> Any:
-        """What to index the full tensor with to reach the coordinates held (an open mesh of the cut dimensions)."""
+        """The index of the slice's coordinates in the full tensor (an open mesh of the cut dimensions)."""
         cut = self._cut(name)
         if not cut:
             return Ellipsis
-        held = [cut.get(d, torch.arange(full.shape[d])) for d in range(full.dim())]
-        return tuple(index.view([-1 if i == d else 1 for i in range(full.dim())]) for d, index in enumerate(held))
+        indices = [cut.get(d, torch.arange(full.shape[d])) for d in range(full.dim())]
+        return tuple(index.view([-1 if i == d else 1 for i in range(full.dim())]) for d, index in enumerate(indices))
 
 
 def _parse(axis: str) -> tuple[str, int]:
@@ -111,12 +111,12 @@ def _parse(axis: str) -> tuple[str, int]:
     return name, int(dim)
 
 
-SliceRule = Callable[[Any, int], Slice]  # (fleet, client) -> the slice that the client holds this round
+SliceRule = Callable[[Any, int], Slice]  # (fleet, client) -> the slice that the client holds in this round
 
 
 @dataclass(frozen=True)
 class full:
-    """Every client holds the whole model."""
+    """Every client holds and trains the whole model."""
 
     def __call__(self, fleet: Any, client: int) -> Slice:
         return WHOLE

@@ -1,6 +1,6 @@
-"""What training can carry of a model: which parameters it can train, which buffers can travel, which have a mean.
+"""Checks a model before a run: which parameters can be trained, which buffers can be sent, and which have a mean.
 
-What it cannot is refused by name before a run begins: a method would fail at it only in its first round.
+A method would fail at the others only in its first round; these checks name them before the run begins.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from lilliput.tasks.resident import buffers
 from lilliput.wire.header import CODES
 
 TRAINED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-# A change of narrower or unsigned whole numbers may not fit into them, and a mean of such changes is wrong.
+# A change of narrower or unsigned integers may overflow, and then the mean of such changes is wrong.
 AVERAGED = (*TRAINED, torch.complex64, torch.int64, torch.int32)
 
 
 def check_model(model: nn.Module) -> None:
-    """Raise ValueError for a trainable parameter, or a buffer of the model's state, that no method can carry.
+    """Raise ValueError if a parameter cannot be trained, or a buffer of the model's state cannot be sent.
 
-    Frozen parameters and buffers registered with persistent=False never travel, and may be anything.
+    Frozen parameters and buffers registered with persistent=False are never sent, and may be anything.
     """
-    held = buffers(model)
     for name, x in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(x):
             raise ValueError(f"{name!r} has no shape yet; run a batch through the model before making the task")
@@ -35,7 +34,7 @@ def check_model(model: nn.Module) -> None:
         why = _untrainable(p) if p.requires_grad else None
         if why is not None:
             raise ValueError(f"parameter {name!r} {why}, or freeze it by requires_grad_(False)")
-    for name, b in held.items():
+    for name, b in buffers(model).items():
         why = _untransferable(b)
         if why is not None:
             raise ValueError(f"buffer {name!r} {why}, or register it with persistent=False if it is the same for all")
@@ -47,9 +46,9 @@ def check_model(model: nn.Module) -> None:
             )
 
 
-def check_averaged(held: Mapping[str, Tensor]) -> None:
-    """Raise ValueError for a buffer that has no mean over clients."""
-    for name, b in held.items():
+def check_averaged(state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if a buffer has no mean over clients."""
+    for name, b in state.items():
         if b.dtype not in AVERAGED:
             kind = "true or false" if b.dtype == torch.bool else f"{_named(b.dtype)}, which overflows"
             raise ValueError(
@@ -62,19 +61,19 @@ def _untrainable(p: Tensor) -> str | None:
     if p.layout != torch.strided:
         return f"is sparse ({_named(p.layout)}), and only dense ones are trained; make it dense"
     if p.is_complex():
-        return f"is {_named(p.dtype)}, and only real numbers are trained; hold torch.view_as_real of it"
+        return f"is {_named(p.dtype)}, and only real numbers are trained; store torch.view_as_real of it"
     if p.dtype not in TRAINED:
-        return f"is {_named(p.dtype)}, too narrow to train in; hold it in {', '.join(map(_named, TRAINED[1:]))}"
+        return f"is {_named(p.dtype)}, too narrow to train in; store it as {', '.join(map(_named, TRAINED[1:]))}"
     return None
 
 
 def _untransferable(b: Tensor) -> str | None:
     if b.layout != torch.strided:
-        return f"is sparse ({_named(b.layout)}), and only dense ones travel; make it dense"
+        return f"is sparse ({_named(b.layout)}), and only dense ones are sent; make it dense"
     if b.dtype not in CODES:
-        return f"is {_named(b.dtype)}, which has no place in a file of tensors; hold it in another type"
+        return f"is {_named(b.dtype)}, which safetensors cannot store; use another dtype"
     if b.is_floating_point() and b.dtype not in TRAINED:
-        return f"is {_named(b.dtype)}, which has no arithmetic; hold it in {', '.join(map(_named, TRAINED[1:]))}"
+        return f"is {_named(b.dtype)}, which has no arithmetic; store it as {', '.join(map(_named, TRAINED[1:]))}"
     return None
 
 

@@ -1,8 +1,8 @@
-"""What a forward may change of a module: its buffers, those that are in no state dict too, and its plain attributes.
+"""The state that a forward may change in a module: its buffers, even those in no state dict, and its plain attributes.
 
-BatchNorm moves its statistics, spectral_norm its vectors, a schedule inside a model its counter.  A forward that is run
-again must start from what the first one found and leave no trace, and a module that serves several clients must hand
-on nothing of one client's to the next.
+BatchNorm updates its statistics, spectral_norm its vectors, a schedule inside a model its counter.  A repeated forward
+must start from the state that the first one started from, and leave no trace.  A module that serves several clients
+must not carry one client's state to the next.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _PLAIN = (Tensor, list, dict, set, bool, int, float, complex, str, type(None))
 
 
 class Rest(NamedTuple):
-    """What a module has besides parameters: buffers, and plain attributes (`marks`), each by its full name."""
+    """The state of a module besides its parameters: buffers and plain attributes (`marks`), by full name."""
 
     buffers: dict[str, Tensor]
     marks: dict[str, Any]
 
 
 class Movable:
-    """A module's buffers and plain attributes, to copy, to compare and to put in place.
+    """Copies, compares and replaces a module's buffers and plain attributes.
 
-    Plain attributes are tensors, numbers, strings, and lists, dicts and sets.  Of a tensor in a graph only the values
-    are kept: what made it will make it again.
+    Plain attributes are tensors, numbers, strings, and lists, dicts and sets.  A tensor in a graph is detached, because
+    the code that made it will make it again.
     """
 
     def __init__(self, module: nn.Module):
@@ -39,31 +39,31 @@ class Movable:
         self._with_buffers = {prefix: self._owners[prefix] for prefix in reversed(shared.values())}
 
     def places(self) -> Iterator[tuple[str, nn.Module, str]]:
-        """Each buffer's full name, the module that has it, and its name there."""
+        """Each buffer's full name, its module, and its name in that module."""
         for prefix, owner in self._with_buffers.items():
             yield from ((prefix + own, owner, own) for own, x in owner._buffers.items() if x is not None)
 
     def held(self) -> Rest:
-        """What the module has now: the very objects."""
+        """The current buffers and attributes: the objects themselves, not copies."""
         buffers: Any = {name: owner._buffers[own] for name, owner, own in self.places()}
         marks = {prefix + own: x for prefix, owner in self._owners.items() for own, x in _plain(owner).items()}
         return Rest(buffers, {name: _without_graph(x) for name, x in marks.items()})
 
     def taken(self, norms: bool = True) -> Rest:
-        """Copies of it; `norms`: with the statistics of normalisations, which a forward in training only writes."""
+        """Copies of the current state; `norms=False` skips the statistics of norms, which training only writes."""
         left_out = () if norms else _NormBase
         names = {name for name, owner, _ in self.places() if not isinstance(owner, left_out)}
         buffers, marks = self.held()
         return copied(Rest({name: x for name, x in buffers.items() if name in names}, marks))
 
     def moved(self, before: Rest) -> Rest:
-        """What of `before` the module has otherwise now."""
+        """The entries of `before` that have changed since."""
         now = self.held()
         kinds = zip(before, now, strict=True)
         return Rest(*({name: x for name, x in old.items() if not same(x, new.get(name))} for old, new in kinds))
 
     def put(self, rest: Rest) -> None:
-        """Let the module have exactly this: these very objects, and no others."""
+        """Replace the module's state with exactly these objects."""
         for prefix, owner in self._with_buffers.items():
             for own in owner._buffers:
                 owner._buffers[own] = rest.buffers.get(prefix + own)
@@ -77,9 +77,9 @@ class Movable:
 
     @contextmanager
     def unmoved(self, start: Rest | None = None) -> Iterator[None]:
-        """Let a forward run from what the module has, or had in `start`, and leave the module as it is.
+        """Run a forward from the current state, or from `start`, and leave the module unchanged.
 
-        It runs on copies that are put away afterwards, so that what a graph has saved stays as it was.
+        The forward works on copies, so that tensors saved in a graph stay unchanged.
         """
         before, run = self.held(), self.taken()
         if start is not None:
@@ -93,7 +93,7 @@ class Movable:
 
 
 def copied(rest: Rest) -> Rest:
-    """The same in tensors and containers of its own; what is one tensor under two names stays one."""
+    """A deep copy; a tensor that has two names stays one tensor."""
     copies: dict[int, Tensor] = {}
 
     def copy(x: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def copied(rest: Rest) -> Rest:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two plain values are equal; tensors without values are if their shapes are."""
+    """Whether two plain values are equal; meta tensors are if their shapes, dtypes and devices are."""
     if type(a) is not type(b):
         return False
     if isinstance(a, Tensor):
@@ -125,13 +125,13 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def with_leaves(module: nn.Module) -> dict[int, Tensor]:
-    """A memo for `copy.deepcopy`, which refuses tensors in a graph: copies of those that are plain attributes."""
-    found = [x for _, owner in _owners(module) for x in vars(owner).values() if isinstance(x, Tensor)]
-    return {id(x): x.detach().clone() for x in found if x.grad_fn is not None}
+    """A memo for `copy.deepcopy`, which refuses tensors in a graph: detached copies of such plain attributes."""
+    values = [x for _, owner in _owners(module) for x in vars(owner).values() if isinstance(x, Tensor)]
+    return {id(x): x.detach().clone() for x in values if x.grad_fn is not None}
 
 
 def _owners(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """All modules by name, and after each those whose code it runs as its own, which it keeps in a tuple."""
+    """All modules by name, each followed by the modules that it stores in a tuple and runs as its own code."""
     for name, owner in module.named_modules():
         yield name, owner
         for key, value in vars(owner).items():
@@ -158,7 +158,7 @@ def _without_graph(x: Any) -> Any:
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Plain containers anew, with each tensor in them changed."""
+    """New plain containers, with `change` applied to each tensor in them."""
     if isinstance(value, Tensor):
         return change(value)
     if type(value) is dict:

@@ -1,4 +1,4 @@
-"""Running a forward without moving BatchNorm's statistics, and again instead of keeping activations."""
+"""Forwards without an update of BatchNorm's statistics, and recomputation instead of stored activations."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lilliput.tasks.moving import Movable, Rest
 
 @contextmanager
 def frozen_norms(module: nn.Module) -> Iterator[None]:
-    """Let BatchNorm (and InstanceNorm) normalise by the batch at hand and leave its running statistics alone.
+    """Make BatchNorm (and InstanceNorm) normalise by the batch, without changing its running statistics.
 
     For models that have no statistics to use.
     """
     norms = [(m, m.training, m.momentum, m.num_batches_tracked) for m in module.modules() if isinstance(m, _NormBase)]
     for m, *_ in norms:
-        # Momentum 0 keeps the statistics to the bit.
+        # Momentum 0 keeps every bit of the statistics.
         m.training, m.momentum, m.num_batches_tracked = True, 0.0, None
     try:
         yield
@@ -30,9 +30,10 @@ def frozen_norms(module: nn.Module) -> Iterator[None]:
 
 
 class checkpointed:
-    """Recompute each block's activations in the backward pass: the blocks are the elements of Sequentials and lists.
+    """Recompute each block's activations in the backward pass; blocks are the elements of Sequentials and ModuleLists.
 
-    A block that was run several times is recomputed as each time found it, and the second forward moves nothing.
+    If a block ran several times, each recomputation starts from the state of that time, and it changes no state.
+    Raises ValueError if the model has no blocks.
     """
 
     def __init__(self, model: nn.Module):
@@ -41,7 +42,7 @@ class checkpointed:
         self._checkpoint = checkpoint
         containers = [m for m in model.modules() if isinstance(m, nn.Sequential | nn.ModuleList)]
         inner = {id(x) for c in containers for x in c for x in x.modules() if x is not None}
-        # Outermost containers only: a block inside a block would be recomputed twice.
+        # Only the outermost containers, because a block inside a block would be recomputed twice.
         blocks = [b for c in containers if id(c) not in inner for b in c if any(True for _ in b.parameters())]
         self._blocks = {id(b): (b, Movable(b)) for b in blocks}.values()
         self._before: list[tuple[nn.Module, Any]] = []
@@ -62,22 +63,22 @@ class checkpointed:
 
     def _wrap(self, movable: Movable, forward: Callable) -> Callable:
         def run(*args: Any, **kwargs: Any) -> Any:
-            found: list[Rest] = []
-            contexts = lambda: (_noting(movable, found), _from(movable, found))  # noqa: E731
+            before: list[Rest] = []
+            contexts = lambda: (_noting(movable, before), _from(movable, before))  # noqa: E731
             return self._checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
         return run
 
 
 @contextmanager
-def _noting(movable: Movable, found: list[Rest]) -> Iterator[None]:
-    """Note of what a forward moves how it was before; normalisations in training only write their statistics."""
-    before = movable.taken(norms=False)
+def _noting(movable: Movable, before: list[Rest]) -> Iterator[None]:
+    """Record the old values of the state that a forward changes, except norms' statistics, which it never reads."""
+    start = movable.taken(norms=False)
     yield
-    found.append(movable.moved(before))
+    before.append(movable.moved(start))
 
 
 @contextmanager
-def _from(movable: Movable, found: list[Rest]) -> Iterator[None]:
-    with movable.unmoved(found[0]):
+def _from(movable: Movable, before: list[Rest]) -> Iterator[None]:
+    with movable.unmoved(before[0]):
         yield

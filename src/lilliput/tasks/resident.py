@@ -1,6 +1,6 @@
-"""Resident models: one module per architecture stays in memory and its weights are overwritten per client.
+"""Resident models: one module per architecture stays in memory, and each client overwrites its weights.
 
-Building a module costs more than training a small one for a step, so a bounded number of them is kept.
+Building a module costs more than a training step of a small one, so a bounded number of modules is kept.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lilliput.core.tree import Tree, shapes
 from lilliput.tasks.moving import Movable, Rest, copied, with_leaves
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
-# What a module says of its own shape, by parameter, dimension and attribute; only the attributes matter to forward().
+# The attributes in which a module repeats its shape: (parameter, dimension, attribute).  Its forward reads them.
 _ATTRIBUTES: dict[type, tuple[tuple[str, int, str], ...]] = {
     nn.Embedding: (("weight", 0, "num_embeddings"), ("weight", 1, "embedding_dim")),
     nn.modules.batchnorm._BatchNorm: (("weight", 0, "num_features"),),
@@ -27,10 +27,10 @@ _ATTRIBUTES: dict[type, tuple[tuple[str, int, str], ...]] = {
 
 
 class Resident:
-    """A module, where its parameters and buffers are, and what it had besides parameters at first.
+    """A module, its parameters, and a copy of its initial buffers and plain attributes.
 
-    What no client carries from call to call (a buffer that is in no state dict, a counter that is a plain attribute)
-    starts for each as it was at first.
+    State that no client carries between calls (a buffer in no state dict, a counter in a plain attribute) starts from
+    its initial value for every client.
     """
 
     def __init__(self, module: nn.Module):
@@ -39,30 +39,33 @@ class Resident:
         self.movable = Movable(module)
         self.first = self.movable.taken()
         self._holder: object = None
-        self._rest = Rest({}, {})  # the holder's
+        self._rest = Rest({}, {})  # the holder's buffers and attributes
 
-    def load(self, params: Tree, held: Tree | None) -> nn.Module:
-        """The module with these weights and buffers copied into it, and everything else as at first."""
+    def load(self, params: Tree, state: Tree | None) -> nn.Module:
+        """Copy weights and buffers into the module and reset everything else to its initial state; returns the module.
+
+        Raises RuntimeError while the module is lent to a holder.
+        """
         if self._holder is not None:
             raise RuntimeError("the weights of this module are another's own; take one of another role")
         tree.copy_({n: self.params[n] for n in params}, params)
-        self.movable.put(Rest(self._overwritten(held or {}), copied(self.first).marks))
+        self.movable.put(Rest(self._overwritten(state or {}), copied(self.first).marks))
         return self.module
 
-    def _overwritten(self, held: Tree) -> Tree:
-        """The module's own buffers with these values, and with the first ones where there are none."""
+    def _overwritten(self, state: Tree) -> Tree:
+        """The module's own buffers with the values of `state`, or their initial values."""
         first, own = self.first.buffers, {}
         now = self.movable.held().buffers
         for name, x in first.items():
             fits = name in now and (now[name].shape, now[name].dtype) == (x.shape, x.dtype)
             own[name] = now[name] if fits else torch.empty_like(x)
-        wanted = {name: held.get(name, x) for name, x in first.items()}
+        wanted = {name: state.get(name, x) for name, x in first.items()}
         other = [name for name in own if own[name] is not wanted[name]]
         tree.copy_({name: own[name] for name in other}, {name: wanted[name] for name in other})
         return own
 
     def given(self, *names: str) -> None:
-        """What these modules have now was put there for the clients to find: it is what they start from."""
+        """Make the current state of these submodules their initial state, from which every client starts."""
         now, prefixes = self.movable.held(), tuple(f"{name}." for name in names)
         for first, kind in zip(self.first, now, strict=True):
             for name in [name for name in first if name.startswith(prefixes)]:
@@ -70,7 +73,7 @@ class Resident:
             first.update({name: x for name, x in kind.items() if name.startswith(prefixes)})
 
     def lend(self, holder: object, params: Tree, rest: Rest) -> None:
-        """Let the module run on these very objects, which are `holder`'s, until it is lent to another."""
+        """Run the module on these objects of `holder`, without a copy, until it is lent to another holder."""
         if self._holder is not holder:
             self.gather()
             for name, x in params.items():
@@ -79,30 +82,30 @@ class Resident:
             self._holder, self._rest = holder, rest
 
     def gather(self) -> Rest:
-        """The holder's buffers and plain attributes, with what a forward has put in their place."""
+        """The holder's buffers and plain attributes, updated with those that forwards have replaced."""
         if self._holder is not None:
             for own, now in zip(self._rest, self.movable.held(), strict=True):
                 own.clear()
                 own.update(now)
         return self._rest
 
-    def copied(self, params: Tree, held: Tree, marks: dict[str, Any] | None = None) -> tuple[Tree, Rest]:
-        """Copies of weights to lend to this module, on its device and in its order of memory, and what is beside them.
+    def copied(self, params: Tree, state: Tree, marks: dict[str, Any] | None = None) -> tuple[Tree, Rest]:
+        """Copies of weights, buffers and attributes to lend to this module, on its device and in its memory format.
 
-        held, marks: buffers and plain attributes; those that are not among them are as at first.
+        state, marks: buffers and plain attributes; all others have their initial values.
         """
         rest = copied(self.first)
         rest.marks.update(copied(Rest({}, marks or {})).marks)
         with torch.no_grad():
             weights = {n: torch.empty_like(self.params[n], requires_grad=False).copy_(x) for n, x in params.items()}
-        tree.copy_({name: rest.buffers[name] for name in held}, held)
+        tree.copy_({name: rest.buffers[name] for name in state}, state)
         return weights, rest
 
 
 class Residents:
-    """A bounded set of modules derived from one, by (names and shapes of parameters, role, device).
+    """A bounded set of modules derived from one model, by (names and shapes of parameters, role, device).
 
-    Parameters that are not trained are shared by all modules of a device.
+    All modules of a device share the parameters that are not trained.
     """
 
     def __init__(self, model: nn.Module, limit: int = 8):
@@ -112,13 +115,13 @@ class Residents:
         self._frozen: dict[tuple[str, torch.device], nn.Parameter] = {}
 
     def get(self, params: Tree, role: str, device: torch.device) -> Resident:
-        """The module whose parameters have these names and shapes, with whatever weights it had last."""
+        """The module whose parameters have these names and shapes, with the weights that it had last."""
         key = (shapes(params), role, device)
         resident = self._residents.get(key)
         if resident is None:
             module = self._build(params, device).to(device)
             if any(isinstance(m, nn.Conv2d) for m in module.modules()):
-                # Pooling in channels_last is an order of magnitude faster on a CPU, convolutions of few channels too.
+                # In channels_last, pooling and convolutions of few channels are ten times as fast on a CPU.
                 make_safe(module)
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             resident = self._residents[key] = Resident(module)
@@ -128,7 +131,7 @@ class Residents:
         return resident
 
     def _shared(self, name: str, p: nn.Parameter, device: torch.device) -> nn.Parameter:
-        """The one copy of a parameter that is not trained on a device."""
+        """A device's single copy of a parameter that is not trained."""
         if (name, device) not in self._frozen:
             self._frozen[name, device] = nn.Parameter(p.detach().to(device), requires_grad=False)
         return self._frozen[name, device]
@@ -177,6 +180,6 @@ def _resize(module: nn.Module, wanted: dict[str, Tensor | None]) -> None:
 
 
 def buffers(module: nn.Module) -> Tree:
-    """The buffers that belong to a module's state (BatchNorm statistics), by name."""
-    kept = module.state_dict(keep_vars=True).keys()
-    return {name: b for name, b in module.named_buffers() if name in kept}
+    """The buffers in a module's state dict (such as BatchNorm statistics), by name."""
+    state = module.state_dict(keep_vars=True).keys()
+    return {name: b for name, b in module.named_buffers() if name in state}

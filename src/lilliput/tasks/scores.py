@@ -1,7 +1,7 @@
-"""Scores of written texts against references, from well-kept libraries: BLEU, NIST, METEOR and ROUGE-L.
+"""Scores of generated texts against references, from maintained libraries: BLEU, NIST, METEOR and ROUGE-L.
 
-Published tables of E2E and WebNLG come from the challenges' own scripts, which cut texts into words otherwise: compare
-numbers of one script only.
+Published tables of E2E and WebNLG come from the challenges' own scripts, which split texts into words differently, so
+compare only numbers of the same script.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from lilliput.core.sources import needs
 
 
 def scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """How well each text says what one of its references says, over the whole corpus.
+    """The scores of the texts against their references, over the whole corpus.
 
-    bleu:    sacrebleu's, 0 to 100, words cut as by mteval 13a, case counts.
-    nist:    nltk's, to 5-grams, of lower-case words cut the same way.
-    meteor:  nltk's, 0 to 100, the mean of each text's best reference.  Without WordNet's data (`nltk.download`), words
-             match exactly or by stem but not as synonyms, and the name is `meteor_without_synonyms`.
-    rouge_l: rouge-score's F1, 0 to 100, the mean of each text's best reference.
-    Raises ValueError unless every text has a reference, and where a library is missing.
+    bleu:    sacrebleu's, 0 to 100; words are split as by mteval 13a, and case counts.
+    nist:    nltk's, up to 5-grams, of lower-case words split the same way.
+    meteor:  nltk's, 0 to 100, the mean over texts of the best reference.  Without WordNet's data (`nltk.download`),
+             words match exactly or by stem but not as synonyms, and the name is `meteor_without_synonyms`.
+    rouge_l: rouge-score's F1, 0 to 100, the mean over texts of the best reference.
+    Raises ValueError if a text has no reference, or a library is missing.
     """
     if not hypotheses or len(hypotheses) != len(references) or not all(references):
         counts = f"{len(hypotheses)} texts and {len(references)} lists of references"
@@ -42,7 +42,7 @@ def scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> di
 
 def _nist(words: Sequence[list[str]], targets: Sequence[list[list[str]]]) -> float:
     library = needs("nltk.translate.nist_score", "nltk", "hf")
-    order = min(5, max(map(len, words)))  # longer n-grams than any text has would divide by none
+    order = min(5, max(map(len, words)))  # n-grams longer than every text would divide by zero
     if order == 0:
         return 0.0
     low = [[word.lower() for word in text] for text in words]
@@ -61,14 +61,14 @@ def _rouge(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> fl
 
 
 class _NoSynonyms:
-    """Stands in for WordNet where its data are missing."""
+    """Replaces WordNet if its data are missing."""
 
     def synsets(self, word: str) -> list[Any]:
         return []
 
 
 def _wordnet() -> Any:
-    """nltk's WordNet, or None where its data are not installed."""
+    """nltk's WordNet, or None if its data are not installed."""
     corpus = needs("nltk.corpus", "nltk", "hf").wordnet
     try:
         corpus.ensure_loaded()

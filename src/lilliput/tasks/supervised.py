@@ -25,9 +25,10 @@ Outputs = dict[str, Any]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy: logits [..., classes] against int64 labels [...]; labels of -100 do not count.
+    """Mean cross-entropy for classifiers and language models; labels of -100 do not count.
 
-    Without any that counts it is nan, as torch's; a training step leaves such a batch out (see `counted`).
+    Takes logits [..., classes] and int64 labels [...].  If no label counts it is nan, like torch's; a training step
+    skips such a batch (see `counted`).
     """
     if logits.dim() > 2:
         logits, labels = logits.flatten(0, -2), labels.flatten()
@@ -35,35 +36,35 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The share of labels that have the largest logit; labels of -100 do not count."""
+    """The share of labels whose logit is the largest; labels of -100 do not count."""
     return (logits.argmax(-1) == labels)[labels != IGNORED].float().mean()
 
 
 @dataclass(frozen=True)
 class Derived:
-    """A metric that is a function of another's mean over all examples, not a mean itself."""
+    """A metric that is not a mean itself but a function of another metric's mean over all examples."""
 
     source: str
     of: Callable[[float], float]
 
 
 def _exp(loss: float) -> float:
-    return math.exp(min(loss, 700.0))  # the largest that a float holds is about exp(709)
+    return math.exp(min(loss, 700.0))  # the largest float is about exp(709)
 
 
 perplexity = Derived("loss", _exp)
 
 
 class Supervised:
-    """A module, a loss and metrics.  A batch is (inputs, labels), or a dict with `labels` for a model of keywords.
+    """A module, a loss and metrics.  A batch is (inputs, labels), or a dict with `labels` if the model takes keywords.
 
-    model:    any `nn.Module`; the weights it has are where training starts.  Its forward gives logits, or a dict of
-              named outputs with `logits` (and `features`, `exits`).  Only parameters that require gradients take part.
-    loss:     (logits, labels) -> scalar mean over the batch.  Cross-entropy of a language model that `lean.patch` knows
-              is had without its logits ever being whole.
-    metrics:  name -> (logits, labels) -> scalar mean over the batch, or what is `Derived` from such a mean.
-    features: the submodule whose output counts as the features; the input of the last Linear by default.
-    tokens_per_example: how many tokens an example of text has; where it is given, rows tell tokens per second.
+    model:    any `nn.Module`; training starts from its weights.  Its forward returns logits, or a dict of named outputs
+              with `logits` (and `features`, `exits`).  Only parameters that require gradients are trained and sent.
+    loss:     (logits, labels) -> scalar mean over the batch.  For language models that `lean.patch` supports,
+              cross-entropy is computed in chunks, so the full logits never exist.
+    metrics:  name -> (logits, labels) -> scalar mean over the batch, or a metric `Derived` from such a mean.
+    features: the submodule whose output is the features; by default the input of the last Linear.
+    tokens_per_example: how many tokens an example of text has; if given, rows include tokens per second.
     """
 
     def __init__(
@@ -79,10 +80,10 @@ class Supervised:
         self.metrics = dict(metrics if metrics is not None else {"accuracy": accuracy} if loss is cross_entropy else {})
         self.features = features
         self.tokens_per_example = tokens_per_example
-        self.inplace = False  # whether its forward is known to change what it is given
+        self.inplace = False  # whether its forward is known to change its input
         self._residents = Residents(model)
         if features is not None and features not in dict(model.named_modules()):
-            raise ValueError(f"features={features!r} names no submodule of {type(model).__name__}")
+            raise ValueError(f"features={features!r} is not a submodule of {type(model).__name__}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_residents": None}
@@ -91,9 +92,9 @@ class Supervised:
         self.__dict__.update(state, _residents=Residents(state["model"]))
 
     def init(self) -> Body:
-        """The weights training starts from: trainable `params` and `buffers` (BatchNorm statistics).
+        """The weights from which training starts: trainable `params` and `buffers` (BatchNorm statistics).
 
-        Raises ValueError for what no method can train or send (see `carried`).
+        Raises ValueError if a parameter cannot be trained or a buffer cannot be sent (see `carried`).
         """
         check_model(self.model)
         params = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -102,29 +103,32 @@ class Supervised:
     def resident(
         self, params: Tree, held: Tree | None = None, role: str = "train", device: torch.device | str = "cpu"
     ) -> nn.Module:
-        """The resident module of this architecture, loaded with params and buffers.
+        """The resident module of this architecture, loaded with params and the buffers `held`.
 
-        The same module is loaded again by the next call of the same role; several live side by side under other roles.
+        The next call with the same role loads the same module again; use different roles for modules side by side.
         """
         return self.lendable(params, role, device).load(params, held)
 
     def lendable(self, params: Tree, role: str, device: torch.device | str = "cpu") -> Resident:
-        """The resident of this architecture and role, to run on tensors of the caller's own without a copy."""
+        """The resident of this architecture and role, which can run on the caller's own tensors without a copy."""
         return self._residents.get(params, role, torch.device(device))
 
     def forward(self, model: nn.Module, batch: Any) -> Any:
-        """What the model returns for a batch."""
+        """The model's output for a batch."""
         if isinstance(batch, dict):
             return model(**{k: v for k, v in batch.items() if k != "labels"})
         return model(batch[0])
 
     def outputs(self, model: nn.Module, batch: Any) -> Outputs:
-        """Named outputs of a forward; `features` is filled in on demand by `with_features`."""
+        """The named outputs of a forward; only `with_features` adds `features`."""
         out = self.forward(model, batch)
         return dict(out) if isinstance(out, dict) else {"logits": out}
 
     def with_features(self, model: nn.Module, batch: Any) -> Outputs:
-        """Outputs that have `features` [examples, width] whatever the module returns."""
+        """The named outputs with `features` [examples, width], even if the module does not return them.
+
+        Raises ValueError if no layer gives the features.
+        """
         seen: list[Tensor] = []
         if self.features is not None:
             module: nn.Module = model.get_submodule(self.features)
@@ -140,25 +144,28 @@ class Supervised:
             out = self.outputs(model, batch)
         if "features" not in out:
             if not seen:
-                raise ValueError(f"the layer that gives the features of {type(model).__name__} was not reached")
+                raise ValueError(f"the layer that gives the features of {type(model).__name__} did not run")
             out["features"] = seen[-1].flatten(0, -2) if seen[-1].dim() > 2 else seen[-1]
         return out
 
     def loss(self, model: nn.Module, batch: Any, context: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """(mean loss of the batch, metrics).  `context` is for losses that need more than the batch; unused here."""
+        """(mean loss of the batch, metrics).  Ignores `context`, which is for losses that need more than the batch."""
         if self.criterion is cross_entropy and isinstance(batch, dict) and lean.patched(model):
             return lean.loss(model, batch), {}
         return self.loss_of(self.outputs(model, batch), batch), {}
 
     def loss_of(self, outputs: Outputs, batch: Any) -> Tensor:
-        """Mean loss of outputs that a forward on this batch gave."""
+        """The mean loss of the outputs of a forward on this batch."""
         return self.criterion(outputs["logits"], labels(batch))
 
     @torch.no_grad()
     def evaluate(
         self, params: Tree, held: Tree | None, data: Any, device: torch.device | str = "cpu"
     ) -> dict[str, float]:
-        """Mean loss and metrics over all labels of `data` that count; a model without buffers uses batch statistics."""
+        """Mean loss and metrics over all labels of `data` that count; without buffers, norms use batch statistics.
+
+        Raises ValueError if no label counts.
+        """
         model = self.resident(params, held, "evaluate", device)
         totals: dict[str, Tensor | float] = {}
         mass = 0
@@ -176,8 +183,8 @@ class Supervised:
                 mass += n
         if not mass:
             raise ValueError("there is nothing to evaluate on: the data has no examples, or no label that counts")
-        found = {name: float(total) / mass for name, total in totals.items()}
-        return found | {n: m.of(found[m.source]) for n, m in self.metrics.items() if isinstance(m, Derived)}
+        values = {name: float(total) / mass for name, total in totals.items()}
+        return values | {n: m.of(values[m.source]) for n, m in self.metrics.items() if isinstance(m, Derived)}
 
 
 def _plain(params: Mapping[str, Tensor]) -> Tree:
@@ -185,7 +192,7 @@ def _plain(params: Mapping[str, Tensor]) -> Tree:
 
 
 def to_device(batch: Any, device: torch.device | str, model: nn.Module) -> Any:
-    """The batch where the model is; images in channels_last for models that have convolutions."""
+    """Move a batch to the device; tensors of four dimensions become channels_last."""
 
     def move(x: Tensor) -> Tensor:
         x = x.to(device, non_blocking=True)

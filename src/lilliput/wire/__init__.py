@@ -1,4 +1,4 @@
-"""Messages as bytes: the image of a body, its exact size, and where bodies wait between rounds."""
+"""Messages as bytes: the image of a body, its exact size, and the store of bodies between rounds."""
 
 from lilliput.wire.image import Size, WireError, decode, encode, kinds, nbytes
 

@@ -1,11 +1,11 @@
-"""The header of a wire image: the JSON that says which tensor lies where in the buffer, and every value beside them.
+"""The header of a wire image: JSON that says where each tensor lies in the buffer, and holds all other values.
 
 The format is safetensors': the header's length (8 bytes, little-endian), then an object {name: {dtype, shape,
-data_offsets}} padded by spaces so that the buffer starts at a multiple of 64 bytes.  Our own entry in its metadata is
-"lilliput", the version, and "values", JSON rows of [tensors before it, path, value] for all that is no tensor.
-https://github.com/huggingface/safetensors#format
+data_offsets}} padded with spaces so that the buffer starts at a multiple of 64 bytes.  We add to its metadata
+"lilliput", the version, and "values", JSON rows of [tensors before it, path, value] for every value that is not a
+tensor.  https://github.com/huggingface/safetensors#format
 
-Reading trusts nothing: whatever is wrong raises ValueError (or RecursionError, for deep JSON) before a tensor is made.
+Reading trusts nothing: any fault raises ValueError (or RecursionError, for deep JSON) before a tensor is made.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 VERSION = "1"
-ALIGNMENT = 64  # bytes at whose multiples torch allocates
+ALIGNMENT = 64  # bytes; torch allocates at multiples of it
 HEADER_LIMIT = 8 << 20  # bytes; parsed JSON can take 25 times its text
 DIMENSION_LIMIT = 64  # torch's own, for most kernels
 FLOAT_WIDTH = len(repr(-2.2250738585072014e-308))  # characters; no float takes more
@@ -37,7 +37,7 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 80
-show = _repr.repr  # of what came from outside: one line, however long it is
+show = _repr.repr  # shortens values from outside to one line for errors
 _json = json.JSONEncoder(separators=(",", ":")).encode
 
 Leaf = tuple[str, torch.dtype, tuple[int, ...]]  # path, dtype, shape
@@ -45,18 +45,18 @@ Row = tuple[int, str, Any]  # tensors before it, path, value
 
 
 class Layout(NamedTuple):
-    """Where the tensors lie: those that fill multiples of 64 bytes, then the others by descending item size.
+    """The places of tensors: first those that fill multiples of 64 bytes, then the others by descending item size.
 
-    So there are no holes, and every tensor is aligned, nearly all as torch would align it.
+    This order leaves no holes and aligns every tensor, nearly all as torch would.
     """
 
-    entries: str  # their part of the header, a comma before each
-    begins: tuple[int, ...]  # in the buffer, in the order of the leaves
-    size: int  # of the buffer
+    entries: str  # the tensors' part of the header, each after a comma
+    begins: tuple[int, ...]  # offsets in the buffer, in the order of the leaves
+    size: int  # bytes of the buffer
 
 
 class Span(NamedTuple):
-    """A tensor of an image: bytes begin to end of its buffer."""
+    """A tensor of an image: the bytes from begin to end of the buffer."""
 
     begin: int
     end: int
@@ -80,13 +80,13 @@ def layout(leaves: tuple[Leaf, ...]) -> Layout:
 
 
 def write(entries: str, rows: list[Row]) -> bytes:
-    """The image up to its buffer."""
+    """The bytes of an image before its buffer.  Raises ValueError if the header is too long or has invalid text."""
     for _, path, value in rows:
         _check_text(path, value)
     metadata = {"lilliput": VERSION} | ({"values": _json(rows)} if rows else {})
     text = f'{{"__metadata__":{_json(metadata)}{entries}}}'
-    # Every float takes the room of the longest: what a body costs depends on none of its values but strings and whole
-    # numbers, so that it can be said before there are any.
+    # Every float takes the room of the longest.  So only strings and integers change the size of a body, and the
+    # size is known before there are values.
     text += " " * sum(FLOAT_WIDTH - len(_json(value)) for _, _, value in rows if isinstance(value, float))
     text += " " * (-(8 + len(text)) % ALIGNMENT)
     if len(text) > HEADER_LIMIT:
@@ -95,7 +95,10 @@ def write(entries: str, rows: list[Row]) -> bytes:
 
 
 def read(data: memoryview) -> tuple[list[Span], list[Row] | None, int]:
-    """The tensors of an image in the header's order, its values (None: not of our making), where its buffer starts."""
+    """(the tensors in the header's order, the values or None for a file of another program, the buffer's offset).
+
+    Raises ValueError if the header is malformed.
+    """
     if len(data) < 8:
         raise ValueError(f"{len(data)} bytes do not hold the 8 bytes of the header's length")
     size = int.from_bytes(data[:8], "little")
@@ -113,15 +116,15 @@ def read(data: memoryview) -> tuple[list[Span], list[Row] | None, int]:
 
 
 def is_value(value: Any) -> bool:
-    """Whether JSON keeps it as it is (with NaN, infinities and long integers, as Python's does)."""
+    """Whether a value survives JSON unchanged (Python's JSON also keeps NaN, infinities and long integers)."""
     return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice in one JSON object")
-    return found
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
+        raise ValueError("a key occurs twice in one JSON object")
+    return unique
 
 
 _parse = json.JSONDecoder(object_pairs_hook=_unique).decode
@@ -148,7 +151,7 @@ def _is_naturals(numbers: Any) -> bool:
 
 
 def _count(path: str, dtype: torch.dtype, shape: tuple[int, ...]) -> int:
-    """The bytes of a tensor; raises ValueError for one that the format or torch does not allow."""
+    """The bytes of a tensor.  Raises ValueError if the format or torch does not allow such a tensor."""
     if dtype not in CODES:
         raise ValueError(f"tensor {show(path)} is {dtype}, which the format lacks; it has {', '.join(DTYPES)}")
     if len(shape) > DIMENSION_LIMIT:
@@ -164,18 +167,18 @@ def _count(path: str, dtype: torch.dtype, shape: tuple[int, ...]) -> int:
 def _check_text(path: str, value: Any = "") -> None:
     for text in (path, value):
         if isinstance(text, str) and not text.isascii() and re.search("[\ud800-\udfff]", text):
-            raise ValueError(f"{show(path)} has a lone surrogate in {show(text)}, which is no character; replace it")
+            raise ValueError(f"{show(path)} has a lone surrogate in {show(text)}, which is not a character; replace it")
 
 
 def _check_cover(spans: list[Span], size: int) -> None:
-    """The tensors take every byte of the buffer once, each from a multiple of its item size."""
+    """Raise ValueError unless the tensors cover each byte of the buffer once, aligned to their item sizes."""
     due = 0
     for span in sorted(spans, key=lambda span: (span.begin, span.end)):
         if span.begin != due:
             fault = "overlaps the one before" if span.begin < due else "leaves a hole before it"
             raise ValueError(f"tensor {show(span.path)} begins at {span.begin}, not {due}: it {fault}")
         if span.begin % span.dtype.itemsize:
-            raise ValueError(f"tensor {show(span.path)} is unaligned: {span.begin} is no multiple of its item size")
+            raise ValueError(f"tensor {show(span.path)} is unaligned: {span.begin} is not a multiple of its item size")
         due = span.end
     if due != size:
         raise ValueError(f"its tensors take {due} bytes, and {size} follow the header")

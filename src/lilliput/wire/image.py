@@ -1,8 +1,8 @@
-"""Bodies as bytes: a safetensors file image, its exact size without encoding, and views back out of it.
+"""Bodies as bytes: encodes a body to a safetensors image, computes its size without encoding, and decodes views of it.
 
 A tensor's name in the image is its path: the keys joined by "/", with "~" and "/" inside a key escaped as in RFC 6901
-("~0", "~1").  The header (header.py) lists the leaves in the body's own order.  A safetensors file that we did not
-write decodes to a flat body, under its names as they are.
+("~0", "~1").  The header (header.py) lists the leaves in the order of the body.  A safetensors file of another program
+decodes to a flat body with its names unchanged.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if sys.byteorder != "little":
     raise ImportError("lilliput.wire maps little-endian images onto memory, and this machine is big-endian")
 
 DEPTH_LIMIT = 64  # keys on a path
-DICT_LIMIT = 1 << 16  # nested dicts in a body: 16 MB of memory, which a short image could ask for
+DICT_LIMIT = 1 << 16  # nested dicts in a body; they take 16 MB of memory, and a short image could ask for more
 
 
 class WireError(ValueError):
-    """Bytes that are not a well-formed body; the message says in one line what is wrong."""
+    """Bytes that are not a well-formed body; the message is one line."""
 
 
 class Size(NamedTuple):
@@ -41,7 +41,7 @@ class Size(NamedTuple):
 
 
 def nbytes(body: Body) -> Size:
-    """The exact size of `encode(body)`, from names, shapes and values alone: tensors may be on the meta device."""
+    """The exact size of `encode(body)`.  It needs no values of tensors, which may be on the meta device."""
     _, layout, head = _plan(body)
     return Size(layout.size, len(head))
 
@@ -52,40 +52,40 @@ def kinds(body: Body) -> dict[str, int]:
 
 
 def encode(body: Body, buffer: bytearray | memoryview | None = None) -> memoryview:
-    """The image of a body, in the front of `buffer` if that is large enough, else in new memory.
+    """The image of a body, at the start of `buffer` if that is large enough, else in new memory.
 
-    Tensors may be on any device and have any strides.  Encoding into a buffer overwrites what was decoded from it
-    without a copy.  Raises ValueError for what a body cannot hold.
+    Tensors may be on any device and have any strides.  Encoding into a buffer overwrites the tensors that were decoded
+    from it without a copy.  Raises ValueError if the body holds something that a body cannot hold.
     """
-    found, layout, head = _plan(body)
-    if any(x.is_meta for x in found):
+    values, layout, head = _plan(body)
+    if any(x.is_meta for x in values):
         raise ValueError("tensors on the meta device have no values to encode; nbytes() gives their size")
     image = _room(len(head) + layout.size, buffer)
     image[: len(head)] = head
     if layout.size:
         flat = torch.frombuffer(image, dtype=torch.uint8, offset=len(head))
-        for x, begin in zip(found, layout.begins, strict=True):
+        for x, begin in zip(values, layout.begins, strict=True):
             _write(x.detach(), flat, begin)
     return image
 
 
 def decode(data: bytes | bytearray | memoryview, copy: bool = False) -> Body:
-    """The body of an image; raises WireError on anything that is not well-formed.
+    """The body of an image.  Raises WireError if it is not well-formed.
 
-    Its tensors share one storage: `data` itself, or with `copy` (and if `data` is not aligned in memory) a copy.
+    The tensors share one storage: `data` itself, or a copy with `copy` or if `data` is not aligned in memory.
     Write to a view only if `data` is yours to change.
     """
     view = memoryview(data).cast("B")
     try:
         spans, rows, start = header.read(view)
-        found = [(span.path, x) for span, x in zip(spans, _views(spans, _flat(view, start, copy)), strict=True)]
-        return dict(found) if rows is None else _nest(_merge(found, rows))
+        named = [(span.path, x) for span, x in zip(spans, _views(spans, _flat(view, start, copy)), strict=True)]
+        return dict(named) if rows is None else _nest(_merge(named, rows))
     except (ValueError, RecursionError) as error:
         raise WireError(f"not a body: {error}") from None
 
 
 def _plan(body: Body) -> tuple[list[Tensor], header.Layout, bytes]:
-    """The tensors of a body, where they lie, and the image up to its buffer."""
+    """The tensors of a body, their layout, and the image before its buffer."""
     leaves = _Leaves()
     leaves.collect(body, "", 1)
     layout = header.layout(tuple(leaves.signature))
@@ -93,7 +93,7 @@ def _plan(body: Body) -> tuple[list[Tensor], header.Layout, bytes]:
 
 
 class _Leaves:
-    """What a walk over a body gathers, depth first in the body's own order."""
+    """Collects the leaves of a body, depth first in its order."""
 
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
@@ -106,7 +106,7 @@ class _Leaves:
         _check_nesting(depth, self.dicts)
         for name, value in body.items():
             if not isinstance(name, str):
-                raise ValueError(f"the key {name!r} under {prefix!r} is no string; name by strings what a body holds")
+                raise ValueError(f"the key {name!r} under {prefix!r} is not a string; the keys of a body are strings")
             path = prefix + (name.replace("~", "~0").replace("/", "~1") if "~" in name or "/" in name else name)
             if isinstance(value, Tensor):
                 if value.layout is not torch.strided:
@@ -125,7 +125,7 @@ class _Leaves:
 
 
 def _room(size: int, buffer: bytearray | memoryview | None) -> memoryview:
-    """`size` writable bytes: the front of `buffer`, or new ones (torch's, which nobody fills with zeros first)."""
+    """`size` writable bytes: the start of `buffer`, or new memory of torch, which it does not fill with zeros."""
     view = memoryview(b"" if buffer is None else buffer).cast("B")
     return view[:size] if len(view) >= size else torch.empty(size, dtype=torch.uint8).numpy().data
 
@@ -136,7 +136,7 @@ def _write(x: Tensor, flat: Tensor, begin: int) -> None:
     elif x.nbytes:
         if not (source := x.data_ptr()):
             raise ValueError(f"a tensor of shape {list(x.shape)} has lost its storage; encode before it is freed")
-        # torch's own copy is a sixth slower over the 62 tensors of a ResNet-18: it costs 5 us to start.
+        # torch's copy is a sixth slower over the 62 tensors of a ResNet-18, because each call takes 5 us to start.
         ctypes.memmove(flat.data_ptr() + begin, source, x.nbytes)
 
 
@@ -152,7 +152,7 @@ def _flat(data: memoryview, start: int, copy: bool) -> Tensor:
 
 @cache
 def _accept_read_only() -> None:
-    """Spend the warning that torch gives once per process for views of read-only bytes."""
+    """Use up the warning that torch gives once per process for views of read-only bytes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.frombuffer(b"\0", dtype=torch.uint8)
@@ -162,24 +162,24 @@ def _views(spans: list[Span], flat: Tensor) -> Iterator[Tensor]:
     whole = {d: flat[: len(flat) // d.itemsize * d.itemsize].view(d) for d in {span.dtype for span in spans}}
     for begin, end, path, dtype, shape in spans:
         if dtype is torch.bool and (flat[begin:end] > 1).any():
-            raise ValueError(f"tensor {show(path)} is of booleans, and holds a byte other than 0 and 1")
+            raise ValueError(f"tensor {show(path)} holds booleans, but has a byte other than 0 and 1")
         yield whole[dtype][begin // dtype.itemsize : end // dtype.itemsize].view(shape)
 
 
-def _merge(found: list[tuple[str, Tensor]], rows: list[Row]) -> Iterator[tuple[str, Any]]:
+def _merge(named: list[tuple[str, Tensor]], rows: list[Row]) -> Iterator[tuple[str, Any]]:
     """Tensors and values in the body's order."""
     done = 0
     for place, path, value in rows:
-        yield from found[done:place]
+        yield from named[done:place]
         yield path, value
         done = place
-    yield from found[done:]
+    yield from named[done:]
 
 
 def _nest(leaves: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """The body whose leaves have these paths."""
+    """The body with leaves at these paths.  Raises ValueError if paths are invalid or conflict."""
     body: dict[str, Any] = {}
-    inner = {id(body)}  # the dicts that paths made, apart from the empty ones that are leaves
+    inner = {id(body)}  # the dicts that paths made, without the empty dicts that are leaves
     for path, value in leaves:
         depth = path.count("/") + 1
         _check_nesting(depth, len(inner))

@@ -1,9 +1,9 @@
-"""Where state lives between rounds: each client's, and what the server keeps per client.
+"""Stores state between rounds: each client's own, and the server's state per client.
 
-A store holds bodies by key within a limit of memory; what was used longest ago spills to disk.  A file holds many
-bodies, one behind another in the wire's format.  A checkpoint takes over those files and puts what is not on disk yet
-into one more: it writes what changed, with one wait for the disk.  A file of which less than half still counts is
-given up, and what counts of it is written again.
+A store holds bodies by key within a memory limit, and spills the least recently used to disk.  A file holds many
+bodies, one after another in the wire's format.  A checkpoint takes over those files and writes all bodies that are not
+on disk yet into one more file, so it writes only changes and waits for the disk once.  If less than half of a file is
+current, its current bodies are written again and the file is removed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lilliput.core.tree import Body
 
 @dataclass(frozen=True)
 class File:
-    """A body on disk: its file's name in the folder, its size and CRC-32, and where in the file it begins."""
+    """A body on disk: its file's name in the folder, its size and CRC-32, and its offset in the file."""
 
     name: str
     bytes: int
@@ -33,11 +33,11 @@ class File:
     offset: int = 0
 
     def read(self, folder: Path) -> Body:
-        """The body; raises OSError or ValueError that names the file if it is missing or damaged."""
-        return wire.decode(self.raw(folder), copy=True)  # into memory of torch's, which is aligned
+        """The body.  Raises OSError or ValueError, with the file's name, if it is missing or damaged."""
+        return wire.decode(self.raw(folder), copy=True)  # copied into torch's memory, which is aligned
 
     def raw(self, folder: Path) -> bytearray:
-        """The body's bytes, once their checksum has been checked."""
+        """The body's bytes.  Raises ValueError if size or checksum are wrong."""
         path = folder / self.name
         with open(path, "rb") as file:
             file.seek(self.offset)
@@ -48,28 +48,28 @@ class File:
 
 
 def checksum(data: Any) -> int:
-    """CRC-32, which tells damage (not malice)."""
+    """CRC-32, which detects damage but not malice."""
     import zlib
 
     return zlib.crc32(data)
 
 
 def write(folder: Path, name: str, body: Body) -> File:
-    """Write a body so that the file is there whole or not at all: temporary name, sync, rename."""
+    """Write a body so that the file exists whole or not at all: temporary name, sync, rename."""
     data = wire.encode(body)
     replace(folder / name, data)
     return File(name, len(data), checksum(data))
 
 
 def replace(path: Path, data: Any) -> None:
-    """Put data in a file in one step: a crash leaves the old file or the new one."""
+    """Replace a file's content in one step: a crash leaves the old file or the new one."""
     with replacing(path) as out:
         out.write(data)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write into that takes its name, whole and on the disk, when the block ends without an error."""
+    """A temporary file to write to; when the block ends without an error, it is synced and renamed to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as out:
@@ -80,7 +80,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 class Store:
-    """Bodies by key (a kind and a client), in memory up to `limit_bytes`, on disk beyond."""
+    """Bodies by key ("kind/client"), in memory up to `limit_bytes`, the rest on disk."""
 
     def __init__(self, folder: Path | None = None, limit_bytes: int = 1 << 30):
         self.limit_bytes = limit_bytes
@@ -88,11 +88,11 @@ class Store:
         self._folder = folder
         self._memory: OrderedDict[str, Body] = OrderedDict()  # least recently used first
         self._bytes = 0
-        self._files: dict[str, File] = {}  # what is on disk and current
-        self._live: Counter[str] = Counter()  # bytes of each file that are current
-        self._sizes: dict[str, int] = {}  # of each file with something current in it
-        self._counted: set[str] = set()  # files that a checkpoint counts on
-        # Process ids repeat, in containers at every start: only what is drawn tells the files of two stores apart.
+        self._files: dict[str, File] = {}  # current bodies on disk
+        self._live: Counter[str] = Counter()  # file name -> bytes that are current
+        self._sizes: dict[str, int] = {}  # name -> bytes, of each file with a current body
+        self._counted: set[str] = set()  # files that a checkpoint needs
+        # Process ids repeat (in containers, at every start), so a random token tells the files of two stores apart.
         self._token, self._serial = secrets.token_hex(6), 0
 
     def get(self, key: str) -> Body:
@@ -119,7 +119,7 @@ class Store:
 
     @property
     def folder(self) -> Path:
-        """Where files go; a temporary folder, removed with the store, unless one was given."""
+        """The folder of files: the given one, or a temporary folder that is removed with the store."""
         if self._folder is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="lilliput-")
             self._folder = Path(self._temporary.name)
@@ -127,13 +127,13 @@ class Store:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The files that hold something current, and their bytes."""
+        """The files that hold a current body, and their sizes in bytes."""
         return dict(self._sizes)
 
     def flush(self, prefix: str) -> dict[str, File]:
-        """Write what is not on disk yet into one file whose name starts with `prefix`; where every key's body lies.
+        """Write all bodies that are not on disk into one file named `prefix`-...; returns the place of every body.
 
-        What lies in a file of which less than half is current moves there too.
+        Also moves the current bodies of files of which less than half is current.
         """
         sparse = {name for name, size in self._sizes.items() if 2 * self._live[name] < size}
         moving = {key: file for key, file in self._files.items() if file.name in sparse}
@@ -143,11 +143,11 @@ class Store:
         return dict(self._files)
 
     def settle(self) -> None:
-        """Note that a checkpoint counts on what the last flush gave, and none on anything else."""
+        """Record that a checkpoint needs the files of the last flush, and no others."""
         self._counted = set(self._sizes)
 
     def restore(self, files: Mapping[str, File], sizes: Mapping[str, int]) -> None:
-        """Forget everything and go on from these bodies, in files of these sizes, which a checkpoint counts on."""
+        """Replace the content with these bodies, in files of these sizes, which a checkpoint needs."""
         self._memory.clear()
         self._bytes = 0
         self._files, self._sizes = dict(files), dict(sizes)
@@ -164,7 +164,7 @@ class Store:
             self._spill()
 
     def _spill(self) -> None:
-        """Make room for a quarter of the limit: a file for each body would be a wait for the disk each."""
+        """Free a quarter of the limit at once, because one file per body would wait for the disk each time."""
         leaving, left = [], self._bytes
         for key in list(self._memory)[:-1]:
             if left <= 0.75 * self.limit_bytes:
@@ -177,7 +177,7 @@ class Store:
         self._bytes = left
 
     def _write(self, prefix: str, keys: Iterable[str], moving: Mapping[str, File]) -> None:
-        """Put bodies of the memory, and others that are on disk, into a new file."""
+        """Write bodies in memory (`keys`) and on disk (`moving`) into a new file."""
         keys = list(keys)
         if not keys and not moving:
             return
@@ -196,7 +196,7 @@ class Store:
         self._live[name] = self._sizes[name] = offset
 
     def _forget(self, key: str) -> None:
-        """Let go of what is on disk of a key, and of its file when nothing else in it is current."""
+        """Drop a key's body on disk, and its file if nothing else in it is current and no checkpoint needs it."""
         file = self._files.pop(key, None)
         if file is None:
             return

@@ -1,1 +1,1 @@
-"""Both ends of split learning, which all split methods share."""
+"""The device's and the server's end of split learning, shared by all split methods."""

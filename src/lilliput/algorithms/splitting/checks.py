@@ -1,4 +1,4 @@
-"""What can be seen to be wrong with a split task before anything trains, by one example through its parts."""
+"""Checks a split task before training, by running one example through its parts."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from lilliput.tasks.moving import Movable
 
 
 class Sight(NamedTuple):
-    """One example's activations at the cut, and what the whole model makes of it."""
+    """One example's activations at the cut, and its logits."""
 
     cut: Any
     logits: Tensor
 
 
 def look(task: Split, data: Mapping[int, Any]) -> Sight:
-    """One example of the first client's through all parts; notes which of the activations have gradients.
+    """Run one example of the first client through all parts; records in the task which activations have gradients.
 
-    Raises ValueError if a part does not fit what it is given, or if labels go beyond the model's outputs.
+    Raises ValueError if a part does not fit its input, or if labels exceed the model's outputs.
     """
     batch = next(data[min(data)].epoch(None))
     one = {n: x[:1] for n, x in batch.items()} if isinstance(batch, dict) else tuple(x[:1] for x in batch)
@@ -47,16 +47,16 @@ def look(task: Split, data: Mapping[int, Any]) -> Sight:
 
 
 def through(part: Supervised, batch: Any, wrong: str) -> Any:
-    """A part's output on a batch, of which it gets a copy; notes whether it changes what it is given.
+    """A part's output on a copy of a batch; records in the part whether it changes its input.
 
-    Raises ValueError that begins with `wrong`.
+    Raises ValueError, with a message that begins with `wrong`, if the part fails.
     """
     with Movable(part.model).unmoved(), random.seeded("look"), torch.enable_grad():
         try:
             out, part.inplace = _forward(part, batch, training=False)
         except MALFORMED as error:
             raise ValueError(f"{wrong}: {error}; make the widths of both sides of the cut agree") from error
-        with suppress(Exception):  # of a single example there is no BatchNorm in training
+        with suppress(Exception):  # BatchNorm cannot train on a single example
             part.inplace |= _forward(part, batch, training=True)[1]
     return out
 
@@ -72,7 +72,7 @@ def _forward(part: Supervised, batch: Any, training: bool) -> tuple[Any, bool]:
 
 @contextmanager
 def mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Run a model in training or in evaluation, and leave its modes as they were."""
+    """Put a model into training or evaluation mode for a block; restores all modes afterwards."""
     whole, modes = model.training, [(module, module.training) for module in model.modules()]
     model.train(training)
     try:
@@ -84,9 +84,9 @@ def mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 def check_payload(payload: Any, of: str) -> None:
-    """Raise ValueError for what cannot cross a cut."""
-    found = [payload] if isinstance(payload, Tensor) else list(payload.values()) if isinstance(payload, Mapping) else []
-    if not found or not all(isinstance(x, Tensor) and x.shape[:1] == (1,) for x in found):
+    """Raise ValueError if a payload cannot cross a cut."""
+    xs = [payload] if isinstance(payload, Tensor) else list(payload.values()) if isinstance(payload, Mapping) else []
+    if not xs or not all(isinstance(x, Tensor) and x.shape[:1] == (1,) for x in xs):
         raise ValueError(
             f"{of} returns {type(payload).__name__} {shapes((payload,))} for one example; what crosses a cut is a "
             "tensor, or a flat dict of tensors, whose dimension 0 is the example"
@@ -94,7 +94,7 @@ def check_payload(payload: Any, of: str) -> None:
 
 
 def check_labels(logits: Tensor, data: Mapping[int, Any]) -> None:
-    """Raise ValueError if clients' first labels go beyond the outputs; one client alone is dropped when it trains."""
+    """Raise ValueError if labels of several clients exceed the outputs; a single such client fails in training."""
     largest = {}
     for c in sorted(data):
         y = labels(next(data[c].epoch(None)))
@@ -111,7 +111,7 @@ def check_labels(logits: Tensor, data: Mapping[int, Any]) -> None:
 
 
 def check_head(task: Any, sight: Sight, data: Mapping[int, Any]) -> None:
-    """Raise ValueError if the auxiliary head does not stand in for the server's part."""
+    """Raise ValueError if the auxiliary head does not fit the cut, or its outputs differ from the server's."""
     y = labels(next(data[min(data)].epoch(None)))[:1]
     wrong = f"what leaves the device's part, {shapes((sight.cut,))}, does not fit the auxiliary head"
     out = through(task.auxiliary_part, (sight.cut, y), wrong)
@@ -124,7 +124,7 @@ def check_head(task: Any, sight: Sight, data: Mapping[int, Any]) -> None:
 
 
 def check_memory(size: int, data: Mapping[int, Any]) -> None:
-    """Raise ValueError if a client's batch does not fit into the memory that the server has of it."""
+    """Raise ValueError if a client's batch does not fit into the server's memory of the client."""
     for c in sorted(data):
         fits(size, count(next(data[c].epoch(None))), c)
 
@@ -138,6 +138,6 @@ def fits(size: int, batch: int, client: int) -> None:
 
 
 def shapes(batch: Any) -> str:
-    """The shapes of a batch or of what crosses a cut, to read."""
+    """The shapes of a batch or payload as text for errors."""
     values = batch.values() if isinstance(batch, Mapping) else batch
     return ", ".join(str(tuple(x.shape)) for value in values for x in tree.tensors(value)) or "of nothing"

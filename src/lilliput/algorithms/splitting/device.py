@@ -1,4 +1,4 @@
-"""The device's end of split learning: a round by batch number, over as many calls as the method makes."""
+"""The device's end of split learning: the batches of a round by number, over all calls of the method."""
 
 from __future__ import annotations
 
@@ -22,43 +22,43 @@ from lilliput.training.settings import Training
 
 
 def begin(config: SplitTraining, client: Client, state: Body, msg: Body) -> Body:
-    """Stage what a round starts from: the device's parts will change, `start` stays for the delta."""
+    """The client state at the start of a round: the device's parts, which will change, and `start`, for the delta."""
     first: Body = {kind: msg[kind] for kind in ("params", "buffers", "tied") if kind in msg}
     whole = {"params": msg["params"] | msg.get("tied", {}), "buffers": msg.get("buffers", {})}
     if config.buffers == "local":
         whole["buffers"] = state.get("buffers") or devices(client.task, client.task.init()).get("buffers", {})
     opt, halves = state.get("opt", {}), client.task.halves
-    held = {name: {**portion(part, whole), "opt": opt.get(name, {})} for name, part in client.task.on_device.items()}
-    halves[client.id] = {name: _half(config, client, name, own) for name, own in held.items()}
+    parts = {name: {**portion(part, whole), "opt": opt.get(name, {})} for name, part in client.task.on_device.items()}
+    halves[client.id] = {name: _half(config, client, name, part) for name, part in parts.items()}
     tally = {"next": 0, "examples": 0, "weight": 0, "loss": 0.0}
     return left({**state, "parts": {}, "start": first, **tally}, **halves[client.id])
 
 
 def device_half(config: SplitTraining, client: Client, state: Body, name: str = "client") -> Half:
-    """A part of the device's as the last call left it.
+    """A part of the device as the last call left it.
 
-    Like the epoch under way it stays with the task between calls; whoever does not have it makes it from the state.
+    The task keeps it between calls, like the current epoch; a process without it makes it from the state.
     """
-    held, halves = state["parts"][name], client.task.halves.setdefault(client.id, {})
-    if name not in halves or not halves[name].is_of(held):
-        halves[name] = _half(config, client, name, held)
+    part, halves = state["parts"][name], client.task.halves.setdefault(client.id, {})
+    if name not in halves or not halves[name].is_of(part):
+        halves[name] = _half(config, client, name, part)
     return halves[name]
 
 
-def _half(config: SplitTraining, client: Client, name: str, held: Body) -> Half:
+def _half(config: SplitTraining, client: Client, name: str, state: Body) -> Half:
     lr = config.lr_at(client.round, client.rounds)
-    return Half(client.task.on_device[name], held, config, lr, "train", client.device, peak=config.lr)
+    return Half(client.task.on_device[name], state, config, lr, "train", client.device, peak=config.lr)
 
 
 def left(state: Body, **halves: Half) -> Body:
-    """The state with these parts as they are now."""
+    """The client state, with these parts as they are now."""
     return {**state, "parts": state["parts"] | {name: half.live() for name, half in halves.items()}}
 
 
 def sent(config: SplitTraining, client: Client, state: Body, numbers: range) -> tuple[Body, Body]:
-    """Activations and, where the server takes the loss, labels of these batches; and the state after their forward.
+    """(reply, client state) after the forward of these batches: their activations, and labels if the server needs them.
 
-    A batch without a label that counts stays at home, see `step.step`.
+    A batch without a label that counts is not sent, see `step.step`.
     """
     half = device_half(config, client, state)
     parts = dict(zip(numbers, take(client, config, numbers), strict=True))
@@ -70,7 +70,7 @@ def sent(config: SplitTraining, client: Client, state: Body, numbers: range) -> 
 
 
 def noisy(config: SplitTraining, client: Client, number: int, cut: Payload) -> Payload:
-    """What leaves the device of a batch's activations: with `cut_noise` added to its floats."""
+    """The activations of a batch with `cut_noise` added to floats, as they leave the device."""
     if not config.cut_noise:
         return cut
     generator = random.generator(*key_of(client, number), "noise")
@@ -83,15 +83,15 @@ def noisy(config: SplitTraining, client: Client, number: int, cut: Payload) -> P
     return tree.mapped(cut, add)
 
 
-class Part(NamedTuple):
+class CountedBatch(NamedTuple):
     """A batch on the client's device, and how many of its labels count."""
 
     batch: Any
     counted: int
 
 
-def seen(state: Body, parts: Iterable[Part], loss: Tensor | float) -> Body:
-    """The round's tally with these batches, whose mean loss this is, added."""
+def seen(state: Body, parts: Iterable[CountedBatch], loss: Tensor | float) -> Body:
+    """The round's tally after adding these batches with this mean loss."""
     parts = list(parts)
     weight = sum(part.counted for part in parts)
     return {
@@ -101,10 +101,10 @@ def seen(state: Body, parts: Iterable[Part], loss: Tensor | float) -> Body:
 
 
 def end(config: SplitTraining, client: Client, state: Body) -> tuple[Body, Body]:
-    """What goes up at the end of a round, and the state that outlives it."""
+    """(reply, client state) at the end of a round: the parts' changes and metrics, and the state for the next round."""
     client.task.halves.pop(client.id, None)
     parts, first, weight = plain(state["parts"]), state["start"], state["weight"]
-    whole = {kind: {n: x for held in parts.values() for n, x in held[kind].items()} for kind in ("params", "buffers")}
+    whole = {kind: {n: x for part in parts.values() for n, x in part[kind].items()} for kind in ("params", "buffers")}
     metrics = {"loss": float(state["loss"]) / weight} if weight else {}
     stats = Stats(state["next"], state["examples"], metrics, whole["buffers"])
     tied = first.get("tied", {})
@@ -112,21 +112,21 @@ def end(config: SplitTraining, client: Client, state: Body) -> tuple[Body, Body]
     if tied:
         reply["tied_delta"] = {n: reply["delta"].pop(n) for n in tied}
     staged = ("parts", "start", "next", "until", "examples", "weight", "loss", "opened", "opt")
-    kept = {name: x for name, x in state.items() if name not in staged}
+    after = {name: x for name, x in state.items() if name not in staged}
     if config.optimizer_state == "keep":
-        kept["opt"] = {name: held["opt"] for name, held in parts.items()}
+        after["opt"] = {name: part["opt"] for name, part in parts.items()}
     if config.buffers == "local":
-        kept["buffers"] = whole["buffers"]
-    return reply, kept
+        after["buffers"] = whole["buffers"]
+    return reply, after
 
 
 def key_of(client: Client, number: int) -> tuple[object, ...]:
-    """Names the randomness of the client's forward on a batch, whichever call it happens in."""
+    """The random labels of the client's forward on a batch, the same in every call."""
     return client.seed, client.round, client.id, "batch", number
 
 
 def total(config: Training, client: Client) -> int:
-    """Batches of the client's round, over all local epochs."""
+    """The number of batches in the client's round, over all local epochs."""
     return config.local_steps if config.local_steps is not None else config.local_epochs * len(client.data)
 
 
@@ -134,32 +134,32 @@ class _Stream(NamedTuple):
     key: tuple
     data: Any
     numbers: range
-    parts: list[Part]
+    parts: list[CountedBatch]
     rest: Iterator
 
 
-def take(client: Client, config: Training, numbers: range) -> list[Part]:
-    """The batches of these numbers, in `fit`'s order over all local epochs of the round, on the client's device.
+def take(client: Client, config: Training, numbers: range) -> list[CountedBatch]:
+    """The batches with these numbers on the client's device, in `fit`'s order over all local epochs of the round.
 
-    The epoch under way stays with the task between calls, as drawing it anew costs a pass over the data.  It decides
-    no number: whoever does not have it starts over and skips.
+    The task keeps the current epoch between calls, because drawing it again costs a pass over the data.  This does not
+    affect results: a process without it starts from the beginning and skips ahead.
     """
     streams = client.task.streams
     key = (client.seed, client.round, config.local_epochs, config.local_steps)
-    held: _Stream | None = streams.pop(client.id, None)
-    if held is None or held.key != key or held.data is not client.data or held.numbers.stop > numbers.stop:
-        held = _Stream(key, client.data, range(0), [], round_batches(client, config))
-    if held.numbers != numbers:
-        for _ in range(held.numbers.stop, numbers.start):
-            next(held.rest)
-        parts = [_part(next(held.rest), client) for _ in numbers]
-        held = _Stream(key, client.data, numbers, parts, held.rest)
+    stream: _Stream | None = streams.pop(client.id, None)
+    if stream is None or stream.key != key or stream.data is not client.data or stream.numbers.stop > numbers.stop:
+        stream = _Stream(key, client.data, range(0), [], round_batches(client, config))
+    if stream.numbers != numbers:
+        for _ in range(stream.numbers.stop, numbers.start):
+            next(stream.rest)
+        parts = [_part(next(stream.rest), client) for _ in numbers]
+        stream = _Stream(key, client.data, numbers, parts, stream.rest)
     if numbers.stop < total(config, client):
-        streams[client.id] = held
-    return held.parts
+        streams[client.id] = stream
+    return stream.parts
 
 
-def _part(batch: Any, client: Client) -> Part:
-    # Labels are counted where the batch is: to ask a GPU would be to wait for it.
+def _part(batch: Any, client: Client) -> CountedBatch:
+    # Counts labels before the batch moves, because asking a GPU would wait for it.
     n = counted(labels(batch))
-    return Part(to_device(batch, client.device, client.task.client_part.model), n)
+    return CountedBatch(to_device(batch, client.device, client.task.client_part.model), n)

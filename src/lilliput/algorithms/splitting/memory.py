@@ -1,4 +1,4 @@
-"""What a server remembers of a client: the newest activations and their labels, first in, first out."""
+"""The server's memory of a client: its newest activations and their labels, first in, first out."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lilliput.core.labels import IGNORED
 from lilliput.core.tree import Body
 
 
-def remembered(held: Body, cuts: Sequence[Any], labels: Sequence[Tensor], limit: int) -> Body:
-    """`cut` and `labels` of a memory's examples and those that come after them, the newest `limit` in order.
+def remembered(memory: Body, cuts: Sequence[Any], labels: Sequence[Tensor], limit: int) -> Body:
+    """`cut` and `labels` of a memory after appending these, cut to the newest `limit` examples in order.
 
-    Sequences are padded on the right to the longest: activations and masks with 0, labels so that they do not count.
+    Sequences are padded on the right to the longest: activations and masks with 0, labels with -100.
     """
-    old = [held["cut"]] if "cut" in held else [], [held["labels"]] if "labels" in held else []
+    old = [memory["cut"]] if "cut" in memory else [], [memory["labels"]] if "labels" in memory else []
     joined = {"cut": _joined([*old[0], *cuts]), "labels": _padded([*old[1], *labels], IGNORED)}
     return tree.mapped(joined, lambda x: x[-limit:].clone())
 
@@ -31,7 +31,7 @@ def _joined(cuts: Sequence[Any]) -> Any:
 
 
 def _padded(xs: Sequence[Tensor], value: int) -> Tensor:
-    """Tensors one after another, every further dimension as long as the longest's."""
+    """Concatenate tensors; pads every dimension but the first to the longest."""
     if len({x.shape[1:] for x in xs}) == 1:
         return torch.cat(list(xs))
     longest = [max(sizes) for sizes in zip(*(x.shape[1:] for x in xs), strict=True)]

@@ -1,4 +1,4 @@
-"""The server's end of split learning: a step of its part on what a client uploaded."""
+"""The server's end of split learning: steps of its part on clients' uploads."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def step(
 ) -> tuple[Payload | None, float]:
     """One step of a part on activations and labels: (gradient at the activations, mean loss).
 
-    The gradient is taken before the step, and only of what is wanted: see `slopes`.
-    waits: hold the step until it is released.
+    The gradient is taken before the step, and only of the tensors that `at` names: see `slopes`.
+    waits: the step waits until it is released.
     """
     slope, loss, own = half.metered([(cut, y)], partial(_step, half, cut, y, key, at, waits))
     if waits:
@@ -48,31 +48,31 @@ def _step(
 
 
 def slopes(payload: Payload, at: Wanted) -> dict[str, Tensor]:
-    """The tensors of a payload that gradients are wanted at, by name ("" for that of a payload which is a tensor).
+    """The tensors of a payload that need gradients, by name ("" if the payload is a tensor).
 
-    at: their names, or None for all that are floats.
+    at: their names, or None for all floats.
     """
     named = {"": payload} if isinstance(payload, Tensor) else payload
     return {n: x.requires_grad_() for n, x in named.items() if x.is_floating_point() and (at is None or n in at)}
 
 
 def sloped(payload: Payload, inputs: Mapping[str, Tensor], grads: Grads) -> Payload:
-    """The gradients at a payload as they travel: shaped like it, without what needs none or got none."""
+    """The gradients at a payload, to send: a payload like it, without the tensors that have no gradient."""
     named = {n: g for n, g in zip(inputs, grads, strict=True) if g is not None}
     return plain(named[""] if isinstance(payload, Tensor) and named else named)
 
 
-def check_finite(found: Grads) -> None:
+def check_finite(values: Grads) -> None:
     """Raise ValueError if a loss or a gradient is not finite."""
-    there = [x for x in found if x is not None]
-    if there and not torch.stack([x.float() for x in torch._foreach_norm(there)]).isfinite().all():
+    present = [x for x in values if x is not None]
+    if present and not torch.stack([x.float() for x in torch._foreach_norm(present)]).isfinite().all():
         raise ValueError("the loss or its gradient is not finite")
 
 
-def attempt(fleet: Fleet, client: int, run: Callable[[], Out]) -> Out | None:
-    """What the server's part makes of what a client uploaded.
+def try_client(fleet: Fleet, client: int, run: Callable[[], Out]) -> Out | None:
+    """Run the server's part on a client's upload.
 
-    If that does not fit, the client is out for the round, and None is returned.
+    If the upload does not fit, takes the client out for the round and returns None.
     """
     try:
         return run()
@@ -85,9 +85,9 @@ def attempt(fleet: Fleet, client: int, run: Callable[[], Out]) -> Out | None:
 def serve(
     fleet: Fleet, server: Half, reply: Reply, at: Wanted = (), only: str | None = None, waits: bool = False
 ) -> tuple[Body, float] | None:
-    """Step on what a reply uploads, in its order: (gradients at the cut by batch number, mean loss).
+    """Take a step on each batch of a reply, in order: (gradients at the cut by batch number, mean loss).
 
-    None for a client that is out, see `attempt`.  `waits`: see `step`.
+    Returns None if the client is out, see `try_client`.  only: the number of the only batch to use.  waits: see `step`.
     """
 
     def run() -> tuple[Body, float]:
@@ -100,29 +100,29 @@ def serve(
                 weight, total = weight + counted(y), total + counted(y) * loss
         return out, total / max(weight, 1)
 
-    return attempt(fleet, reply.client, run)
+    return try_client(fleet, reply.client, run)
 
 
 def server_key(fleet: Fleet, client: int, number: str) -> tuple[object, ...]:
-    """Names the randomness of the server's forward on a client's batch."""
+    """The random labels of the server's forward on a client's batch."""
     return fleet.seed, fleet.round, client, "server", number
 
 
-# A U-shape: the loss is taken on the device, behind the server's part.
+# U-shape: the device's tail computes the loss on the outputs of the server's part.
 
 
 def passed(fleet: Fleet, server: Half, reply: Reply) -> Body:
-    """What the server's part makes of the activations of a reply, by batch number."""
+    """The outputs of the server's part on the activations of a reply, by batch number."""
     cuts = reply.body["cut"].items()
     return {n: server.sent((received(x, server.device),), server_key(fleet, reply.client, n)) for n, x in cuts}
 
 
 def pulled(fleet: Fleet, server: Half, first: Reply, second: Reply, waits: bool = False) -> Body:
-    """A step for each gradient that came back: gradients at the activations of the first reply, by batch number.
+    """A step for each gradient of the second reply; returns gradients at the activations of the first, by batch number.
 
-    All are taken at the weights that their forward had.  `waits`: see `step`.
+    All gradients are taken at the weights of their forward, before the first step.  waits: see `step`.
     """
-    found: dict[str, Grads] = {}
+    own: dict[str, Grads] = {}
     out: Body = {}
     for number, cut in first.body["cut"].items():
         h = received(cut, server.device)
@@ -130,18 +130,18 @@ def pulled(fleet: Fleet, server: Half, first: Reply, second: Reply, waits: bool 
         run = partial(server.pull, (h,), server_key(fleet, first.client, number), gradient, *inputs.values())
         grads = server.metered([(cut,)], run)
         check_finite(grads)
-        found[number], at = grads[: len(server.params)], grads[len(server.params) :]
+        own[number], at = grads[: len(server.params)], grads[len(server.params) :]
         out[number] = sloped(cut, inputs, at)
-    for grads in found.values():
+    for grads in own.values():
         (server.hold if waits else server.apply)(grads)
     return out
 
 
-# A gradient that is clipped by its norm over all parts: the server's step waits for the device's part of it.
+# Clipping by the norm over all parts: the server's step waits for the norm of the device's gradient.
 
 
 def released(server: Half, reply: Reply) -> float:
-    """Take the server's step that waits for the squared norm of the device's gradient, which is returned."""
-    beside: float = reply.body["squares"]
-    server.metered([], partial(server.release, server.squares + beside))
-    return beside
+    """Take the server's step that waits for the squared norm of the device's gradient; returns that norm."""
+    squares: float = reply.body["squares"]
+    server.metered([], partial(server.release, server.squares + squares))
+    return squares

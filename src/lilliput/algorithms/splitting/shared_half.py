@@ -1,7 +1,7 @@
-"""The baseline that FSL-SAGE (ICML 2025) was published with under the name of FedAvg, to replay its numbers.
+"""The baseline that the FSL-SAGE paper (ICML 2025) calls FedAvg, to replay its numbers.
 
-The clients' models share one server half, which nobody copied: it is trained through them in turn and never averaged.
-FedAvg proper, with a copy for each client, is `FedAvg`; it equals SplitFed v1.
+The clients' models share one server half, which the program forgot to copy: the clients train it in turn, and it is
+never averaged.  The real FedAvg, with a copy for each client, is `FedAvg`; it equals SplitFed v1.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lilliput.submodel import reduce
 
 @dataclass(frozen=True)
 class SharedHalfFedAvg(FedAvg):
-    """FedAvg on a split task whose server half is one object for all clients.  Not a method to use."""
+    """FedAvg on a split task with one server half for all clients.  Only to replay published numbers."""
 
     ordered: ClassVar[bool] = True
 

@@ -1,4 +1,4 @@
-"""Codecs: bodies made smaller at the wire, for any method; what they cost in precision is theirs to say."""
+"""Codecs: they make bodies smaller at the wire, for any method; each says what it costs in precision."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from lilliput.wire.codecs.base import PREFIX, Chain, Codec, chain
 from lilliput.wire.codecs.bf16 import BF16, bf16
 from lilliput.wire.codecs.int8 import Int8, int8
 
-CODECS: dict[str, Callable[..., Codec]] = {"none": described("Messages as they are", chain), "bf16": bf16, "int8": int8}
+CODECS: dict[str, Callable[..., Codec]] = {
+    "none": described("Sends messages unchanged", chain), "bf16": bf16, "int8": int8,
+}  # fmt: skip
 
 
 def build(text: str) -> Codec:
-    """The codec that a text names: `bf16`, of some kinds only `int8:cut:gradient`, several joined by "+".
+    """The codec of a text: a name such as `bf16`, with kinds such as `int8:cut:gradient`, or several joined by "+".
 
     `int8:activations+bf16` rounds activations and their gradients to int8 and then everything else to bfloat16.
-    Raises ValueError for an unknown name.
+    Raises ValueError if a name is unknown.
     """
     made = [_one(part.strip()) for part in text.split("+")]
     return made[0] if len(made) == 1 else chain(*made)
 
 
 def is_built(text: str) -> bool:
-    """Whether a text is for `build`: ours by name with kinds, or several."""
+    """Whether a text is for `build`: a name of CODECS with kinds, or several names."""
     return "+" in text or (":" in text and text.partition(":")[0].strip() in CODECS)
 
 
@@ -32,7 +34,7 @@ def _one(text: str) -> Codec:
     if name not in CODECS:
         raise ValueError(f"unknown codec {name!r}; {nearest(name, CODECS)} (joined by '+')")
     if name == "none" and kinds:
-        raise ValueError(f"codec {text!r}: none changes nothing, whatever the kind; leave {kinds[0]!r} out")
+        raise ValueError(f"codec {text!r}: none changes no message of any kind; leave out {kinds[0]!r}")
     return CODECS[name](*kinds)
 
 

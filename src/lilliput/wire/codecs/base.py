@@ -1,9 +1,9 @@
-"""What a codec is, codecs one after the other, and codecs that go tensor by tensor.
+"""The interface of codecs, chains of codecs, and codecs that code tensor by tensor.
 
-A coded body is itself a body with the same top-level keys, so that bytes still count by kind, and one more key that
-says what its codec did.  Keys that begin with "codec." belong to codecs: in a coded body, and in the client state where
-an engine keeps what a codec has to remember.  A codec chooses what it touches by the top-level key (a delta or a
-broadcast of parameters) and by dtype.
+A coded body has the top-level keys of the original, so that bytes still count by kind, and one more key with its
+codec's notes.  Keys that begin with "codec." belong to codecs: in a coded body, and in the client state, where an
+engine stores what a codec must remember.  A codec selects tensors by their top-level key (a delta or a broadcast of
+parameters) and by dtype.
 """
 
 from __future__ import annotations
@@ -28,21 +28,27 @@ GROUPS = {
 
 
 class Codec(Protocol):
-    """A value without memory: equal arguments give equal bodies, in any process."""
+    """A codec has no state: equal arguments give equal bodies, in any process."""
 
     def encode(self, body: Body, key: tuple[object, ...]) -> Body:
-        """The coded body.  A codec that draws uses `random.generator(*key)`: the key names (run seed, round, client,
-        call, direction), so that no two messages round alike and none depends on the order."""
+        """The coded body.
+
+        A codec that draws uses `random.generator(*key)`.  The key is (run seed, round, client, call, direction), so
+        that every message has its own draws, and they do not depend on the order of messages.
+        """
         ...
 
     def decode(self, body: Body) -> Body:
-        """The names, shapes and dtypes that went in.  `body` is not to be trusted: raises WireError."""
+        """A body with the names, shapes and dtypes of the original.
+
+        Does not trust `body`: raises WireError if it is not one that `encode` makes.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Codecs one after the other; none at all is the identity."""
+    """Applies codecs in turn; without codecs it is the identity."""
 
     codecs: tuple[Codec, ...] = ()
 
@@ -58,12 +64,12 @@ class Chain:
 
 
 def chain(*codecs: Codec) -> Chain:
-    """What encodes by each codec in turn and decodes in reverse."""
+    """A codec that encodes by each of `codecs` in turn, and decodes in reverse."""
     return Chain(codecs)
 
 
 def of_kinds(kinds: Iterable[str]) -> frozenset[str] | None:
-    """Top-level keys from keys and names of GROUPS; None, which is all of them, for none given."""
+    """The top-level keys of `kinds`, which are keys or names of GROUPS; None, which means all keys, without kinds."""
     return frozenset(key for kind in kinds for key in GROUPS.get(kind, (kind,))) or None
 
 
@@ -71,9 +77,9 @@ def of_kinds(kinds: Iterable[str]) -> frozenset[str] | None:
 class Tensorwise(ABC):
     """A codec that codes tensors one by one.
 
-    kinds: the top-level keys whose tensors it codes; all but other codecs' for None.
+    kinds: the top-level keys whose tensors it codes; None for all but other codecs' keys.
 
-    Under "codec.<name>" stand, nested like the body, the notes without which a tensor could not be decoded.
+    The key "codec.<name>" holds the notes that decoding needs, nested like the body.
     """
 
     kinds: frozenset[str] | None = None
@@ -82,11 +88,11 @@ class Tensorwise(ABC):
 
     @abstractmethod
     def narrow(self, x: Tensor, draw: torch.Generator) -> tuple[Tensor, Any]:
-        """(the coded tensor, its note); None as the note for one that decodes without."""
+        """(the coded tensor, its note); the note is None if decoding needs none."""
 
     @abstractmethod
     def widen(self, x: Tensor, note: Any) -> Tensor:
-        """The tensor that was coded.  Raises WireError for a note that `narrow` does not write."""
+        """The decoded tensor.  Raises WireError for a note that `narrow` never writes."""
 
     def encode(self, body: Body, key: tuple[object, ...] = ()) -> Body:
         if self._mark in body:
@@ -136,5 +142,5 @@ class Tensorwise(ABC):
         if isinstance(value, Tensor):
             return self.widen(value, note)
         if note is not None:
-            raise WireError(f"{self._mark!r} has a note on what is no tensor")
+            raise WireError(f"{self._mark!r} has a note on something that is not a tensor")
         return value

@@ -1,4 +1,4 @@
-"""bfloat16: half the bytes of float32."""
+"""The codec bf16: half the bytes of float32."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ _DTYPES = {None: torch.float32, "float64": torch.float64, "bfloat16": torch.bflo
 
 @dataclass(frozen=True)
 class BF16(Tensorwise):
-    """float32 and float64 tensors go as bfloat16, rounded to nearest: 8 bits of mantissa, relative error <= 2**-8.
+    """Sends float32 and float64 tensors as bfloat16, rounded to nearest: 8 bits of mantissa, relative error <= 2**-8.
 
-    A note is the dtype of a tensor that bfloat16 does not return to float32: "float64", and "bfloat16" for one that
-    had it before.
+    A note is the original dtype of a bfloat16 tensor if it was not float32: "float64", or "bfloat16" itself.
     """
 
     name: ClassVar[str] = "bf16"
@@ -38,5 +37,5 @@ class BF16(Tensorwise):
 
 
 def bf16(*kinds: str) -> BF16:
-    """bfloat16 for these top-level keys, or groups of them; for all by default."""
+    """Rounds floats to bfloat16: half the bytes, relative error at most 2**-8; for all kinds of message or some."""
     return BF16(of_kinds(kinds))

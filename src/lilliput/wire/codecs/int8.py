@@ -1,9 +1,9 @@
-"""Eight bits and stochastic rounding (QSGD, Alistarh et al., NeurIPS 2017, https://arxiv.org/abs/1610.02132).
+"""Eight bits with stochastic rounding (QSGD, Alistarh et al., NeurIPS 2017, https://arxiv.org/abs/1610.02132).
 
-A block of 512 numbers is sent as its smallest, low, a step, (largest - smallest) / 255, and a code of each number:
-floor((x - low) / step + u) with u uniform on [0, 1).  So low + step * code is right on average and off by at most one
+A block of 512 numbers is sent as its smallest number, low, a step, (largest - smallest) / 255, and a code per number:
+floor((x - low) / step + u) with u uniform on [0, 1).  So low + step * code is right on average, and off by at most one
 step.  A range instead of a magnitude halves the error of activations, which a ReLU leaves on one side of zero.  Blocks
-of 512 cost 1.6 % and leave two fifths (activations) to a sixth (gradients) of the error of one range per tensor.
+of 512 cost 1.6 % and reduce the error of one range per tensor to two fifths (activations) or a sixth (gradients).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 @dataclass(frozen=True)
 class Int8(Tensorwise):
-    """Tensors of floats go as one byte per number and 8 bytes per block; float64's blocks cost 16.
+    """Sends floats as one byte per number and 8 bytes per block (16 for float64).
 
-    What that would not make smaller goes as it is.  A block that is not finite stays not finite.
-    A note is {dtype: [blocks, 2]}: the tensor's own dtype, and low and step of each block.
+    A tensor that would not become smaller is sent unchanged.  A block that is not finite stays not finite.
+    A note is {dtype: [blocks, 2]}: the tensor's dtype, and low and step of each block.
     """
 
     name: ClassVar[str] = "int8"
@@ -55,12 +55,12 @@ class Int8(Tensorwise):
 
 
 def int8(*kinds: str) -> Int8:
-    """int8 for these top-level keys, or groups of them; for all by default."""
+    """Rounds floats stochastically to 8 bits: a quarter of the bytes, unbiased; for all kinds of message or some."""
     return Int8(of_kinds(kinds))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """What a block's range is computed and sent in."""
+    """The dtype in which a block's range is computed and sent."""
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
@@ -69,18 +69,18 @@ def _blocks(x: Tensor) -> int:
 
 
 def _rows(flat: Tensor) -> Tensor:
-    """[blocks, BLOCK]; the last is filled up with its last number, which leaves its range as it is."""
+    """Reshape to [blocks, BLOCK]; repeats the last number to fill the last block, which does not change its range."""
     short = -len(flat) % BLOCK
     return (torch.cat([flat, flat[-1:].expand(short)]) if short else flat).view(-1, BLOCK)
 
 
 def _uniform(like: Tensor, draw: torch.Generator) -> Tensor:
-    """Drawn on the CPU, so that every device rounds alike; on the meta device there is nothing to draw."""
+    """Uniform numbers, drawn on the CPU so that every device rounds alike; draws nothing for meta tensors."""
     return like if like.is_meta else torch.rand(like.shape, dtype=like.dtype, generator=draw).to(like.device)
 
 
 def _checked(x: Tensor, note: Any) -> tuple[torch.dtype, Tensor]:
-    """(the tensor's dtype, its blocks' ranges) from a note that anyone may have written."""
+    """(the tensor's dtype, its blocks' ranges) from an untrusted note; raises WireError if they do not fit."""
     name, ranges = next(iter(note.items())) if isinstance(note, Mapping) and len(note) == 1 else ("", None)
     dtype = _DTYPES.get(name)
     if dtype is None or not isinstance(ranges, Tensor) or (x.dtype, x.numel() > 0) != (torch.uint8, True):
