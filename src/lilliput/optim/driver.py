@@ -20,7 +20,7 @@ from lilliput.core.registry import nearest
 from lilliput.lean.policy import fast
 from lilliput.optim import checkpoint, dense, options, sharded, subspace
 from lilliput.optim.groups import split
-from lilliput.optim.project import Basis, project
+from lilliput.optim.projection import Projection, project
 from lilliput.optim.rules import Rule
 from lilliput.optim.states import Layout, allocate, layout, opened, working_dtype
 from lilliput.optim.update import apply_, product_dtype
@@ -36,7 +36,7 @@ class Work:
     whole: Tensor  # the weight to change: p itself, or what was gathered of a sharded one
     G: Tensor | None
     R: Tensor
-    basis: Basis
+    projection: Projection
     probe: Tensor  # a scalar that is not finite if the gradient is not; |G|^2 for online PCA
 
 
@@ -147,11 +147,11 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         """See a gradient in the subspace, after a refresh of that where it is due; `whole` stands for a sharded p."""
         G = matrix(grad)
         state = self.ready(p, group)
-        basis = subspace.current(G, state, group, self.rule, self._assigned(p))
+        projection = subspace.current(G, state, group, self.rule, self._assigned(p))
         self._remember(p)
-        R = project(G, basis, product_dtype(group))
+        R = project(G, projection, product_dtype(group))
         probe = torch.linalg.vector_norm(G, dtype=R.dtype).square() if subspace.learns(group) else R.sum()
-        return Work(p, p if whole is None else whole, G, R, basis, probe)
+        return Work(p, p if whole is None else whole, G, R, projection, probe)
 
     def finish(self, works: list[Work], group: Group) -> None:
         """Move weights, moments and learning projections, except where a gradient was not finite."""
@@ -171,7 +171,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         lr = self.rule.rate(W, step, float(group["lr"]), group)
         with opened(state, self.rule.moments(tuple(work.R.shape), group), step) as moments:
             U = self.rule.direction(work.R, moments, step, lr, group)
-        apply_(W, work.G, work.R, U, work.basis, lr, state.get("norm"), self.rule.sign, group)
+        apply_(W, work.G, work.R, U, work.projection, lr, state.get("norm"), self.rule.sign, group)
         if W.data_ptr() != work.whole.data_ptr():  # a weight whose memory order has no matrix view
             work.whole.copy_(W.view(work.whole.shape))
 

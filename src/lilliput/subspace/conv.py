@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lilliput.lean.remake import autocast_dtype
-from lilliput.subspace.basis import Basis
+from lilliput.optim.basis import Basis
 from lilliput.subspace.form import Form
 from lilliput.subspace.layer import SubspaceLayer
 

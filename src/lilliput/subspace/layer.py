@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lilliput.subspace.basis import Basis, Columns, Dense
+from lilliput.optim.basis import Basis, Columns, Dense
 from lilliput.subspace.form import Form
 
 

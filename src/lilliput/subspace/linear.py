@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lilliput.lean.remake import Recipe, autocast_dtype, recipe_of
-from lilliput.subspace.basis import Basis, Columns
+from lilliput.optim.basis import Basis, Columns
 from lilliput.subspace.form import Form
 from lilliput.subspace.layer import SubspaceLayer
 

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lilliput.optim.basis import Basis, leading, rotated, seeded_basis, sketch
 from lilliput.optim.factory import decouples, reads_weights
-from lilliput.subspace.basis import Basis, leading, rotated, seeded_basis, sketch
 from lilliput.subspace.layer import SubspaceLayer
 from lilliput.subspace.shown import layers_of, shown
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lilliput.core.layers import is_linear, is_transposed, own_weight
 from lilliput.core.registry import nearest
-from lilliput.subspace.basis import PROJECTIONS, Basis, seeded_basis
+from lilliput.optim.basis import PROJECTIONS, Basis, seeded_basis
 from lilliput.subspace.conv import SubspaceConv2d
 from lilliput.subspace.layer import SubspaceLayer
 from lilliput.subspace.linear import SubspaceLinear

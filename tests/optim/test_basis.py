@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lilliput.subspace import Columns, Dense, leading, rotated, seeded_basis
+from lilliput.optim.basis import Columns, Dense, leading, rotated, seeded_basis
+from lilliput.optim.projection import svd
 
 
 @pytest.mark.parametrize("projection", ["cd", "ss", "idx"])
@@ -68,6 +69,25 @@ def test_leading_directions_of_a_sketch_are_the_gradients() -> None:
     torch.testing.assert_close(found.T @ found, v @ v.T, atol=1e-4, rtol=0)
     with pytest.raises(ValueError, match="has no 5 singular vectors"):
         leading(torch.randn(4, 12), 5)
+
+
+def test_layers_and_optimizers_find_the_same_subspace_of_a_gradient() -> None:
+    gradient = torch.randn(12, 7).double()
+    right = svd(gradient, 3, "right").right
+    assert right is not None and torch.equal(leading(gradient, 3).dense(), right.dense())
+
+
+def test_a_basis_that_is_not_orthonormal_works_in_half_precision() -> None:
+    """Models of bfloat16 weights have such bases under `rd`, and torch no solver for them."""
+    wide = seeded_basis("rd", 4, 9, 0)
+    g, x = torch.randn(5, 4), torch.randn(5, 9)
+    low = wide.to(torch.empty((), dtype=torch.bfloat16))
+    for ours, exact in (
+        (low.lift(g.bfloat16()), wide.lift(g)),
+        (low.coordinates(x.bfloat16()), wide.coordinates(x)),
+    ):
+        assert ours.dtype == torch.bfloat16
+        assert (ours.float() - exact).norm() < 0.1 * exact.norm()
 
 
 def test_what_has_no_seed_or_no_room_is_refused() -> None:
