@@ -1,11 +1,11 @@
-"""Bases: orthonormal, unbiased, the same for whoever has the seed; and what changes of basis keep."""
+"""Bases: orthonormal, unbiased, the same for whoever has the seed."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from lilliput.optim.basis import Columns, Dense, leading, rotated, seeded_basis
+from lilliput.optim.basis import Columns, leading, seeded_basis
 from lilliput.optim.projection import svd
 
 
@@ -39,27 +39,6 @@ def test_coordinates_gather_and_scatter() -> None:
     assert torch.equal(basis.expand(z), z @ p)
     assert torch.equal(basis.added(x, z), x + z @ p)
     assert p.abs().sum() == 3 and (p.abs().sum(1) == 1).all()
-
-
-@pytest.mark.parametrize("projection", ["cd", "ss", "rd"])
-def test_a_dual_in_the_same_span_means_the_same_afterwards(projection: str) -> None:
-    old = seeded_basis(projection, 4, 9, 0)
-    turn, _ = torch.linalg.qr(torch.randn(4, 4))
-    new = Dense(turn @ old.dense(), orthonormal=projection != "rd")
-    dual = torch.randn(5, 4)
-    torch.testing.assert_close(rotated(dual, old, new) @ new.dense(), dual @ old.dense(), atol=1e-5, rtol=0)
-
-
-def test_a_change_between_orthonormal_bases_is_their_product() -> None:
-    old, new, dual = seeded_basis("ss", 4, 9, 0), seeded_basis("ss", 4, 9, 1), torch.randn(5, 4)
-    torch.testing.assert_close(rotated(dual, old, new), dual @ old.dense() @ new.dense().T)
-
-
-def test_a_change_of_coordinates_is_a_signed_partial_permutation() -> None:
-    old, new = seeded_basis("cd", 4, 9, 0), seeded_basis("cd", 4, 9, 1)
-    factor = rotated(torch.eye(4), old, new)
-    assert set(factor.unique().tolist()) <= {-1.0, 0.0, 1.0}
-    assert (factor.abs().sum(0) <= 1).all() and (factor.abs().sum(1) <= 1).all()
 
 
 def test_leading_directions_of_a_sketch_are_the_gradients() -> None:

@@ -119,11 +119,6 @@ class Dense:
 Basis = Columns | Dense
 
 
-def rotated(g: Tensor, old: Basis, new: Basis) -> Tensor:
-    """A gradient's coordinates in `new`, as near as those in `old` tell: g P P'^T for an orthonormal P."""
-    return new.compress(old.lift(g))
-
-
 # The generators, by name: (rank, width, generator) -> basis.
 
 

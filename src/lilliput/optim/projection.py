@@ -160,7 +160,7 @@ def shrink_(W: Tensor, keep: float) -> Tensor:
 def turn(new: Projection, old: Projection) -> Projection:
     """The change of coordinates: `project(R, turn(new, old))` is what R, written in `old`, reads in `new`.
 
-    `basis.rotated` does the same to one tensor; here the r x r factors themselves are wanted, for second moments.
+    The r x r factors are made, and not R lifted and compressed, because second moments change by their squares.
     """
     left = None if new.left is None or old.left is None else new.left.compress(old.left.matrix).mT
     right = None if new.right is None or old.right is None else old.right.compress(new.right.matrix)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.optim.basis import Basis, Columns, Dense
+from lilliput.subspace.dual import within
 from lilliput.subspace.form import Form
 
 
@@ -116,7 +117,7 @@ class SubspaceLayer(nn.Module):
     def own_dual(self) -> Tensor:
         """The dual in the shape of b."""
         assert self.dual is not None
-        return self.basis.compress(self.dual) if self.full else self.dual
+        return within(self.dual, self.basis) if self.full else self.dual
 
     def plain(self) -> nn.Module:
         """An ordinary layer, of the class replaced, with the weight in use and this layer's own bias."""
