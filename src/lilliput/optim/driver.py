@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from lilliput.core.registry import nearest
 from lilliput.lean.policy import fast
-from lilliput.optim import checkpoint, dense, options, sharded, subspace
+from lilliput.optim import dense, options, sharded, subspace
 from lilliput.optim.groups import split
 from lilliput.optim.projection import Projection, project
 from lilliput.optim.rules import Rule
-from lilliput.optim.states import Layout, allocate, layout, opened, working_dtype
+from lilliput.optim.states import Layout, allocate, layout, moved, opened, working_dtype
 from lilliput.optim.update import apply_, product_dtype
 
 Group = dict[str, Any]
@@ -55,8 +55,10 @@ class SubspaceOptimizer(torch.optim.Optimizer):
 
     rule: Rule
 
-    def __init__(self, params: Any, defaults: dict[str, Any], subspace: dict[str, Any]) -> None:
+    def __init__(self, params: Any, subspace: dict[str, Any], **defaults: Any) -> None:
+        """subspace: `rank`, `guard` and the options of projected groups; defaults: the rule's own, for all groups."""
         guard = subspace.pop("guard", True)
+        defaults = {name: tuple(x) if isinstance(x, list) else x for name, x in defaults.items()}
         unknown = subspace.keys() - {"rank", *options.DEFAULTS}
         if unknown:
             raise TypeError(
@@ -197,7 +199,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         """The state of a parameter, made at its first step; a P assigned before that stays."""
         state = self.state[p]
         if any(isinstance(x, Tensor) and x.device != p.device for x in state.values()):  # the model was moved
-            state.update(checkpoint.moved(state, p.device))
+            state.update(moved(state, p.device))
             self._remember(p)
         if "step" not in state:
             held = {name: what for name, what in self.layout(p, group).items() if name not in ("P", "P2")}
@@ -241,15 +243,49 @@ class SubspaceOptimizer(torch.optim.Optimizer):
                 packed["state"].update({i: state} if state else {})
         return packed
 
+    def _matched(self, state_dict: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any], Group]]:
+        """Each parameter with its saved state and its group.  Raises ValueError, naming the first difference."""
+        groups, saved = self.param_groups, state_dict["param_groups"]
+        sizes = [[len(group["params"]) for group in both] for both in (groups, saved)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"the checkpoint has groups of {sizes[1]} parameters, this optimizer of {sizes[0]}: another model"
+            )
+        matched = []
+        for group, saved_group in zip(groups, saved, strict=True):
+            _check_same_kind(group, saved_group)
+            for p, key in zip(group["params"], saved_group["params"], strict=True):
+                if key in state_dict["state"]:
+                    state = state_dict["state"][key]
+                    _check_fits(p, state, self.layout(p, {**group, **saved_group}), key)
+                    matched.append((p, state, group))
+        return matched
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a checkpoint of the same optimizer and model, on this model's devices, dtypes kept.
 
         Raises ValueError for another optimizer's or another model's, before anything has changed.
         """
-        pairs = checkpoint.matched(self, state_dict)
+        pairs = self._matched(state_dict)
         super().load_state_dict(state_dict)
         # The base class would turn every state into its weight's dtype: P into bfloat16, 8-bit codes into floats.
         for p, saved, group in pairs:
             shard = sharded.is_sharded(p)
-            self.state[p] = sharded.kept(self, p, saved, group) if shard else checkpoint.moved(saved, p.device)
+            self.state[p] = sharded.kept(self, p, saved, group) if shard else moved(saved, p.device)
         self.__setstate__({})
+
+
+def _check_same_kind(group: Group, saved: Group) -> None:
+    for name in ("rule", "rank", "proj_type", "states"):
+        if group.get(name) != saved.get(name):
+            raise ValueError(f"the checkpoint was made with {name}={saved.get(name)!r}, this optimizer has "
+                             f"{group.get(name)!r}; build it with the options of the run that saved it")  # fmt: skip
+
+
+def _check_fits(p: Tensor, state: dict[str, Any], layout: Layout, key: object) -> None:
+    saved = {name: (tuple(x.shape), x.dtype) for name, x in state.items() if isinstance(x, Tensor)}
+    optional = {"P", "P2"}  # absent before the first usable gradient; present where a seeded one was assigned by hand
+    for name in (saved.keys() | layout.keys()) - (optional if saved.keys() ^ layout.keys() else set()):
+        if saved.get(name) != layout.get(name):
+            raise ValueError(f"state {name!r} of parameter {key} is {saved.get(name)} in the checkpoint, but a weight "
+                f"of shape {tuple(p.shape)} keeps {layout.get(name)}: another model or optimizer")  # fmt: skip

@@ -41,30 +41,36 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "adafactor": optim.GaLoreAdafactor,
     "lion": optim.Lion,
     "galore_adamw": _galore(
-        "AdamW in GaLore's subspaces (Zhao et al., 2024): a fraction of Adam's memory", optim.GaLoreAdamW
+        "AdamW on gradients projected to a subspace (GaLore): for matrices whose full AdamW state does not fit",
+        optim.GaLoreAdamW,
     ),
     "galore_adamw8bit": _galore(
-        "GaLore's AdamW with moments in 8-bit codes: a quarter of its state", optim.GaLoreAdamW8bit
+        "galore_adamw with its moments in 8-bit codes: for a quarter of its moments' memory",
+        optim.GaLoreAdamW8bit,
     ),
     "galore_adafactor": _galore(
-        "Adafactor in GaLore's subspaces: second moments by rows and columns", optim.GaLoreAdafactor
+        "Adafactor on projected gradients: row and column means in place of most of galore_adamw's moments",
+        optim.GaLoreAdafactor,
     ),
-    "galore_lion": _galore("Lion in GaLore's subspaces: one moment instead of AdamW's two", optim.GaLoreLion),
+    "galore_lion": _galore(
+        "Lion on projected gradients: one moment instead of galore_adamw's two, for smaller learning rates",
+        optim.GaLoreLion,
+    ),
     "fira": _galore(
-        "GaLore's AdamW that adds the rest of the gradient, scaled (Fira): nearer to full rank",
+        "galore_adamw that adds the rest of the gradient, scaled (Fira): where a small rank loses too much",
         optim.GaLoreAdamW,
         update="fira",
     ),
     # APOLLO's own projection is random, and its paper's scales are 1 and the root of 128.
     "apollo": _galore(
-        "AdamW in a random subspace that only scales the channels of the whole gradient (APOLLO): needs no SVD",
+        "The whole gradient, channels scaled as AdamW does in a random subspace (APOLLO): stores no P, needs no SVD",
         optim.GaLoreAdamW,
         update="apollo",
         proj_type="seeded",
         scale=1.0,
     ),
     "apollo_mini": _galore(
-        "APOLLO of rank one, with one scale for each matrix: the smallest state",
+        "apollo of rank one, with one scale for each matrix: the smallest state",
         optim.GaLoreAdamW,
         update="apollo_mini",
         proj_type="seeded",
@@ -72,20 +78,24 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
         scale=128**0.5,
     ),
     "online_subspace_adamw": _galore(
-        "AdamW whose subspace moves by online PCA in every step (Liang et al., 2024): no jumps, no SVD",
+        "AdamW in a subspace that learns at every step (Online Subspace Descent): changes smoothly, needs no SVD",
         optim.GaLoreAdamW,
         proj_type="continuous",
     ),
     "online_subspace_adamw8bit": _galore(
-        "AdamW in a subspace that moves by online PCA, with moments in 8-bit codes",
+        "online_subspace_adamw with the weights' moments in 8-bit codes, and those of P as they are",
         optim.GaLoreAdamW8bit,
         proj_type="continuous",
     ),
     "online_subspace_adafactor": _galore(
-        "Adafactor whose subspace moves by online PCA in every step", optim.GaLoreAdafactor, proj_type="continuous"
+        "Adafactor in a subspace that learns at every step: row and column means in place of most moments",
+        optim.GaLoreAdafactor,
+        proj_type="continuous",
     ),
     "online_subspace_lion": _galore(
-        "Lion whose subspace moves by online PCA in every step", optim.GaLoreLion, proj_type="continuous"
+        "Lion in a subspace that learns at every step: one moment instead of two, for smaller learning rates",
+        optim.GaLoreLion,
+        proj_type="continuous",
     ),
 }
 ALIASES = {"adam8bit": "adamw8bit"}

@@ -20,7 +20,7 @@ from torch import Tensor
 from lilliput.lean.policy import fast
 from lilliput.optim import dense
 from lilliput.optim.options import ranked
-from lilliput.optim.states import allocate, layout, working_dtype
+from lilliput.optim.states import allocate, layout, moved, working_dtype
 
 if TYPE_CHECKING:
     from lilliput.optim.driver import SubspaceOptimizer
@@ -111,11 +111,7 @@ def kept(optimizer: SubspaceOptimizer, p: Any, saved: dict[str, Any], group: Gro
 
     if not _by_shard(optimizer, group):
         mine = p.device_mesh.get_local_rank() == optimizer.index(p) % p.device_mesh.size()
-        return (
-            {n: x.detach().to(p.device, copy=True) if isinstance(x, Tensor) else x for n, x in saved.items()}
-            if mine
-            else {}
-        )
+        return moved(saved, p.device) if mine else {}
 
     def part(x: Tensor) -> Tensor:
         return distribute_tensor(x.to(p.device), p.device_mesh, p.placements, src_data_rank=None).to_local().clone()

@@ -45,6 +45,11 @@ def allocate(held: Layout, device: torch.device) -> dict[str, Tensor]:
     return {name: torch.zeros(shape, dtype=dtype, device=device) for name, (shape, dtype) in held.items()}
 
 
+def moved(state: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """A copy of a parameter's state on a device, every dtype kept."""
+    return {name: x.detach().to(device, copy=True) if isinstance(x, Tensor) else x for name, x in state.items()}
+
+
 @contextmanager
 def opened(
     state: Mapping[str, Any], names: Mapping[str, object], step: int, part: slice | None = None, prefix: str = ""

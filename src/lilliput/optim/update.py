@@ -38,11 +38,11 @@ def apply_(
     if options["update"] == "project" and not sign:
         add_back_(W_mn, U, projection, keep, alpha, product_dtype(options))
         return
-    D_mn = dense(G_mn, R, U, projection, norm, options)
+    D_mn = _direction(G_mn, R, U, projection, norm, options)
     shrink_(W_mn, keep).add_(D_mn.sign_() if sign else D_mn, alpha=alpha)
 
 
-def dense(
+def _direction(
     G_mn: Tensor | None, R: Tensor, U: Tensor, projection: Projection, norm: Tensor | None, options: Options
 ) -> Tensor:
     """The direction as an m x n matrix."""
@@ -50,14 +50,14 @@ def dense(
     if kind == "project":
         return back(U, projection, dtype)
     assert G_mn is not None and norm is not None
-    phi = ratio(U, R, projection, per_channel=kind != "apollo_mini")
+    phi = _ratio(U, R, projection, per_channel=kind != "apollo_mini")
     if kind == "fira":
         outside = torch.sub(G_mn, back(R, projection, dtype)).mul_(phi)
-        return limit_(outside, norm, options["limiter"]).add_(back(U, projection, dtype))
-    return limit_(G_mn * phi, norm, options["limiter"])
+        return _limit_(outside, norm, options["limiter"]).add_(back(U, projection, dtype))
+    return _limit_(G_mn * phi, norm, options["limiter"])
 
 
-def ratio(U: Tensor, R: Tensor, projection: Projection, per_channel: bool) -> Tensor:
+def _ratio(U: Tensor, R: Tensor, projection: Projection, per_channel: bool) -> Tensor:
     """|U| / |R| along the compressed dimension, 0 where R is 0; one number for the whole if both dimensions are."""
     if not per_channel or (projection.left is not None and projection.right is not None):
         up, down = torch.linalg.vector_norm(U), torch.linalg.vector_norm(R)
@@ -67,7 +67,7 @@ def ratio(U: Tensor, R: Tensor, projection: Projection, per_channel: bool) -> Te
     return torch.where(down > 0, up / down.clamp_min(TINY), torch.zeros_like(down))
 
 
-def limit_(x: Tensor, norm: Tensor, growth: float) -> Tensor:
+def _limit_(x: Tensor, norm: Tensor, growth: float) -> Tensor:
     """x, scaled in place so that its norm is at most `growth` times the last one; norm becomes the new one."""
     now = torch.linalg.vector_norm(x).to(norm.dtype)
     allowed = torch.where(norm > 0, torch.minimum(now, growth * norm), now)
