@@ -24,6 +24,7 @@ and gradients are not scaled by r / m.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -35,6 +36,7 @@ from lilliput.algorithms.fedavg import model_reply, model_sums, start
 from lilliput.algorithms.spaces import Bases, Spaces, forgotten, spaces_of
 from lilliput.core.fleet import Client, Fleet, Model, on_client
 from lilliput.core.tree import Body, Tree, add, clone, size
+from lilliput.optim.factory import projects
 from lilliput.submodel import Combine, Mean, reduce, weighted_mean
 from lilliput.subspace import PROJECTIONS, leading
 from lilliput.subspace.dual import learnt, move_, rotated, within
@@ -94,6 +96,12 @@ class FedSub(Training):
             raise ValueError(f"projection is {self.projection!r}; choose one of {', '.join(PROJECTIONS)}")
         if self.stale_projection and self.projection == "svd":
             raise ValueError("stale_projection is for projections from a seed; choose cd, rd or ss")
+        if projects(self.optimizer, self.optimizer_options):
+            name = getattr(self.optimizer, "__name__", self.optimizer)
+            warnings.warn(
+                f"optimizer={name} projects nothing of layers in subspaces: b is small already and stepped whole, so "
+                "that adamw (for galore_adamw) needs no more memory there", stacklevel=3,
+            )  # fmt: skip
         if self.optimizer_state == "average":
             raise ValueError("optimizer_state=average is for subspace optimizers; choose reset or keep")
 

@@ -110,9 +110,10 @@ def find(optimizer: Optimizer, known: Mapping[str, Any] = OPTIMIZERS) -> Callabl
     return resolve("optimizer", ALIASES.get(optimizer, optimizer), known)
 
 
-def projects(optimizer: Optimizer) -> bool:
-    """Whether an optimizer of this name projects gradients."""
-    return getattr(find(optimizer), "func", None) is _subspace
+def projects(optimizer: Optimizer, options: Mapping[str, Any] | None = None) -> bool:
+    """Whether an optimizer projects gradients: by its name, or as one of ours that is given a rank."""
+    made = find(optimizer)
+    return getattr(made, "func", None) is _subspace or (_is_ours(made) and "rank" in (options or {}))
 
 
 def default_rank(optimizer: Optimizer) -> int:
@@ -211,7 +212,7 @@ def _groups(
     optimizer: Optimizer, params: Sequence[Tensor], options: dict[str, Any], model: nn.Module | None, strict: bool
 ) -> Any:
     """The parameters, or groups of them where some are projected; takes the options that say so out of `options`."""
-    if not projects(optimizer) and not (_is_ours(find(optimizer)) and "rank" in options):
+    if not projects(optimizer, options):
         return list(params)
     rank = options.pop("rank") if "rank" in options else default_rank(optimizer)
     return optim.groups.of(list(params), rank, model, options.pop("targets", "all-layers"), strict)
