@@ -191,16 +191,16 @@ class FedSub(Training):
     def _behind(self, spaces: Spaces, state: Body, fleet: Fleet, c: int) -> Body:
         """What a client lacks of the model: nothing, the means that it missed, or the model where that is smaller."""
         whole: Body = {"params": state["params"]}
-        held = fleet.memory.get(c) if self.downlink == "means" else None
-        if held is None:
+        memory = fleet.memory.get(c) if self.downlink == "means" else None
+        if memory is None:
             return whole
-        missed = range(held["round"] + 1, fleet.round)
-        known = all(str(t) in state["means"] for t in missed)
+        missed = range(memory["round"] + 1, fleet.round)
+        available = all(str(t) in state["means"] for t in missed)
         if missed and self.projection == "svd":  # whoever missed a P cannot fold in by it
-            known = known and self.epoch(missed[-1]) == held["epoch"]
-        if not known:
+            available = available and self.epoch(missed[-1]) == memory["epoch"]
+        if not available:
             return whole
-        body: Body = {"since": held["round"]}
+        body: Body = {"since": memory["round"]}
         if missed:
             body["missed"] = {str(t): state["means"][str(t)] for t in missed}
             body["ordinary"] = spaces.ordinary(state["params"]) if self.ordinary == "average" else {}
@@ -226,8 +226,8 @@ class FedSub(Training):
             state = {**state, "rows": {n: leading(x, spaces.ranks[n]).dense() for n, x in mean.items()}}
             each = {c: {} for c in each}  # they have the model now
         now, rows = self.epoch(fleet.round), {"rows": state["rows"]}
-        held = {c: fleet.memory.get(c, {}).get("epoch") == now for c in each}
-        return state, {c: body if held[c] else {**body, **rows} for c, body in each.items()}
+        has_rows = {c: fleet.memory.get(c, {}).get("epoch") == now for c in each}
+        return state, {c: body if has_rows[c] else {**body, **rows} for c, body in each.items()}
 
     # The device's half.
 
@@ -272,12 +272,12 @@ class FedSub(Training):
         if self.measures:
             up["rate"], up["u"] = rate, u
         up["delta"] = {name: change[name] for name in self._travels(spaces, state["params"])}
-        own: Body = {"u": u, "epoch": epoch, "opt": opt, "rows": rows, "buffers": stats.buffers}
+        new: Body = {"u": u, "epoch": epoch, "opt": opt, "rows": rows, "buffers": stats.buffers}
         if self.ordinary == "local":
-            own["moved"] = {name: change[name] for name in ordinary}
+            new["moved"] = {name: change[name] for name in ordinary}
         if self.dual == "rotated":
-            own["dual"] = dual
-        state = {**state, **own}
+            new["dual"] = dual
+        state = {**state, **new}
         return up, state if self.settles else {"epoch": epoch, **self._kept(state)}
 
     def _learnt(self, client: Client, b: Tree, dual: Tree, stats: Stats, seen: MeanGradient) -> tuple[Tree, float]:
@@ -297,13 +297,13 @@ class FedSub(Training):
         after: Body = {"round": client.round, "epoch": self.folds(client.round), **self._kept(state)}
         if self.dual != "none":
             after["dual"] = self._moved_dual(spaces, client, state, msg)
-        own = spaces.ordinary(state["params"]) if self.ordinary == "local" else {}
-        change = {name: state["moved"][name] for name in own}
+        local = spaces.ordinary(state["params"]) if self.ordinary == "local" else {}
+        change = {name: state["moved"][name] for name in local}
         if self.downlink == "means":
             folds = spaces.bases(client.seed, self.folds(client.round), state["rows"])
             after["params"] = spaces.moved(state["params"], {**mean, **change}, folds)
-        elif own:
-            after["params"] = add(own, change)
+        elif local:
+            after["params"] = add(local, change)
         return {}, after
 
     def _moved_dual(self, spaces: Spaces, client: Client, state: Body, msg: Body) -> Tree:
@@ -325,8 +325,8 @@ class FedSub(Training):
         """The client's state with the model that the round starts from."""
         spaces = self.spaces(client.task)
         if "params" in msg:
-            own = spaces.ordinary(state["params"]) if self.ordinary == "local" and "params" in state else {}
-            return {**state, "params": {**msg["params"], **own}}
+            local = spaces.ordinary(state["params"]) if self.ordinary == "local" and "params" in state else {}
+            return {**state, "params": {**msg["params"], **local}}
         if "since" not in msg:
             return state
         if state.get("round") != msg["since"]:
@@ -355,11 +355,13 @@ class FedSub(Training):
     def _displace(self, client: Client, dual: Tree) -> Callable[[nn.Module], None]:
         """After each of the round's tau steps, move b by -dual / tau."""
         steps = self.local_steps if self.local_steps is not None else self.local_epochs * len(client.data)
-        held = {name: x.to(client.device) for name, x in dual.items()}
+        moves = {name: x.to(client.device) for name, x in dual.items()}
 
         def after_step(model: nn.Module) -> None:
             with torch.no_grad():
-                torch._foreach_sub_([model.get_parameter(name) for name in held], list(held.values()), alpha=1 / steps)
+                torch._foreach_sub_(
+                    [model.get_parameter(name) for name in moves], list(moves.values()), alpha=1 / steps
+                )
 
         return after_step
 

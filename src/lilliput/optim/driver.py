@@ -67,7 +67,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             )
         self._rank = subspace.pop("rank", None)
         self._given = subspace
-        self._known: dict[Tensor, list[tuple[Tensor, int]]] = {}
+        self._seen: dict[Tensor, list[tuple[Tensor, int]]] = {}
         if isinstance(params, nn.Module):
             raise ValueError(f"a {type(params).__name__} is a model; give optim.param_groups(model, rank), or "
                              "model.parameters() to project nothing")  # fmt: skip
@@ -202,8 +202,8 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             state.update(moved(state, p.device))
             self._remember(p)
         if "step" not in state:
-            held = {name: what for name, what in self.layout(p, group).items() if name not in ("P", "P2")}
-            state.update(allocate(held, p.device), step=0)
+            tensors = {name: shape for name, shape in self.layout(p, group).items() if name not in ("P", "P2")}
+            state.update(allocate(tensors, p.device), step=0)
             if options.ranked(group):
                 state.update(subspace.start(group), index=self.index(p))
         return state
@@ -213,13 +213,13 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         return next(i for i, q in enumerate(q for group in self.param_groups for q in group["params"]) if q is p)
 
     def _assigned(self, p: Tensor) -> bool:
-        held, known = self._factors(p), self._known.get(p, [])
-        return len(held) != len(known) or any(
-            a is not b or version != v for (a, version), (b, v) in zip(held, known, strict=True)
+        now, before = self._factors(p), self._seen.get(p, [])
+        return len(now) != len(before) or any(
+            a is not b or version != v for (a, version), (b, v) in zip(now, before, strict=True)
         )
 
     def _remember(self, p: Tensor) -> None:
-        self._known[p] = self._factors(p)
+        self._seen[p] = self._factors(p)
 
     def _factors(self, p: Tensor) -> list[tuple[Tensor, int]]:
         state = self.state[p]
@@ -229,7 +229,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self.__dict__.setdefault("_rank", None)
         self.__dict__.setdefault("_given", {})
-        self._known = {}
+        self._seen = {}
         for p in self.state:
             self._remember(p)
 
@@ -271,7 +271,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         # The base class would turn every state into its weight's dtype: P into bfloat16, 8-bit codes into floats.
         for p, saved, group in pairs:
             shard = sharded.is_sharded(p)
-            self.state[p] = sharded.kept(self, p, saved, group) if shard else moved(saved, p.device)
+            self.state[p] = sharded.local_state(self, p, saved, group) if shard else moved(saved, p.device)
         self.__setstate__({})
 
 

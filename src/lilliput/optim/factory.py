@@ -128,12 +128,12 @@ def known_options(made: Callable[..., Any]) -> list[str] | None:
         parameters = list(inspect.signature(rule).parameters.values())[1:]
     except (TypeError, ValueError):  # written in C
         return None
-    own = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in ("lr", "self")]
+    names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in ("lr", "self")]
     if not _is_ours(rule):
-        return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else own
-    own.append("guard")
+        return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else names
+    names.append("guard")
     subspace = isinstance(rule, type) and any(p.kind is p.VAR_KEYWORD for p in parameters)
-    return [*own, *(["rank", "targets", *optim.options.DEFAULTS] if subspace else [])]
+    return [*names, *(["rank", "targets", *optim.options.DEFAULTS] if subspace else [])]
 
 
 def _rule(made: Callable[..., Any]) -> Callable[..., Any]:
@@ -177,15 +177,15 @@ def settled(
 
 def reads_weights(made: Any) -> bool:
     """Whether the steps of an optimizer, once made, depend on the weights: by decay, size or, if unknown, perhaps."""
-    known = type(made).__module__.startswith(("lilliput.", "torch.optim"))
+    familiar = type(made).__module__.startswith(("lilliput.", "torch.optim"))
     decays = any(group.get("weight_decay") for group in made.param_groups)
-    return decays or not known or type(made).__name__ in BY_SIZE
+    return decays or not familiar or type(made).__name__ in BY_SIZE
 
 
 def decouples(made: Any) -> bool:
     """Whether the weight decay of an optimizer, once made, stays out of the gradient."""
-    own = isinstance(made, optim.SubspaceOptimizer) or type(made).__name__ in ("AdamW", "Adafactor", "Muon")
-    return all(group.get("decoupled_weight_decay", own) for group in made.param_groups)
+    default = isinstance(made, optim.SubspaceOptimizer) or type(made).__name__ in ("AdamW", "Adafactor", "Muon")
+    return all(group.get("decoupled_weight_decay", default) for group in made.param_groups)
 
 
 def _try(made: Callable[..., Any], name: str, options: Mapping[str, Any]) -> None:

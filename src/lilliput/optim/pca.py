@@ -58,10 +58,10 @@ def _rows(G_mn: Tensor, Y_mr: Tensor, B_rn: Tensor, norm2: Tensor, orthogonality
 
 def step_(P: Tensor, grad: Tensor, moments: Moments, step: int, lr: float, proj_type: str, options: Options) -> None:
     """One step of P's own optimizer, in place; step counts from 1."""
-    rule, own = OPTIMIZERS[proj_type]
-    own = {**own, "compat": None}
-    update = rule.direction(grad.contiguous(), moments, step, lr, own)
-    lr = rule.rate(P, step, lr, own)
+    rule, constants = OPTIMIZERS[proj_type]
+    constants = {**constants, "compat": None}
+    update = rule.direction(grad.contiguous(), moments, step, lr, constants)
+    lr = rule.rate(P, step, lr, constants)
     if options["compat"] == "official":
         P.mul_(1 - lr * OFFICIAL_DECAY.get(proj_type, 0.0))
     P.add_(update.sign() if rule.sign else update, alpha=-lr)

@@ -59,8 +59,8 @@ def _update_shard(optimizer: SubspaceOptimizer, p: Any, grad: Any, group: Group)
         group["skipped"] += 1
         return
     if "step" not in state:
-        held = layout(optimizer.rule.moments(tuple(local.shape), group), group["states"], working_dtype(p.dtype))
-        state.update(allocate(held, local.device), step=0)
+        tensors = layout(optimizer.rule.moments(tuple(local.shape), group), group["states"], working_dtype(p.dtype))
+        state.update(allocate(tensors, local.device), step=0)
     state["step"] += 1
     if local.numel():
         dense.step_([local], [piece], [state], optimizer.rule, group)
@@ -105,7 +105,7 @@ def gathered(optimizer: SubspaceOptimizer, p: Any, group: Group) -> dict[str, An
     return box[0]
 
 
-def kept(optimizer: SubspaceOptimizer, p: Any, saved: dict[str, Any], group: Group) -> dict[str, Any]:
+def local_state(optimizer: SubspaceOptimizer, p: Any, saved: dict[str, Any], group: Group) -> dict[str, Any]:
     """This rank's part of a whole saved state."""
     from torch.distributed.tensor import distribute_tensor
 

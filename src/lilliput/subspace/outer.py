@@ -28,10 +28,10 @@ from lilliput.subspace.shown import layers_of, shown
 
 def subspace_layers(model: nn.Module) -> dict[str, SubspaceLayer]:
     """The layers of a model that are in subspaces, by name.  Raises ValueError if there are none."""
-    found = {name: module for name, module in model.named_modules() if isinstance(module, SubspaceLayer)}
-    if not found:
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, SubspaceLayer)}
+    if not layers:
         raise ValueError(f"{type(model).__name__} has no layer in a subspace; call replace_with_subspace first")
-    return found
+    return layers
 
 
 def subspace_optimizer(
@@ -172,13 +172,13 @@ def _check_agreed(layers: Mapping[str, SubspaceLayer], group: Any) -> None:
     """Raise ValueError, in every process, where they would fold into another x, or by another P, than each other."""
     if not _distributed():
         return
-    own = torch.stack([torch.stack([x.seed, x.epoch, _checksum(x.weight)]) for x in layers.values()])
-    most = torch.stack([own, -own])
-    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX, group=group)
-    for name, mine, high, low in zip(layers, own.tolist(), most[0].tolist(), (-most[1]).tolist(), strict=True):
-        if mine[:2] != high[:2] or mine[:2] != low[:2]:
+    here = torch.stack([torch.stack([x.seed, x.epoch, _checksum(x.weight)]) for x in layers.values()])
+    bounds = torch.stack([here, -here])
+    torch.distributed.all_reduce(bounds, torch.distributed.ReduceOp.MAX, group=group)
+    for name, values, high, low in zip(layers, here.tolist(), bounds[0].tolist(), (-bounds[1]).tolist(), strict=True):
+        if values[:2] != high[:2] or values[:2] != low[:2]:
             raise ValueError(
-                f"the basis of {name} is of seed {mine[0]} and epoch {mine[1]} here, of another elsewhere; "
+                f"the basis of {name} is of seed {values[0]} and epoch {values[1]} here, of another elsewhere; "
                 "give all one seed, and refresh in all of them or in none"
             )
         if high != low:
