@@ -30,8 +30,8 @@ from lilliput.data.batches import ListBatches
 from lilliput.engines.dry import predict
 from lilliput.engines.prediction import RoundCost
 from lilliput.models.transformers import empty
+from lilliput.optim.basis import sketch_rows
 from lilliput.subspace import matched
-from lilliput.subspace.basis import sketch_rows
 from lilliput.tasks import Supervised
 
 TARGETS = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"

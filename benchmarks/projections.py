@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from lilliput.lean.policy import fast, keep_freed_memory
-from lilliput.optim import basis, pca
-from lilliput.optim.project import Basis, project
+from lilliput.optim import pca, projection
+from lilliput.optim.projection import Projection, project
 from optimizers import ATTENTION_AND_MLP, LAYERS, RANK, Clock, gradient
 
 PUBLISHED = [(512, 1376), (1024, 2736), (2048, 5461), (4096, 11008)]  # where the papers time PCA against SVD
@@ -39,14 +39,14 @@ def refreshes(turns: int, layers: int, device: torch.device) -> dict[str, Any]:
     first = [gradient(s, generator).to(device) for s in ATTENTION_AND_MLP * layers]
     second = [later(g, generator) for g in first]
     sides = ["right" if g.shape[0] >= g.shape[1] else "left" for g in first]
-    old = [basis.gram(g, RANK, side) for g, side in zip(first, sides, strict=True)]
+    old = [projection.gram(g, RANK, side) for g, side in zip(first, sides, strict=True)]
 
-    def svd() -> list[Basis]:
-        return [basis.svd(g, RANK, side) for g, side in zip(second, sides, strict=True)]
+    def svd() -> list[Projection]:
+        return [projection.svd(g, RANK, side) for g, side in zip(second, sides, strict=True)]
 
-    def power() -> list[Basis]:
+    def power() -> list[Projection]:
         with fast(device):
-            return [basis.power(g, b) for g, b in zip(second, old, strict=True)]
+            return [projection.power(g, b) for g, b in zip(second, old, strict=True)]
 
     times: dict[str, list[float]] = {"svd": [], "power": []}
     for _ in range(turns):
@@ -61,9 +61,9 @@ def refreshes(turns: int, layers: int, device: torch.device) -> dict[str, Any]:
     }
 
 
-def captured(bases: list[Basis], grads: list[Tensor]) -> float:
-    """The share of the gradients' energy in the bases."""
-    seen = sum(float(project(g, b).square().sum()) for g, b in zip(grads, bases, strict=True))
+def captured(projections: list[Projection], grads: list[Tensor]) -> float:
+    """The share of the gradients' energy that the projections see."""
+    seen = sum(float(project(g, P).square().sum()) for g, P in zip(grads, projections, strict=True))
     return seen / sum(float(g.square().sum()) for g in grads)
 
 
@@ -73,17 +73,17 @@ def online_pca(turns: int, device: torch.device, shapes: list[tuple[int, int]]) 
     rows = []
     for m, n in shapes:
         G, rank = gradient((m, n), generator).to(device), m // 4
-        basis_ = basis.haar((m, n), rank, "left", 0, G)
-        R, norm2 = project(G, basis_), G.square().sum()
+        P = projection.haar((m, n), rank, "left", torch.Generator().manual_seed(0), G)
+        R, norm2 = project(G, P), G.square().sum()
 
-        def closed(G: Tensor = G, R: Tensor = R, basis_: Basis = basis_, norm2: Tensor = norm2) -> Tensor:
+        def closed(G: Tensor = G, R: Tensor = R, P: Projection = P, norm2: Tensor = norm2) -> Tensor:
             with fast(device):
-                return pca.gradient(G, R, basis_, norm2)
+                return pca.gradient(G, R, P, norm2)
 
-        def autograd(G: Tensor = G, basis_: Basis = basis_, norm2: Tensor = norm2) -> Tensor:
-            P = basis_.left.clone().requires_grad_()  # type: ignore[union-attr]
-            ((P @ P.T @ G - G).square().sum() / norm2).backward()
-            return P.grad  # type: ignore[return-value]
+        def autograd(G: Tensor = G, P: Projection = P, norm2: Tensor = norm2) -> Tensor:
+            A = P.left.matrix.mT.clone().requires_grad_()  # type: ignore[union-attr]
+            ((A @ A.T @ G - G).square().sum() / norm2).backward()
+            return A.grad  # type: ignore[return-value]
 
         torch.testing.assert_close(closed(), autograd(), rtol=1e-3, atol=1e-5)
         svd_turns = 1 if m > 1024 and device.type == "cpu" else turns

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lilliput
-from lilliput import wire
+from lilliput import optim, wire
 from lilliput.algorithms import FedAvg, Scaffold
 from lilliput.algorithms.fedsub import FedSub
 from lilliput.engines import Sequential
@@ -306,6 +306,12 @@ def test_it_trains_with_everything_that_a_client_can_do(settings: dict[str, Any]
     assert history.rows[-1]["train_loss"] < history.rows[0]["train_loss"]
     for name in held[0]["dual"]:
         assert sum(state["dual"][name] for state in held.values()).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("optimizer", ["galore_adamw", optim.GaLoreAdamW])
+def test_an_optimizer_that_projects_says_that_it_leaves_b_whole(optimizer: Any) -> None:
+    with pytest.warns(UserWarning, match="projects nothing of layers in subspaces"):
+        FedSub(optimizer=optimizer, optimizer_options={"rank": 2})
 
 
 UNEVEN: tuple[int, ...] = (1, 2, 4, 3)  # batches of each client, whose loss is the same on each

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from lilliput import optim
-from lilliput.optim import basis as bases
+from lilliput.optim.basis import haar_basis
 
 
 def subspace(seed: int, transposed=False) -> torch.Tensor:
-    P = bases.haar((20, 20), 3, "right", seed, torch.empty(0, dtype=torch.float64)).right
+    P = haar_basis(3, 20, torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.float64)).matrix
     return P.mT.contiguous() if transposed else P
 
 

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from lilliput import optim
-from lilliput.optim import basis as bases
-from lilliput.optim import pca
-from lilliput.optim.project import Basis, back, project, side
+from lilliput.core.random import generator
+from lilliput.optim import pca, subspace
+from lilliput.optim.basis import Dense, orthonormal_rows
+from lilliput.optim.projection import Projection, back, factors, from_factors, gram, haar, power, project, side, svd
 
 SHAPES = [(12, 8), (6, 10), (8, 8)]
 KINDS = ["std", "reverse_std", "right", "left", "full"]
@@ -26,6 +27,10 @@ def decaying(m: int, n: int, seed: int = 0, power: float = 1.0) -> torch.Tensor:
     return U * torch.arange(1, min(m, n) + 1, dtype=torch.float64) ** -power @ V.mT
 
 
+def drawn(shape: tuple[int, int], rank: int, where: str, seed: int, dtype=torch.float64) -> Projection:
+    return haar(shape, rank, where, torch.Generator().manual_seed(seed), torch.empty(0, dtype=dtype))
+
+
 def one_step(optimizer, p, grad):
     p.grad = grad.clone()
     before = p.detach().clone()
@@ -36,23 +41,23 @@ def one_step(optimizer, p, grad):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_descent_and_row_space(kind, shape):
-    """<G, back(project(G))> = ||R||^2, and what comes back lies in the span of the basis."""
+    """<G, back(project(G))> = ||R||^2, and what comes back lies in the subspace."""
     G = normal(*shape)
-    for basis in (bases.svd(G, 3, side(kind, *shape)), bases.haar(shape, 3, side(kind, *shape), 1, G)):
-        R = project(G, basis)
-        update = back(R, basis)
+    for projection in (svd(G, 3, side(kind, *shape)), drawn(shape, 3, side(kind, *shape), 1)):
+        R = project(G, projection)
+        update = back(R, projection)
         torch.testing.assert_close((G * update).sum(), R.square().sum())
-        torch.testing.assert_close(back(project(update, basis), basis), update)
+        torch.testing.assert_close(back(project(update, projection), projection), update)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_gram_basis_spans_what_the_decomposition_spans(kind, shape):
     G, where = decaying(*shape), side(kind, *shape)
-    for ours, exact in zip(bases.gram(G, 3, where), bases.svd(G, 3, where), strict=True):
+    for ours, exact in zip(gram(G, 3, where), svd(G, 3, where), strict=True):
         assert (ours is None) == (exact is None)
         if ours is not None:
-            P, Q = (ours @ ours.mT, exact @ exact.mT) if ours.shape[1] == 3 else (ours.mT @ ours, exact.mT @ exact)
+            P, Q = (x.expand(x.matrix.mT) for x in (ours, exact))
             torch.testing.assert_close(P, Q, atol=1e-6, rtol=0)
 
 
@@ -78,8 +83,8 @@ def test_full_rank_at_scale_one_is_the_plain_rule_where_the_basis_is_the_identit
 def test_full_rank_projection_loses_no_gradient(kind, shape):
     """With r = min(m, n) a rule without memory (SGD) is unchanged: back(project(G)) = G."""
     G = normal(*shape)
-    basis = bases.svd(G, min(shape), side(kind, *shape))
-    torch.testing.assert_close(back(project(G, basis), basis), G)
+    projection = svd(G, min(shape), side(kind, *shape))
+    torch.testing.assert_close(back(project(G, projection), projection), G)
 
 
 def test_what_is_not_projected_is_torch_adamw_to_the_bit():
@@ -103,25 +108,22 @@ def test_the_guard_can_be_taken_off_what_is_not_projected(guard):
 # -- online PCA -------------------------------------------------------------------------------------------------------
 
 
-def loss(G: torch.Tensor, basis: Basis, orthogonality: float) -> torch.Tensor:
+def loss(G: torch.Tensor, projection: Projection, orthogonality: float) -> torch.Tensor:
     """The published loss, written as it stands there."""
     Gn = G / G.norm()
-    factor = basis.right if basis.left is None else basis.left.mT
-    lost = back(project(Gn, basis), basis) - Gn
-    return (
-        lost.square().sum()
-        + orthogonality * (factor @ factor.mT - torch.eye(len(factor), dtype=G.dtype)).square().sum()
-    )
+    rows = (projection.right or projection.left).matrix
+    lost = back(project(Gn, projection), projection) - Gn
+    return lost.square().sum() + orthogonality * (rows @ rows.mT - torch.eye(len(rows), dtype=G.dtype)).square().sum()
 
 
 @pytest.mark.parametrize("orthogonality", [0.0, 0.1])
 @pytest.mark.parametrize("where", ["left", "right"])
 def test_closed_form_is_autograd(where, orthogonality):
     G, P = normal(12, 9), normal(*((12, 4) if where == "left" else (4, 9)), seed=1).requires_grad_()
-    basis = Basis(P, None) if where == "left" else Basis(None, P)
-    (expected,) = torch.autograd.grad(loss(G, basis, orthogonality), P)
+    projection = from_factors(P, None, where)
+    (expected,) = torch.autograd.grad(loss(G, projection, orthogonality), P)
     with torch.no_grad():
-        ours = pca.gradient(G, project(G, basis), basis, G.square().sum(), orthogonality)
+        ours = pca.gradient(G, project(G, projection), projection, G.square().sum(), orthogonality)
     torch.testing.assert_close(ours, expected, atol=1e-12, rtol=1e-10)
 
 
@@ -130,9 +132,9 @@ def test_the_decomposition_is_the_optimum_of_online_pca(where):
     """The loss there is 1 - sum_{i<=r} s_i^2 / sum s_i^2, its gradient nothing."""
     G = normal(12, 9)
     s2 = torch.linalg.svdvals(G).square()
-    basis = bases.svd(G, 4, where)
-    torch.testing.assert_close(loss(G, basis, 0.1), 1 - s2[:4].sum() / s2.sum())
-    assert pca.gradient(G, project(G, basis), basis, G.square().sum(), 0.1).abs().max() < 1e-12
+    best = svd(G, 4, where)
+    torch.testing.assert_close(loss(G, best, 0.1), 1 - s2[:4].sum() / s2.sum())
+    assert pca.gradient(G, project(G, best), best, G.square().sum(), 0.1).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("kind", ["continuous", "continuous_sgd", "continuous_adam8bit"])
@@ -142,15 +144,16 @@ def test_on_a_constant_gradient_the_projection_finds_its_top_space(kind, shape):
     # 1 / gap is P's learning rate; Adam's steps shrink with a schedule, as in training.
     gap = 5 if kind == "continuous_sgd" else 20
     optimizer = optim.GaLoreAdamW([{"params": [p], "rank": 3, "proj_type": kind, "update_proj_gap": gap}], lr=1e-3)
-    optimizer.state[p]["P"] = bases.haar(shape, 3, side("std", *shape), 5, G)[1 if shape[0] > shape[1] else 0].clone()
+    optimizer.state[p]["P"] = factors(drawn(shape, 3, side("std", *shape), 5))["P"].clone()
     steps = 6000 if kind == "continuous_sgd" else 1500
     for t in range(steps):
         if kind != "continuous_sgd":
             optimizer.param_groups[0]["lr"] = 1e-3 * (1 - t / steps) ** 2
         one_step(optimizer, p, G)
-    found, exact = optimizer.state[p]["P"], bases.svd(G, 3, side("std", *shape))
-    rows, truth = (found, exact.right) if exact.right is not None else (found.mT, exact.left.mT)
-    cosines = torch.linalg.svdvals(bases.orthonormal_rows(rows) @ truth.mT)
+    where = side("std", *shape)
+    found, exact = from_factors(optimizer.state[p]["P"], None, where), svd(G, 3, where)
+    rows, truth = ((x.right or x.left).matrix for x in (found, exact))
+    cosines = torch.linalg.svdvals(orthonormal_rows(rows) @ truth.mT)
     assert (1 - cosines.min().square()).clamp_min(0).sqrt() < 1e-3
 
 
@@ -160,7 +163,7 @@ def test_the_first_step_and_zero_gradients_never_move_the_projection(kind):
     optimizer = optim.GaLoreAdamW([{"params": [p], "rank": 3, "proj_type": kind, "update_proj_gap": 5}], lr=0.01)
     one_step(optimizer, p, G)
     first = optimizer.state[p]["P"].clone()
-    torch.testing.assert_close(first.mT @ first, (V := bases.svd(G, 3, "right").right).mT @ V, atol=1e-7, rtol=0)
+    torch.testing.assert_close(first.mT @ first, (V := svd(G, 3, "right").right.matrix).mT @ V, atol=1e-7, rtol=0)
     one_step(optimizer, p, torch.zeros_like(G))
     assert torch.equal(optimizer.state[p]["P"], first)
     one_step(optimizer, p, normal(12, 8, seed=2))
@@ -171,7 +174,7 @@ def test_without_a_learning_rate_online_pca_is_galore_with_a_frozen_projection()
     p, q, P = (
         nn.Parameter(normal(12, 8)),
         nn.Parameter(normal(12, 8)),
-        bases.haar((12, 8), 3, "right", 0, normal(1)).right,
+        drawn((12, 8), 3, "right", 0).right.matrix,
     )
     learning = optim.GaLoreAdamW(
         [{"params": [p], "rank": 3, "proj_type": "continuous_sgd", "update_proj_gap": 10**15}], lr=0.01
@@ -189,7 +192,7 @@ def test_down_and_up_use_the_same_projection(kind):
     p = nn.Parameter(normal(12, 8))
     optimizer = optim.GaLoreAdamW([{"params": [p], "rank": 3, "proj_type": kind, "update_proj_gap": 2}], lr=0.01)
     for t in range(4):
-        P = bases.haar((12, 8), 3, "right", t, normal(1)).right
+        P = drawn((12, 8), 3, "right", t).right.matrix
         optimizer.state[p]["P"] = P.clone()
         delta = one_step(optimizer, p, normal(12, 8, seed=t))
         torch.testing.assert_close(delta, delta @ P.mT @ P)
@@ -256,13 +259,12 @@ def test_rotated_moments_make_signs_of_the_basis_irrelevant(kind, make):
 
 
 def _flip_next_refresh(optimizer) -> None:
-    def flipped(G, rank, where, original=bases.svd):
-        bases.svd = original
+    def flipped(G, rank, where):
+        subspace.svd = svd
         signs = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=G.dtype)
-        left, right = original(G, rank, where)
-        return Basis(None if left is None else left * signs, None if right is None else right * signs[:, None])
+        return Projection(*(None if x is None else Dense(x.matrix * signs[:, None]) for x in svd(G, rank, where)))
 
-    bases.svd = flipped
+    subspace.svd = flipped
 
 
 def test_the_power_refresh_keeps_the_energy_of_the_decomposition():
@@ -270,19 +272,19 @@ def test_the_power_refresh_keeps_the_energy_of_the_decomposition():
     base, old = decaying(160, 96, power=0.7), None
     for t in range(4):
         G = base + 0.02 * normal(160, 96, seed=t) / 10
-        old = bases.gram(G, 24, "right") if old is None else bases.power(G, old)
-        best = bases.svd(G, 24, "right")
+        old = gram(G, 24, "right") if old is None else power(G, old)
+        best = svd(G, 24, "right")
         assert project(G, old).square().sum() > 0.995 * project(G, best).square().sum()
 
 
 @pytest.mark.parametrize("rank_of_G", [1, 3, 24])
 def test_a_basis_is_orthonormal_whatever_the_gradient(rank_of_G):
     G = (normal(40, rank_of_G) @ normal(rank_of_G, 30, seed=1)).float()
-    old = bases.haar((40, 30), 8, "full", 0, G)
-    for basis in (bases.power(G, old), bases.power(G, Basis(None, old.right)), bases.power(G, Basis(old.left, None))):
-        for factor in basis:
-            if factor is not None:
-                rows = factor if factor.shape[0] == 8 else factor.mT
+    old = drawn((40, 30), 8, "full", 0, G.dtype)
+    for new in (power(G, old), power(G, Projection(None, old.right)), power(G, Projection(old.left, None))):
+        for basis in new:
+            if basis is not None:
+                rows = basis.matrix
                 torch.testing.assert_close(rows @ rows.mT, torch.eye(8), atol=1e-4, rtol=0)
 
 
@@ -303,7 +305,7 @@ def test_random_subspaces_average_to_a_scaled_identity():
     n, r, draws = 6, 2, 4000
     total = torch.zeros(n, n, dtype=torch.float64)
     for seed in range(draws):
-        P = bases.haar((n, n), r, "right", bases.seed_of(0, 0, seed), total).right
+        P = haar((n, n), r, "right", generator("projection", 0, 0, seed), total).right.matrix
         total += P.mT @ P
     assert (total / draws - r / n * torch.eye(n, dtype=torch.float64)).abs().max() < 0.02  # 5 sigma of the mean
 

@@ -24,6 +24,7 @@ and gradients are not scaled by r / m.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -32,11 +33,13 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.algorithms.fedavg import model_reply, model_sums, start
-from lilliput.algorithms.spaces import Bases, Spaces, aligned, forgotten, spaces_of
+from lilliput.algorithms.spaces import Bases, Spaces, forgotten, spaces_of
 from lilliput.core.fleet import Client, Fleet, Model, on_client
-from lilliput.core.tree import Body, Tree, add, size
+from lilliput.core.tree import Body, Tree, add, clone, size
+from lilliput.optim.factory import projects
 from lilliput.submodel import Combine, Mean, reduce, weighted_mean
-from lilliput.subspace import PROJECTIONS, Basis, leading
+from lilliput.subspace import PROJECTIONS, leading
+from lilliput.subspace.dual import learnt, move_, rotated, within
 from lilliput.tasks.supervised import to_device
 from lilliput.training.fit import Stats, fit
 from lilliput.training.settings import Training
@@ -93,6 +96,12 @@ class FedSub(Training):
             raise ValueError(f"projection is {self.projection!r}; choose one of {', '.join(PROJECTIONS)}")
         if self.stale_projection and self.projection == "svd":
             raise ValueError("stale_projection is for projections from a seed; choose cd, rd or ss")
+        if projects(self.optimizer, self.optimizer_options):
+            name = getattr(self.optimizer, "__name__", self.optimizer)
+            warnings.warn(
+                f"optimizer={name} projects nothing of layers in subspaces: b is small already and stepped whole, so "
+                "that adamw (for galore_adamw) needs no more memory there", stacklevel=3,
+            )  # fmt: skip
         if self.optimizer_state == "average":
             raise ValueError("optimizer_state=average is for subspace optimizers; choose reset or keep")
 
@@ -126,6 +135,11 @@ class FedSub(Training):
     def inside(self) -> bool:
         """Whether duals are part of the gradient, and in its units."""
         return self.dual != "none" and self.compat is None
+
+    @property
+    def of_b(self) -> bool:
+        """Whether duals have the units of b, as published."""
+        return self.compat == "official"
 
     @property
     def weighs(self) -> bool:
@@ -177,16 +191,16 @@ class FedSub(Training):
     def _behind(self, spaces: Spaces, state: Body, fleet: Fleet, c: int) -> Body:
         """What a client lacks of the model: nothing, the means that it missed, or the model where that is smaller."""
         whole: Body = {"params": state["params"]}
-        held = fleet.memory.get(c) if self.downlink == "means" else None
-        if held is None:
+        memory = fleet.memory.get(c) if self.downlink == "means" else None
+        if memory is None:
             return whole
-        missed = range(held["round"] + 1, fleet.round)
-        known = all(str(t) in state["means"] for t in missed)
+        missed = range(memory["round"] + 1, fleet.round)
+        available = all(str(t) in state["means"] for t in missed)
         if missed and self.projection == "svd":  # whoever missed a P cannot fold in by it
-            known = known and self.epoch(missed[-1]) == held["epoch"]
-        if not known:
+            available = available and self.epoch(missed[-1]) == memory["epoch"]
+        if not available:
             return whole
-        body: Body = {"since": held["round"]}
+        body: Body = {"since": memory["round"]}
         if missed:
             body["missed"] = {str(t): state["means"][str(t)] for t in missed}
             body["ordinary"] = spaces.ordinary(state["params"]) if self.ordinary == "average" else {}
@@ -212,8 +226,8 @@ class FedSub(Training):
             state = {**state, "rows": {n: leading(x, spaces.ranks[n]).dense() for n, x in mean.items()}}
             each = {c: {} for c in each}  # they have the model now
         now, rows = self.epoch(fleet.round), {"rows": state["rows"]}
-        held = {c: fleet.memory.get(c, {}).get("epoch") == now for c in each}
-        return state, {c: body if held[c] else {**body, **rows} for c, body in each.items()}
+        has_rows = {c: fleet.memory.get(c, {}).get("epoch") == now for c in each}
+        return state, {c: body if has_rows[c] else {**body, **rows} for c, body in each.items()}
 
     # The device's half.
 
@@ -258,12 +272,12 @@ class FedSub(Training):
         if self.measures:
             up["rate"], up["u"] = rate, u
         up["delta"] = {name: change[name] for name in self._travels(spaces, state["params"])}
-        own: Body = {"u": u, "epoch": epoch, "opt": opt, "rows": rows, "buffers": stats.buffers}
+        new: Body = {"u": u, "epoch": epoch, "opt": opt, "rows": rows, "buffers": stats.buffers}
         if self.ordinary == "local":
-            own["moved"] = {name: change[name] for name in ordinary}
+            new["moved"] = {name: change[name] for name in ordinary}
         if self.dual == "rotated":
-            own["dual"] = dual
-        state = {**state, **own}
+            new["dual"] = dual
+        state = {**state, **new}
         return up, state if self.settles else {"epoch": epoch, **self._kept(state)}
 
     def _learnt(self, client: Client, b: Tree, dual: Tree, stats: Stats, seen: MeanGradient) -> tuple[Tree, float]:
@@ -272,31 +286,35 @@ class FedSub(Training):
             return b, 1.0
         if self.weighs:
             rate = self.lr_at(client.round, client.rounds) * stats.weights[next(iter(b))]
-            return {n: b[n] / rate if rate else -mu for n, mu in dual.items()}, rate
+            return {n: b[n] / rate if rate else learnt(None, mu) for n, mu in dual.items()}, rate
         means = seen.result()
-        return {n: -means.get(n, mu).to(mu) for n, mu in dual.items()}, float(stats.steps > 0)
+        return {n: learnt(means.get(n), mu).to(mu) for n, mu in dual.items()}, float(stats.steps > 0)
 
     @on_client
     def settle(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
         """The dual moves by how far u was from the mean, and the model as the server's did."""
-        spaces, mean, u = self.spaces(client.task), msg["mean"], state["u"]
+        spaces, mean = self.spaces(client.task), msg["mean"]
         after: Body = {"round": client.round, "epoch": self.folds(client.round), **self._kept(state)}
-        step = msg["step"]  # 0 if nobody took a step, which teaches nothing
-        ubar: Tree = msg.get("u") or {n: mean[n] / (step or 1.0) for n in u}
-        apart = {n: x - ubar[n] if step else x * 0 for n, x in u.items()}
-        if self.dual == "full":
-            bases = spaces.bases(client.seed, state["epoch"], state["rows"])
-            apart = {n: self._whole(bases[n.removesuffix(".b")], aligned(x)) for n, x in apart.items()}
         if self.dual != "none":
-            after["dual"] = add(state["dual"], apart) if state.get("dual") else apart
-        own = spaces.ordinary(state["params"]) if self.ordinary == "local" else {}
-        change = {name: state["moved"][name] for name in own}
+            after["dual"] = self._moved_dual(spaces, client, state, msg)
+        local = spaces.ordinary(state["params"]) if self.ordinary == "local" else {}
+        change = {name: state["moved"][name] for name in local}
         if self.downlink == "means":
             folds = spaces.bases(client.seed, self.folds(client.round), state["rows"])
             after["params"] = spaces.moved(state["params"], {**mean, **change}, folds)
-        elif own:
-            after["params"] = add(own, change)
+        elif local:
+            after["params"] = add(local, change)
         return {}, after
+
+    def _moved_dual(self, spaces: Spaces, client: Client, state: Body, msg: Body) -> Tree:
+        """The client's dual after the round; of rounds in which nobody took a step, nobody learns anything."""
+        u, step = state["u"], msg["step"]
+        ubar: Tree = (msg.get("u") or {n: msg["mean"][n] / step for n in u}) if step else u
+        if self.dual == "rotated":
+            return {n: move_(mu, u[n], ubar[n]) for n, mu in clone(state["dual"]).items()}
+        bases = spaces.bases(client.seed, state["epoch"], state["rows"])
+        dual = clone(state["dual"]) if state.get("dual") else _no_duals(spaces, state["params"])
+        return {n: move_(mu, u[n], ubar[n], bases[n.removesuffix(".b")], self.of_b) for n, mu in dual.items()}
 
     def _kept(self, state: Body) -> Body:
         """What of a device's state outlasts a round as it is."""
@@ -307,8 +325,8 @@ class FedSub(Training):
         """The client's state with the model that the round starts from."""
         spaces = self.spaces(client.task)
         if "params" in msg:
-            own = spaces.ordinary(state["params"]) if self.ordinary == "local" and "params" in state else {}
-            return {**state, "params": {**msg["params"], **own}}
+            local = spaces.ordinary(state["params"]) if self.ordinary == "local" and "params" in state else {}
+            return {**state, "params": {**msg["params"], **local}}
         if "since" not in msg:
             return state
         if state.get("round") != msg["since"]:
@@ -323,32 +341,35 @@ class FedSub(Training):
 
     def _dual(self, spaces: Spaces, state: Body, client: Client, bases: Bases) -> Tree:
         """The client's dual in the coordinates of these bases; zeros at first."""
-        held: Tree = state.get("dual") or {}
-        if not held:
+        dual: Tree = state.get("dual") or {}
+        if not dual:
             return spaces.zeros(state["params"])
-        if self.dual != "full":
-            if state["epoch"] == self.epoch(client.round):
-                return held
-            old = spaces.bases(client.seed, state["epoch"], state.get("rows"))
-            held = {n: self._whole(old[n.removesuffix(".b")], x) for n, x in held.items()}
-        # A gradient's coordinates are its products with the rows of P; a change's are those of the nearest b P.
-        ways = {n: bases[n.removesuffix(".b")] for n in held}
-        return {n: ways[n].compress(x) if self.inside else ways[n].coordinates(x) for n, x in held.items()}
-
-    def _whole(self, basis: Basis, x: Tensor) -> Tensor:
-        """A dual, or a change of it, in full size."""
-        return basis.lift(x) if self.inside else basis.expand(x)
+        new = {n: bases[n.removesuffix(".b")] for n in dual}
+        if self.dual == "full":
+            return {n: within(x, new[n], self.of_b) for n, x in dual.items()}
+        if state["epoch"] == self.epoch(client.round):
+            return dual
+        old = spaces.bases(client.seed, state["epoch"], state.get("rows"))
+        return {n: rotated(x, old[n.removesuffix(".b")], new[n], self.of_b) for n, x in dual.items()}
 
     def _displace(self, client: Client, dual: Tree) -> Callable[[nn.Module], None]:
         """After each of the round's tau steps, move b by -dual / tau."""
         steps = self.local_steps if self.local_steps is not None else self.local_epochs * len(client.data)
-        held = {name: x.to(client.device) for name, x in dual.items()}
+        moves = {name: x.to(client.device) for name, x in dual.items()}
 
         def after_step(model: nn.Module) -> None:
             with torch.no_grad():
-                torch._foreach_sub_([model.get_parameter(name) for name in held], list(held.values()), alpha=1 / steps)
+                torch._foreach_sub_(
+                    [model.get_parameter(name) for name in moves], list(moves.values()), alpha=1 / steps
+                )
 
         return after_step
+
+
+def _no_duals(spaces: Spaces, params: Tree) -> Tree:
+    """Duals of zeros, in full size."""
+    weights = {n: form.matrix(params[f"{n}.weight"]) for n, form in spaces.forms.items()}
+    return {f"{n}.b": w.new_zeros(w.shape) for n, w in weights.items()}
 
 
 def _published(spaces: Spaces, weight_decay: float) -> Correction:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core.tree import Tree
+from lilliput.optim.basis import sketch, sketch_rows
 from lilliput.subspace import Basis, Dense, Form, replace_with_subspace, seeded_basis
-from lilliput.subspace.basis import sketch, sketch_rows
 from lilliput.tasks import Supervised, frozen_norms
 from lilliput.tasks.resident import Residents
 from lilliput.wire.header import ALIGNMENT

@@ -36,13 +36,13 @@ def activations(model: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], T
     Gradients of parameters are not counted either, as `cross_entropy` makes that of the last layer early.  Works under
     autocast, and on meta or fake tensors.
     """
-    own = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept: dict[int, Tensor] = {}
+    params = {p.untyped_storage()._cdata for p in model.parameters()}
+    saved: dict[int, Tensor] = {}
 
     def keep(x: Tensor) -> Tensor:
-        kept[x.untyped_storage()._cdata] = x = x.detach()  # else the graph would keep itself, and never be freed
+        saved[x.untyped_storage()._cdata] = x = x.detach()  # else the graph would keep itself, and never be freed
         return x
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         loss(model, batch)
-    return sum(x.untyped_storage().nbytes() for key, x in kept.items() if key not in own)
+    return sum(x.untyped_storage().nbytes() for key, x in saved.items() if key not in params)

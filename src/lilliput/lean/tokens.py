@@ -108,8 +108,8 @@ def _chunk(parts: Parts, labels: Tensor, losses: Tensor, grads: Grads) -> None:
         gw.addmm_(slope.mT, h * counted)
     elif gw is not None:  # by stripes of classes: the product, and on a CPU its copy in the wider type, stay small
         rows = h * counted
-        for own, classes in zip(gw.split(STRIPE), slope.split(STRIPE, 1), strict=True):
-            own += classes.mT @ rows
+        for part, classes in zip(gw.split(STRIPE), slope.split(STRIPE, 1), strict=True):
+            part += classes.mT @ rows
     if gb is not None:
         gb += (slope * counted).sum(0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lilliput.optim.project import Basis, project
+from lilliput.optim.projection import Projection, project
 from lilliput.optim.rules import Moments, Options, Rule
 
 
@@ -38,12 +38,12 @@ def _momentum(update: Tensor, average: Tensor, lr: float, options: Options) -> T
     return average / lr if official and lr else average.clone()
 
 
-def turn(state: Moments, change: Basis, step: int, options: Options) -> None:
+def turn(state: Moments, change: Projection, step: int, options: Options) -> None:
     """The means of squares of a compressed dimension mix by the squared turn; the other dimension is untouched."""
     if change.left is not None:
-        state["exp_avg_sq_row"].copy_(change.left.square().mT @ state["exp_avg_sq_row"])
+        state["exp_avg_sq_row"].copy_(change.left.matrix.square() @ state["exp_avg_sq_row"])
     if change.right is not None:
-        state["exp_avg_sq_col"].copy_(change.right.square() @ state["exp_avg_sq_col"])
+        state["exp_avg_sq_col"].copy_(change.right.matrix.square() @ state["exp_avg_sq_col"])
     if "exp_avg" in state:
         state["exp_avg"].copy_(project(state["exp_avg"], change))
 

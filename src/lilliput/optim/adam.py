@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lilliput.optim.project import Basis, project, squared
+from lilliput.optim.projection import Projection, project, squared
 from lilliput.optim.rules import Moments, Options, Rule
 
 
@@ -51,7 +51,7 @@ def fused_(
     )  # fmt: skip
 
 
-def turn(state: Moments, change: Basis, step: int, options: Options) -> None:
+def turn(state: Moments, change: Projection, step: int, options: Options) -> None:
     """First moments rotate; second ones as variances around them do (LDAdam, Robert et al., ICLR 2025)."""
     beta1, beta2 = options["betas"]
     first, second = 1 - beta1**step, 1 - beta2**step

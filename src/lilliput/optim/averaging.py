@@ -17,8 +17,8 @@ from lilliput.optim.states import working_dtype
 def projections(optimizer: SubspaceOptimizer) -> Tree:
     """Every stored projection, copied to the CPU: "3.P" is P of the optimizer's parameter 3."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
-    held = {f"{i}.{name}": optimizer.state[p].get(name) for i, p in enumerate(params) for name in ("P", "P2")}
-    return {name: x.detach().to("cpu", copy=True) for name, x in held.items() if x is not None}
+    stored = {f"{i}.{name}": optimizer.state[p].get(name) for i, p in enumerate(params) for name in ("P", "P2")}
+    return {name: x.detach().to("cpu", copy=True) for name, x in stored.items() if x is not None}
 
 
 def assign_projections(optimizer: SubspaceOptimizer, tree: Tree) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lilliput.optim.adam import ADAM, fused_
-from lilliput.optim.project import shrink_
+from lilliput.optim.projection import shrink_
 from lilliput.optim.rules import Moments, Options, Rule
 from lilliput.optim.states import opened, working_dtype
 from lilliput.optim.update import decays_after

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from lilliput.core.registry import nearest
 from lilliput.lean.policy import fast
-from lilliput.optim import checkpoint, dense, options, sharded, subspace
+from lilliput.optim import dense, options, sharded, subspace
 from lilliput.optim.groups import split
-from lilliput.optim.project import Basis, project
+from lilliput.optim.projection import Projection, project
 from lilliput.optim.rules import Rule
-from lilliput.optim.states import Layout, allocate, layout, opened, working_dtype
+from lilliput.optim.states import Layout, allocate, layout, moved, opened, working_dtype
 from lilliput.optim.update import apply_, product_dtype
 
 Group = dict[str, Any]
@@ -36,7 +36,7 @@ class Work:
     whole: Tensor  # the weight to change: p itself, or what was gathered of a sharded one
     G: Tensor | None
     R: Tensor
-    basis: Basis
+    projection: Projection
     probe: Tensor  # a scalar that is not finite if the gradient is not; |G|^2 for online PCA
 
 
@@ -55,8 +55,10 @@ class SubspaceOptimizer(torch.optim.Optimizer):
 
     rule: Rule
 
-    def __init__(self, params: Any, defaults: dict[str, Any], subspace: dict[str, Any]) -> None:
+    def __init__(self, params: Any, subspace: dict[str, Any], **defaults: Any) -> None:
+        """subspace: `rank`, `guard` and the options of projected groups; defaults: the rule's own, for all groups."""
         guard = subspace.pop("guard", True)
+        defaults = {name: tuple(x) if isinstance(x, list) else x for name, x in defaults.items()}
         unknown = subspace.keys() - {"rank", *options.DEFAULTS}
         if unknown:
             raise TypeError(
@@ -65,7 +67,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             )
         self._rank = subspace.pop("rank", None)
         self._given = subspace
-        self._known: dict[Tensor, list[tuple[Tensor, int]]] = {}
+        self._seen: dict[Tensor, list[tuple[Tensor, int]]] = {}
         if isinstance(params, nn.Module):
             raise ValueError(f"a {type(params).__name__} is a model; give optim.param_groups(model, rank), or "
                              "model.parameters() to project nothing")  # fmt: skip
@@ -147,11 +149,11 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         """See a gradient in the subspace, after a refresh of that where it is due; `whole` stands for a sharded p."""
         G = matrix(grad)
         state = self.ready(p, group)
-        basis = subspace.current(G, state, group, self.rule, self._assigned(p))
+        projection = subspace.current(G, state, group, self.rule, self._assigned(p))
         self._remember(p)
-        R = project(G, basis, product_dtype(group))
+        R = project(G, projection, product_dtype(group))
         probe = torch.linalg.vector_norm(G, dtype=R.dtype).square() if subspace.learns(group) else R.sum()
-        return Work(p, p if whole is None else whole, G, R, basis, probe)
+        return Work(p, p if whole is None else whole, G, R, projection, probe)
 
     def finish(self, works: list[Work], group: Group) -> None:
         """Move weights, moments and learning projections, except where a gradient was not finite."""
@@ -171,7 +173,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         lr = self.rule.rate(W, step, float(group["lr"]), group)
         with opened(state, self.rule.moments(tuple(work.R.shape), group), step) as moments:
             U = self.rule.direction(work.R, moments, step, lr, group)
-        apply_(W, work.G, work.R, U, work.basis, lr, state.get("norm"), self.rule.sign, group)
+        apply_(W, work.G, work.R, U, work.projection, lr, state.get("norm"), self.rule.sign, group)
         if W.data_ptr() != work.whole.data_ptr():  # a weight whose memory order has no matrix view
             work.whole.copy_(W.view(work.whole.shape))
 
@@ -197,11 +199,11 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         """The state of a parameter, made at its first step; a P assigned before that stays."""
         state = self.state[p]
         if any(isinstance(x, Tensor) and x.device != p.device for x in state.values()):  # the model was moved
-            state.update(checkpoint.moved(state, p.device))
+            state.update(moved(state, p.device))
             self._remember(p)
         if "step" not in state:
-            held = {name: what for name, what in self.layout(p, group).items() if name not in ("P", "P2")}
-            state.update(allocate(held, p.device), step=0)
+            tensors = {name: shape for name, shape in self.layout(p, group).items() if name not in ("P", "P2")}
+            state.update(allocate(tensors, p.device), step=0)
             if options.ranked(group):
                 state.update(subspace.start(group), index=self.index(p))
         return state
@@ -211,13 +213,13 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         return next(i for i, q in enumerate(q for group in self.param_groups for q in group["params"]) if q is p)
 
     def _assigned(self, p: Tensor) -> bool:
-        held, known = self._factors(p), self._known.get(p, [])
-        return len(held) != len(known) or any(
-            a is not b or version != v for (a, version), (b, v) in zip(held, known, strict=True)
+        now, before = self._factors(p), self._seen.get(p, [])
+        return len(now) != len(before) or any(
+            a is not b or version != v for (a, version), (b, v) in zip(now, before, strict=True)
         )
 
     def _remember(self, p: Tensor) -> None:
-        self._known[p] = self._factors(p)
+        self._seen[p] = self._factors(p)
 
     def _factors(self, p: Tensor) -> list[tuple[Tensor, int]]:
         state = self.state[p]
@@ -227,7 +229,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self.__dict__.setdefault("_rank", None)
         self.__dict__.setdefault("_given", {})
-        self._known = {}
+        self._seen = {}
         for p in self.state:
             self._remember(p)
 
@@ -241,15 +243,49 @@ class SubspaceOptimizer(torch.optim.Optimizer):
                 packed["state"].update({i: state} if state else {})
         return packed
 
+    def _matched(self, state_dict: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any], Group]]:
+        """Each parameter with its saved state and its group.  Raises ValueError, naming the first difference."""
+        groups, saved = self.param_groups, state_dict["param_groups"]
+        sizes = [[len(group["params"]) for group in both] for both in (groups, saved)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"the checkpoint has groups of {sizes[1]} parameters, this optimizer of {sizes[0]}: another model"
+            )
+        matched = []
+        for group, saved_group in zip(groups, saved, strict=True):
+            _check_same_kind(group, saved_group)
+            for p, key in zip(group["params"], saved_group["params"], strict=True):
+                if key in state_dict["state"]:
+                    state = state_dict["state"][key]
+                    _check_fits(p, state, self.layout(p, {**group, **saved_group}), key)
+                    matched.append((p, state, group))
+        return matched
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a checkpoint of the same optimizer and model, on this model's devices, dtypes kept.
 
         Raises ValueError for another optimizer's or another model's, before anything has changed.
         """
-        pairs = checkpoint.matched(self, state_dict)
+        pairs = self._matched(state_dict)
         super().load_state_dict(state_dict)
         # The base class would turn every state into its weight's dtype: P into bfloat16, 8-bit codes into floats.
         for p, saved, group in pairs:
             shard = sharded.is_sharded(p)
-            self.state[p] = sharded.kept(self, p, saved, group) if shard else checkpoint.moved(saved, p.device)
+            self.state[p] = sharded.local_state(self, p, saved, group) if shard else moved(saved, p.device)
         self.__setstate__({})
+
+
+def _check_same_kind(group: Group, saved: Group) -> None:
+    for name in ("rule", "rank", "proj_type", "states"):
+        if group.get(name) != saved.get(name):
+            raise ValueError(f"the checkpoint was made with {name}={saved.get(name)!r}, this optimizer has "
+                             f"{group.get(name)!r}; build it with the options of the run that saved it")  # fmt: skip
+
+
+def _check_fits(p: Tensor, state: dict[str, Any], layout: Layout, key: object) -> None:
+    saved = {name: (tuple(x.shape), x.dtype) for name, x in state.items() if isinstance(x, Tensor)}
+    optional = {"P", "P2"}  # absent before the first usable gradient; present where a seeded one was assigned by hand
+    for name in (saved.keys() | layout.keys()) - (optional if saved.keys() ^ layout.keys() else set()):
+        if saved.get(name) != layout.get(name):
+            raise ValueError(f"state {name!r} of parameter {key} is {saved.get(name)} in the checkpoint, but a weight "
+                f"of shape {tuple(p.shape)} keeps {layout.get(name)}: another model or optimizer")  # fmt: skip

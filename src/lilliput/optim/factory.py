@@ -41,30 +41,36 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "adafactor": optim.GaLoreAdafactor,
     "lion": optim.Lion,
     "galore_adamw": _galore(
-        "AdamW in GaLore's subspaces (Zhao et al., 2024): a fraction of Adam's memory", optim.GaLoreAdamW
+        "AdamW on gradients projected to a subspace (GaLore): for matrices whose full AdamW state does not fit",
+        optim.GaLoreAdamW,
     ),
     "galore_adamw8bit": _galore(
-        "GaLore's AdamW with moments in 8-bit codes: a quarter of its state", optim.GaLoreAdamW8bit
+        "galore_adamw with its moments in 8-bit codes: for a quarter of its moments' memory",
+        optim.GaLoreAdamW8bit,
     ),
     "galore_adafactor": _galore(
-        "Adafactor in GaLore's subspaces: second moments by rows and columns", optim.GaLoreAdafactor
+        "Adafactor on projected gradients: row and column means in place of most of galore_adamw's moments",
+        optim.GaLoreAdafactor,
     ),
-    "galore_lion": _galore("Lion in GaLore's subspaces: one moment instead of AdamW's two", optim.GaLoreLion),
+    "galore_lion": _galore(
+        "Lion on projected gradients: one moment instead of galore_adamw's two, for smaller learning rates",
+        optim.GaLoreLion,
+    ),
     "fira": _galore(
-        "GaLore's AdamW that adds the rest of the gradient, scaled (Fira): nearer to full rank",
+        "galore_adamw that adds the rest of the gradient, scaled (Fira): where a small rank loses too much",
         optim.GaLoreAdamW,
         update="fira",
     ),
     # APOLLO's own projection is random, and its paper's scales are 1 and the root of 128.
     "apollo": _galore(
-        "AdamW in a random subspace that only scales the channels of the whole gradient (APOLLO): needs no SVD",
+        "The whole gradient, channels scaled as AdamW does in a random subspace (APOLLO): stores no P, needs no SVD",
         optim.GaLoreAdamW,
         update="apollo",
         proj_type="seeded",
         scale=1.0,
     ),
     "apollo_mini": _galore(
-        "APOLLO of rank one, with one scale for each matrix: the smallest state",
+        "apollo of rank one, with one scale for each matrix: the smallest state",
         optim.GaLoreAdamW,
         update="apollo_mini",
         proj_type="seeded",
@@ -72,20 +78,24 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
         scale=128**0.5,
     ),
     "online_subspace_adamw": _galore(
-        "AdamW whose subspace moves by online PCA in every step (Liang et al., 2024): no jumps, no SVD",
+        "AdamW in a subspace that learns at every step (Online Subspace Descent): changes smoothly, needs no SVD",
         optim.GaLoreAdamW,
         proj_type="continuous",
     ),
     "online_subspace_adamw8bit": _galore(
-        "AdamW in a subspace that moves by online PCA, with moments in 8-bit codes",
+        "online_subspace_adamw with the weights' moments in 8-bit codes, and those of P as they are",
         optim.GaLoreAdamW8bit,
         proj_type="continuous",
     ),
     "online_subspace_adafactor": _galore(
-        "Adafactor whose subspace moves by online PCA in every step", optim.GaLoreAdafactor, proj_type="continuous"
+        "Adafactor in a subspace that learns at every step: row and column means in place of most moments",
+        optim.GaLoreAdafactor,
+        proj_type="continuous",
     ),
     "online_subspace_lion": _galore(
-        "Lion whose subspace moves by online PCA in every step", optim.GaLoreLion, proj_type="continuous"
+        "Lion in a subspace that learns at every step: one moment instead of two, for smaller learning rates",
+        optim.GaLoreLion,
+        proj_type="continuous",
     ),
 }
 ALIASES = {"adam8bit": "adamw8bit"}
@@ -100,9 +110,10 @@ def find(optimizer: Optimizer, known: Mapping[str, Any] = OPTIMIZERS) -> Callabl
     return resolve("optimizer", ALIASES.get(optimizer, optimizer), known)
 
 
-def projects(optimizer: Optimizer) -> bool:
-    """Whether an optimizer of this name projects gradients."""
-    return getattr(find(optimizer), "func", None) is _subspace
+def projects(optimizer: Optimizer, options: Mapping[str, Any] | None = None) -> bool:
+    """Whether an optimizer projects gradients: by its name, or as one of ours that is given a rank."""
+    made = find(optimizer)
+    return getattr(made, "func", None) is _subspace or (_is_ours(made) and "rank" in (options or {}))
 
 
 def default_rank(optimizer: Optimizer) -> int:
@@ -117,12 +128,12 @@ def known_options(made: Callable[..., Any]) -> list[str] | None:
         parameters = list(inspect.signature(rule).parameters.values())[1:]
     except (TypeError, ValueError):  # written in C
         return None
-    own = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in ("lr", "self")]
+    names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in ("lr", "self")]
     if not _is_ours(rule):
-        return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else own
-    own.append("guard")
+        return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else names
+    names.append("guard")
     subspace = isinstance(rule, type) and any(p.kind is p.VAR_KEYWORD for p in parameters)
-    return [*own, *(["rank", "targets", *optim.options.DEFAULTS] if subspace else [])]
+    return [*names, *(["rank", "targets", *optim.options.DEFAULTS] if subspace else [])]
 
 
 def _rule(made: Callable[..., Any]) -> Callable[..., Any]:
@@ -166,15 +177,15 @@ def settled(
 
 def reads_weights(made: Any) -> bool:
     """Whether the steps of an optimizer, once made, depend on the weights: by decay, size or, if unknown, perhaps."""
-    known = type(made).__module__.startswith(("lilliput.", "torch.optim"))
+    familiar = type(made).__module__.startswith(("lilliput.", "torch.optim"))
     decays = any(group.get("weight_decay") for group in made.param_groups)
-    return decays or not known or type(made).__name__ in BY_SIZE
+    return decays or not familiar or type(made).__name__ in BY_SIZE
 
 
 def decouples(made: Any) -> bool:
     """Whether the weight decay of an optimizer, once made, stays out of the gradient."""
-    own = isinstance(made, optim.SubspaceOptimizer) or type(made).__name__ in ("AdamW", "Adafactor", "Muon")
-    return all(group.get("decoupled_weight_decay", own) for group in made.param_groups)
+    default = isinstance(made, optim.SubspaceOptimizer) or type(made).__name__ in ("AdamW", "Adafactor", "Muon")
+    return all(group.get("decoupled_weight_decay", default) for group in made.param_groups)
 
 
 def _try(made: Callable[..., Any], name: str, options: Mapping[str, Any]) -> None:
@@ -201,7 +212,7 @@ def _groups(
     optimizer: Optimizer, params: Sequence[Tensor], options: dict[str, Any], model: nn.Module | None, strict: bool
 ) -> Any:
     """The parameters, or groups of them where some are projected; takes the options that say so out of `options`."""
-    if not projects(optimizer) and not (_is_ours(find(optimizer)) and "rank" in options):
+    if not projects(optimizer, options):
         return list(params)
     rank = options.pop("rank") if "rank" in options else default_rank(optimizer)
     return optim.groups.of(list(params), rank, model, options.pop("targets", "all-layers"), strict)

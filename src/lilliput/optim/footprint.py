@@ -69,7 +69,7 @@ def memory(model: nn.Module, optimizer: SubspaceOptimizer) -> Memory:
 
 
 def _state_bytes(optimizer: SubspaceOptimizer, p: Tensor, group: dict[str, Any]) -> dict[str, int]:
-    held = {name: x for name, x in optimizer.state.get(p, {}).items() if isinstance(x, Tensor)}
+    tensors = {name: x for name, x in optimizer.state.get(p, {}).items() if isinstance(x, Tensor)}
     if "step" in optimizer.state.get(p, {}):
-        return {name: x.nbytes for name, x in held.items()}
+        return {name: x.nbytes for name, x in tensors.items()}
     return {name: prod(shape) * dtype.itemsize for name, (shape, dtype) in optimizer.layout(p, group).items()}

@@ -40,18 +40,17 @@ class GaLoreAdamW(SubspaceOptimizer):
         states: str = "float32",
         **subspace: Any,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": tuple(betas),
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "correct_bias": correct_bias,
-        }
-        super().__init__(params, {**defaults, "compat": compat, "states": states}, subspace)
+        super().__init__(
+            params, subspace, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, correct_bias=correct_bias,
+            compat=compat, states=states,
+        )  # fmt: skip
 
 
 class GaLoreAdamW8bit(SubspaceOptimizer):
-    """GaLoreAdamW with moments in 8-bit block-wise codes (tensors below 4096 elements stay in float32)."""
+    """AdamW with moments in 8-bit block-wise codes: a quarter of their memory.
+
+    Tensors below 4096 elements stay in float32.
+    """
 
     rule = ADAM
 
@@ -66,12 +65,16 @@ class GaLoreAdamW8bit(SubspaceOptimizer):
         compat: str | None = None,
         **subspace: Any,
     ) -> None:
-        defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, {**defaults, "compat": compat, "states": "8bit"}, subspace)
+        super().__init__(
+            params, subspace, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, compat=compat, states="8bit"
+        )
 
 
 class GaLoreAdafactor(SubspaceOptimizer):
-    """Adafactor on projected gradients.  `relative_step=True` needs no lr: it follows the step count."""
+    """Adafactor: second moments as row and column means, the smallest state at full rank.
+
+    Gradients are projected in groups with a rank.  `relative_step=True` needs no lr: it follows the step count.
+    """
 
     rule = ADAFACTOR
 
@@ -94,16 +97,15 @@ class GaLoreAdafactor(SubspaceOptimizer):
     ) -> None:
         if lr is not None and relative_step:
             raise ValueError(f"lr {lr} and relative_step=True exclude each other: give one of them")
-        defaults = {
-            "lr": 1.0 if relative_step else lr, "eps": tuple(eps), "clip_threshold": clip_threshold,
-            "decay_rate": decay_rate, "beta1": beta1, "weight_decay": weight_decay, "scale_parameter": scale_parameter,
-            "relative_step": relative_step, "warmup_init": warmup_init,
-        }  # fmt: skip
-        super().__init__(params, {**defaults, "compat": compat, "states": states}, subspace)
+        super().__init__(
+            params, subspace, lr=1.0 if relative_step else lr, eps=eps, clip_threshold=clip_threshold,
+            decay_rate=decay_rate, beta1=beta1, weight_decay=weight_decay, scale_parameter=scale_parameter,
+            relative_step=relative_step, warmup_init=warmup_init, compat=compat, states=states,
+        )  # fmt: skip
 
 
 class GaLoreLion(SubspaceOptimizer):
-    """Lion on projected gradients; the sign is taken after the way back, so `scale` has no effect on the step."""
+    """Lion on projected gradients.  The sign is taken after the way back, so that `scale` has no effect on the step."""
 
     rule = LION
 
@@ -118,12 +120,14 @@ class GaLoreLion(SubspaceOptimizer):
         states: str = "float32",
         **subspace: Any,
     ) -> None:
-        defaults = {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay}
-        super().__init__(params, {**defaults, "compat": compat, "states": states}, subspace)
+        super().__init__(params, subspace, lr=lr, betas=betas, weight_decay=weight_decay, compat=compat, states=states)
 
 
 class Lion(GaLoreLion):
-    """Plain Lion, weights decaying before the step.  Groups with a rank are refused."""
+    """Lion: one moment instead of AdamW's two, for smaller learning rates than AdamW's.
+
+    Weights decay before the step.  Groups with a rank are refused.
+    """
 
     def __init__(
         self,

@@ -53,13 +53,13 @@ def of(
     """
     if model is None:
         return list(split({"params": list(params)}, rank))
-    own = {id(p) for p in params}
-    if not strict and not any(id_ in own for id_, _ in _chosen(model, rank, targets)):
+    ids = {id(p) for p in params}
+    if not strict and not any(id_ in ids for id_, _ in _chosen(model, rank, targets)):
         return [{"params": list(params)}]
     groups = [
-        {**group, "params": [p for _, p in kept], "names": [name for name, _ in kept]}
+        {**group, "params": [p for _, p in chosen], "names": [name for name, _ in chosen]}
         for group in param_groups(model, rank, targets)
-        if (kept := [(n, p) for n, p in zip(group["names"], group["params"], strict=True) if id(p) in own])
+        if (chosen := [(n, p) for n, p in zip(group["names"], group["params"], strict=True) if id(p) in ids])
     ]
     return groups
 
@@ -96,9 +96,9 @@ def _check_targets(model: nn.Module, targets: str | Sequence[str]) -> None:
     names = [name for name, module in model.named_modules() if _projectable(module)]
     for part in [targets] if isinstance(targets, str) else targets:
         if not any(part in name for name in names):
-            known = {word for name in names for word in name.split(".") if not word.isdigit()}
+            words = {word for name in names for word in name.split(".") if not word.isdigit()}
             raise ValueError(f"targets: no layer of {type(model).__name__} has {part!r} in its name; "
-                             f"{nearest(part, known | set(WORDS))}")  # fmt: skip
+                             f"{nearest(part, words | set(WORDS))}")  # fmt: skip
 
 
 def _projectable(module: nn.Module) -> bool:

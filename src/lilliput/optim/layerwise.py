@@ -32,8 +32,8 @@ CLIPS = ("parameter", "global")
 NONE_LEFT = -1  # in place of a parameter's number
 
 
-class Processes(Protocol):
-    """Processes that train one model side by side: `optim.Processes`, or what has its methods."""
+class Peers(Protocol):
+    """The processes that train one model side by side: `optim.Processes`, or what has its methods."""
 
     def sum(self, x: Tensor) -> Tensor:
         """x summed over all processes (or their mean, where losses are means), in place."""
@@ -47,7 +47,7 @@ class PerLayer:
 
     def __init__(
         self, optimizer: SubspaceOptimizer, accumulate: int = 1, clip: float | None = None, by: str = "parameter",
-        processes: Processes | None = None,
+        processes: Peers | None = None,
     ):  # fmt: skip
         _check(accumulate, clip, by)
         _check_optimizer(optimizer, clip, processes)
@@ -228,7 +228,7 @@ class _Hook:
 
 def per_layer(
     optimizer: SubspaceOptimizer, accumulate: int = 1, clip: float | None = None, by: str = "parameter",
-    processes: Processes | None = None,
+    processes: Peers | None = None,
 ) -> PerLayer:  # fmt: skip
     """Update parameters in the backward pass.
 
@@ -247,7 +247,7 @@ def per_layer(
     return PerLayer(optimizer, accumulate, clip, by, processes)
 
 
-def _check_optimizer(optimizer: Any, clip: float | None, processes: Processes | None) -> None:
+def _check_optimizer(optimizer: Any, clip: float | None, processes: Peers | None) -> None:
     if not isinstance(optimizer, SubspaceOptimizer):
         raise ValueError(f"per_layer updates parameters one by one, which {type(optimizer).__name__} cannot; use one "
                          "of lilliput.optim: without a rank, GaLoreAdamW is torch's AdamW")  # fmt: skip

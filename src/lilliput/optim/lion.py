@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lilliput.optim.project import Basis, project
+from lilliput.optim.projection import Projection, project
 from lilliput.optim.rules import Moments, Options, Rule
 
 
@@ -22,7 +22,7 @@ def direction(grad: Tensor, state: Moments, step: int, lr: float, options: Optio
     return update
 
 
-def turn(state: Moments, change: Basis, step: int, options: Options) -> None:
+def turn(state: Moments, change: Projection, step: int, options: Options) -> None:
     """Take the momentum to a new basis."""
     state["exp_avg"].copy_(project(state["exp_avg"], change))
 

@@ -45,10 +45,10 @@ RULES = ("lr", "betas", "eps", "weight_decay", "correct_bias", "states", "compat
 
 def check_names(group: Mapping[str, Any], allowed: Iterable[str] = RULES) -> None:
     """Raise ValueError for a key that no option of a group has."""
-    known = {*LABELS, *DEFAULTS, *allowed}
+    names = {*LABELS, *DEFAULTS, *allowed}
     for key in group:
-        if key not in known:
-            raise ValueError(f"a parameter group has no option {key!r}; {nearest(key, known - LABELS | {'rank'})}")
+        if key not in names:
+            raise ValueError(f"a parameter group has no option {key!r}; {nearest(key, names - LABELS | {'rank'})}")
 
 
 def check_rank(rank: Any) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from lilliput.optim.adafactor import ADAFACTOR
 from lilliput.optim.adam import ADAM
 from lilliput.optim.lion import LION
-from lilliput.optim.project import Basis
+from lilliput.optim.projection import Projection
 from lilliput.optim.rules import Moments, Options, Rule
 
 SGD = Rule("sgd", lambda shape, options: {}, lambda grad, state, step, lr, options: grad, lambda *_: None)
@@ -38,12 +38,12 @@ OPTIMIZERS: dict[str, tuple[Rule, dict[str, Any]]] = {
 OFFICIAL_DECAY = {"continuous": 0.01}  # torch AdamW's default, which pulls P to zero
 
 
-def gradient(G_mn: Tensor, R: Tensor, basis: Basis, norm2: Tensor, orthogonality: float = 0.0) -> Tensor:
-    """The gradient for the one factor of a basis; R = project(G, basis), norm2 = ||G||^2 > 0."""
-    if basis.left is not None:
-        return _rows(G_mn.mT, R.mT, basis.left.mT, norm2, orthogonality).mT
-    assert basis.right is not None
-    return _rows(G_mn, R, basis.right, norm2, orthogonality)
+def gradient(G_mn: Tensor, R: Tensor, projection: Projection, norm2: Tensor, orthogonality: float = 0.0) -> Tensor:
+    """The gradient for P, the one factor of a projection; R = project(G, projection), norm2 = ||G||^2 > 0."""
+    if projection.left is not None:
+        return _rows(G_mn.mT, R.mT, projection.left.matrix, norm2, orthogonality).mT
+    assert projection.right is not None
+    return _rows(G_mn, R, projection.right.matrix, norm2, orthogonality)
 
 
 def _rows(G_mn: Tensor, Y_mr: Tensor, B_rn: Tensor, norm2: Tensor, orthogonality: float) -> Tensor:
@@ -58,10 +58,10 @@ def _rows(G_mn: Tensor, Y_mr: Tensor, B_rn: Tensor, norm2: Tensor, orthogonality
 
 def step_(P: Tensor, grad: Tensor, moments: Moments, step: int, lr: float, proj_type: str, options: Options) -> None:
     """One step of P's own optimizer, in place; step counts from 1."""
-    rule, own = OPTIMIZERS[proj_type]
-    own = {**own, "compat": None}
-    update = rule.direction(grad.contiguous(), moments, step, lr, own)
-    lr = rule.rate(P, step, lr, own)
+    rule, constants = OPTIMIZERS[proj_type]
+    constants = {**constants, "compat": None}
+    update = rule.direction(grad.contiguous(), moments, step, lr, constants)
+    lr = rule.rate(P, step, lr, constants)
     if options["compat"] == "official":
         P.mul_(1 - lr * OFFICIAL_DECAY.get(proj_type, 0.0))
     P.add_(update.sign() if rule.sign else update, alpha=-lr)

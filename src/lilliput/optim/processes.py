@@ -46,9 +46,9 @@ def wrapped(params: Iterable[Tensor]) -> str | None:
     """
     if not (dist.is_available() and dist.is_initialized()):
         return None
-    own, ddp = {id(p) for p in params}, torch.nn.parallel.DistributedDataParallel
+    ids, ddp = {id(p) for p in params}, torch.nn.parallel.DistributedDataParallel
     for module in gc.get_objects():
         # isinstance would ask the object, which may be a lazy one.
-        if issubclass(type(module), ddp) and any(id(p) in own for p in module.parameters()):
+        if issubclass(type(module), ddp) and any(id(p) in ids for p in module.parameters()):
             return type(module).__name__
     return None

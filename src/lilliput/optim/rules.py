@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lilliput.optim.project import Basis
+from lilliput.optim.projection import Projection
 
 Moments = dict[str, Tensor]
 Options = Mapping[str, Any]
@@ -32,7 +32,7 @@ class Rule:
     name: str
     moments: Callable[[tuple[int, ...], Options], dict[str, tuple[int, ...]]]
     direction: Callable[[Tensor, Moments, int, float, Options], Tensor]
-    turn: Callable[[Moments, Basis, int, Options], None]
+    turn: Callable[[Moments, Projection, int, Options], None]
     rate: Callable[[Tensor, int, float, Options], float] = _same_rate
     elementwise: bool = True
     sign: bool = False

@@ -20,7 +20,7 @@ from torch import Tensor
 from lilliput.lean.policy import fast
 from lilliput.optim import dense
 from lilliput.optim.options import ranked
-from lilliput.optim.states import allocate, layout, working_dtype
+from lilliput.optim.states import allocate, layout, moved, working_dtype
 
 if TYPE_CHECKING:
     from lilliput.optim.driver import SubspaceOptimizer
@@ -59,8 +59,8 @@ def _update_shard(optimizer: SubspaceOptimizer, p: Any, grad: Any, group: Group)
         group["skipped"] += 1
         return
     if "step" not in state:
-        held = layout(optimizer.rule.moments(tuple(local.shape), group), group["states"], working_dtype(p.dtype))
-        state.update(allocate(held, local.device), step=0)
+        tensors = layout(optimizer.rule.moments(tuple(local.shape), group), group["states"], working_dtype(p.dtype))
+        state.update(allocate(tensors, local.device), step=0)
     state["step"] += 1
     if local.numel():
         dense.step_([local], [piece], [state], optimizer.rule, group)
@@ -105,17 +105,13 @@ def gathered(optimizer: SubspaceOptimizer, p: Any, group: Group) -> dict[str, An
     return box[0]
 
 
-def kept(optimizer: SubspaceOptimizer, p: Any, saved: dict[str, Any], group: Group) -> dict[str, Any]:
+def local_state(optimizer: SubspaceOptimizer, p: Any, saved: dict[str, Any], group: Group) -> dict[str, Any]:
     """This rank's part of a whole saved state."""
     from torch.distributed.tensor import distribute_tensor
 
     if not _by_shard(optimizer, group):
         mine = p.device_mesh.get_local_rank() == optimizer.index(p) % p.device_mesh.size()
-        return (
-            {n: x.detach().to(p.device, copy=True) if isinstance(x, Tensor) else x for n, x in saved.items()}
-            if mine
-            else {}
-        )
+        return moved(saved, p.device) if mine else {}
 
     def part(x: Tensor) -> Tensor:
         return distribute_tensor(x.to(p.device), p.device_mesh, p.placements, src_data_rank=None).to_local().clone()

@@ -28,21 +28,26 @@ def layout(moments: Mapping[str, tuple[int, ...]], kind: str, dtype: torch.dtype
 
     Row and column means are never compressed, nor is anything of a float64 weight.
     """
-    held: Layout = {}
+    tensors: Layout = {}
     kind = kind if dtype == torch.float32 else "float32"
     for name, shape in moments.items():
         key, size, factored = prefix + name, prod(shape), name.endswith(("_row", "_col"))
         if kind == "8bit" and size >= SMALL and not factored:
-            held[key] = (shape, torch.uint8)
-            held[key + MAXIMA] = ((-(-size // BLOCK),), torch.float32)
+            tensors[key] = (shape, torch.uint8)
+            tensors[key + MAXIMA] = ((-(-size // BLOCK),), torch.float32)
         else:
-            held[key] = (shape, torch.bfloat16 if kind == "bf16" and not factored else dtype)
-    return held
+            tensors[key] = (shape, torch.bfloat16 if kind == "bf16" and not factored else dtype)
+    return tensors
 
 
-def allocate(held: Layout, device: torch.device) -> dict[str, Tensor]:
+def allocate(tensors: Layout, device: torch.device) -> dict[str, Tensor]:
     """Zeros; the code of zero is the middle of the signed table, but a block maximum of zero makes any code zero."""
-    return {name: torch.zeros(shape, dtype=dtype, device=device) for name, (shape, dtype) in held.items()}
+    return {name: torch.zeros(shape, dtype=dtype, device=device) for name, (shape, dtype) in tensors.items()}
+
+
+def moved(state: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """A copy of a parameter's state on a device, every dtype kept."""
+    return {name: x.detach().to(device, copy=True) if isinstance(x, Tensor) else x for name, x in state.items()}
 
 
 @contextmanager
@@ -53,14 +58,14 @@ def opened(
 
     A part must start at a multiple of 256.
     """
-    held = {name: _held(state, prefix + name, part) for name in names}
-    work = {name: _read(*tensors, name) for name, tensors in held.items()}
+    stored = {name: _stored(state, prefix + name, part) for name in names}
+    work = {name: _read(*tensors, name) for name, tensors in stored.items()}
     yield work
-    for name, tensors in held.items():
+    for name, tensors in stored.items():
         _write(*tensors, work[name], name, step)
 
 
-def _held(state: Mapping[str, Any], key: str, part: slice | None) -> tuple[Tensor, Tensor | None]:
+def _stored(state: Mapping[str, Any], key: str, part: slice | None) -> tuple[Tensor, Tensor | None]:
     codes, maxima = state[key], state.get(key + MAXIMA)
     if part is None:
         return codes, maxima
@@ -68,16 +73,16 @@ def _held(state: Mapping[str, Any], key: str, part: slice | None) -> tuple[Tenso
     return codes.view(-1)[part], blocks
 
 
-def _read(held: Tensor, maxima: Tensor | None, name: str) -> Tensor:
+def _read(codes: Tensor, maxima: Tensor | None, name: str) -> Tensor:
     if maxima is not None:
-        return dequantise(held, maxima, signed=not name.endswith("_sq"))
-    return held.float() if held.dtype == torch.bfloat16 else held
+        return dequantise(codes, maxima, signed=not name.endswith("_sq"))
+    return codes.float() if codes.dtype == torch.bfloat16 else codes
 
 
-def _write(held: Tensor, maxima: Tensor | None, value: Tensor, name: str, step: int) -> None:
+def _write(codes: Tensor, maxima: Tensor | None, value: Tensor, name: str, step: int) -> None:
     if maxima is not None:
-        codes, absmax = quantise(value, signed=not name.endswith("_sq"))
-        held.copy_(codes)
+        new_codes, absmax = quantise(value, signed=not name.endswith("_sq"))
+        codes.copy_(new_codes)
         maxima.copy_(absmax)
-    elif held.dtype == torch.bfloat16:
-        held.copy_(dithered_bf16(value, step) if name.endswith("_sq") else value)
+    elif codes.dtype == torch.bfloat16:
+        codes.copy_(dithered_bf16(value, step) if name.endswith("_sq") else value)

@@ -6,14 +6,29 @@ All of it lives in the parameter's state: P (and P2), the step at which a renewa
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lilliput.optim import basis as bases
+from lilliput.core.random import generator
 from lilliput.optim import pca
-from lilliput.optim.project import Basis, as_basis, basis_shapes, factors, low_rank_shape, overlap, side, turn
+from lilliput.optim.projection import (
+    Projection,
+    Side,
+    factor_shapes,
+    factors,
+    from_factors,
+    gram,
+    haar,
+    low_rank_shape,
+    overlap,
+    power,
+    side,
+    svd,
+    turn,
+)  # fmt: skip
 from lilliput.optim.rules import Options, Rule
 from lilliput.optim.states import Layout, layout, opened, working_dtype
 
@@ -26,29 +41,28 @@ def learns(options: Options) -> bool:
     return options["proj_type"] in pca.OPTIMIZERS
 
 
-def seen_shape(shape: tuple[int, int], options: Options) -> tuple[int, int]:
+def seen_shape(shape: Sequence[int], options: Options) -> tuple[int, int]:
     """The shape of a gradient seen in the subspace."""
-    return low_rank_shape(shape, _width(shape, options), side(options["proj_type"], *shape))
+    return low_rank_shape(shape, _rank(shape, options), _side(shape, options))
 
 
-def state_layout(shape: tuple[int, int], options: Options, rule: Rule, dtype: torch.dtype) -> Layout:
+def state_layout(shape: Sequence[int], options: Options, rule: Rule, dtype: torch.dtype) -> Layout:
     """Names, shapes and dtypes of all tensors that a projected m x n matrix keeps."""
-    held = layout(rule.moments(seen_shape(shape, options), options), options["states"], dtype)
-    factor_shapes = basis_shapes(shape, _width(shape, options), side(options["proj_type"], *shape))
+    tensors = layout(rule.moments(seen_shape(shape, options), options), options["states"], dtype)
+    P_shapes = factor_shapes(shape, _rank(shape, options), _side(shape, options))
     if options["proj_type"] != "seeded":
-        held |= {name: (factor, dtype) for name, factor in factor_shapes.items()}
+        tensors |= {name: (P_shape, dtype) for name, P_shape in P_shapes.items()}
     if learns(options):
-        own, constants = pca.OPTIMIZERS[options["proj_type"]]
-        held |= layout(
-            own.moments(factor_shapes["P"], constants), constants.get("states", "float32"), dtype, prefix="P_"
-        )
+        P_rule, constants = pca.OPTIMIZERS[options["proj_type"]]
+        kind = constants.get("states", "float32")
+        tensors |= layout(P_rule.moments(P_shapes["P"], constants), kind, dtype, prefix="P_")
     if options["update"] != "project":
-        held["norm"] = ((), dtype)
-    return held
+        tensors["norm"] = ((), dtype)
+    return tensors
 
 
-def current(G_mn: Tensor, state: State, options: Options, rule: Rule, assigned: bool) -> Basis:
-    """The basis to use now: the stored one, the one just `assigned` by hand, or a new one if that is due."""
+def current(G_mn: Tensor, state: State, options: Options, rule: Rule, assigned: bool) -> Projection:
+    """The projection to use now: the stored one, the one just `assigned` by hand, or a new one if that is due."""
     old = stored(G_mn, state, options)
     if old is not None and assigned:
         _check(G_mn, state, options)
@@ -82,43 +96,44 @@ def start(options: Options) -> State:
 
 
 def due(state: State, options: Options) -> bool:
-    """Whether this step's gradient may change the basis, so that its projection by the old one would not do."""
+    """Whether this step's gradient may change the subspace, so that what the old one sees of it would not do."""
     if options["proj_type"] == "seeded":
         return "P" in state or (options["rotate"] and state["step"] % options["update_proj_gap"] == 0)
     return "P" not in state or state["step"] >= state["due"]
 
 
-def stored(G_mn: Tensor, state: State, options: Options) -> Basis | None:
-    """The basis in the state, if there is one."""
-    return as_basis(state["P"], state.get("P2"), side(options["proj_type"], *G_mn.shape)) if "P" in state else None
+def stored(G_mn: Tensor, state: State, options: Options) -> Projection | None:
+    """The projection in the state, if there is one."""
+    return from_factors(state["P"], state.get("P2"), _side(G_mn.shape, options)) if "P" in state else None
 
 
 def learn_(G_mn: Tensor, R: Tensor, norm2: Tensor, state: State, options: Options, rule: Rule) -> None:
     """One step of online PCA on P, in place.  The gradient that P was made from does not also train it."""
     if state["due"] == NOT_YET or state["made"] == state["step"] - 1:
         return
-    basis = as_basis(state["P"], None, side(options["proj_type"], *G_mn.shape))
-    own, constants = pca.OPTIMIZERS[options["proj_type"]]
-    grad = pca.gradient(G_mn, R, basis, norm2, options["orthogonality"])
+    where = _side(G_mn.shape, options)
+    projection = from_factors(state["P"], None, where)
+    P_rule, constants = pca.OPTIMIZERS[options["proj_type"]]
+    grad = pca.gradient(G_mn, R, projection, norm2, options["orthogonality"])
     lr = float(options["lr"]) / float(options["base_lr"]) / options["update_proj_gap"]
     state["P_step"] += 1
     before = state["P"].clone() if options["rotate"] else None
-    with opened(state, own.moments(tuple(grad.shape), constants), state["P_step"], prefix="P_") as moments:
+    with opened(state, P_rule.moments(tuple(grad.shape), constants), state["P_step"], prefix="P_") as moments:
         pca.step_(state["P"], grad, moments, state["P_step"], lr, options["proj_type"], options)
     if before is not None:
-        _turn(G_mn, basis, as_basis(before, None, side(options["proj_type"], *G_mn.shape)), state, options, rule)
+        _turn(G_mn, projection, from_factors(before, None, where), state, options, rule)
 
 
-def _fresh(G_mn: Tensor, old: Basis | None, state: State, options: Options) -> Basis:
+def _fresh(G_mn: Tensor, old: Projection | None, state: State, options: Options) -> Projection:
     if options["proj_type"] == "random":
         return _draw(G_mn, state, options, state["step"])
-    where, G_mn = side(options["proj_type"], *G_mn.shape), G_mn.to(working_dtype(G_mn.dtype))
+    where, G_mn = _side(G_mn.shape, options), G_mn.to(working_dtype(G_mn.dtype))
     if options["refresh"] == "svd":
-        return bases.svd(G_mn, options["rank"], where)
-    return bases.gram(G_mn, options["rank"], where) if old is None else bases.power(G_mn, old)
+        return svd(G_mn, options["rank"], where)
+    return gram(G_mn, options["rank"], where) if old is None else power(G_mn, old)
 
 
-def _replace(G_mn: Tensor, new: Basis, old: Basis | None, state: State, options: Options, rule: Rule) -> None:
+def _replace(G_mn: Tensor, new: Projection, old: Projection | None, state: State, options: Options, rule: Rule) -> None:
     if old is not None:
         if options["rotate"]:
             _turn(G_mn, new, old, state, options, rule)
@@ -129,7 +144,7 @@ def _replace(G_mn: Tensor, new: Basis, old: Basis | None, state: State, options:
     state["made"] = state["step"]
 
 
-def _reseed(G_mn: Tensor, old: Basis | None, state: State, options: Options, rule: Rule) -> Basis:
+def _reseed(G_mn: Tensor, old: Projection | None, state: State, options: Options, rule: Rule) -> Projection:
     count, since = divmod(state["step"], options["update_proj_gap"])
     new = _draw(G_mn, state, options, count)
     if options["rotate"] and (old is not None or (count and not since)):
@@ -141,30 +156,33 @@ def _reseed(G_mn: Tensor, old: Basis | None, state: State, options: Options, rul
     return new
 
 
-def _draw(G_mn: Tensor, state: State, options: Options, count: int) -> Basis:
+def _draw(G_mn: Tensor, state: State, options: Options, count: int) -> Projection:
     like = torch.empty(0, dtype=working_dtype(G_mn.dtype), device=G_mn.device)
-    m, n = G_mn.shape
-    seed = bases.seed_of(options["seed"], state["index"], count)
-    return bases.haar((m, n), _width((m, n), options), side(options["proj_type"], m, n), seed, like)
+    g = generator("projection", options["seed"], state["index"], count)
+    return haar(G_mn.shape, _rank(G_mn.shape, options), _side(G_mn.shape, options), g, like)
 
 
-def _turn(G_mn: Tensor, new: Basis, old: Basis, state: State, options: Options, rule: Rule) -> None:
+def _turn(G_mn: Tensor, new: Projection, old: Projection, state: State, options: Options, rule: Rule) -> None:
     if state["step"] == 0:  # no moments yet
         return
-    m, n = G_mn.shape
-    with opened(state, rule.moments(seen_shape((m, n), options), options), state["step"]) as moments:
+    with opened(state, rule.moments(seen_shape(G_mn.shape, options), options), state["step"]) as moments:
         rule.turn(moments, turn(new, old), state["step"], options)
 
 
 def _check(G_mn: Tensor, state: State, options: Options) -> None:
     m, n = G_mn.shape
-    for name, shape in basis_shapes((m, n), _width((m, n), options), side(options["proj_type"], m, n)).items():
+    for name, shape in factor_shapes((m, n), _rank((m, n), options), _side((m, n), options)).items():
         if name not in state or tuple(state[name].shape) != shape:
             got = tuple(state[name].shape) if name in state else None
             raise ValueError(f"{name} of shape {got} was assigned to a {m} x {n} matrix; its projection "
                              f"{options['proj_type']!r} of rank {options['rank']} needs {shape}")  # fmt: skip
 
 
-def _width(shape: tuple[int, int], options: Options) -> int:
-
+def _rank(shape: Sequence[int], options: Options) -> int:
+    """The rank of a matrix's subspace, which `official` lets exceed its smaller side."""
     return min(options["rank"], *shape)
+
+
+def _side(shape: Sequence[int], options: Options) -> Side:
+    m, n = shape
+    return side(options["proj_type"], m, n)

@@ -1,7 +1,8 @@
 """Layers that train in a subspace: b in W = x + b P, with P the same for everyone who has its seed."""
 
-from lilliput.subspace.basis import PROJECTIONS, Basis, Columns, Dense, leading, rotated, seeded_basis
+from lilliput.optim.basis import PROJECTIONS, Basis, Columns, Dense, leading, seeded_basis
 from lilliput.subspace.conv import SubspaceConv2d
+from lilliput.subspace.dual import rotated
 from lilliput.subspace.form import Form
 from lilliput.subspace.layer import SubspaceLayer
 from lilliput.subspace.linear import SubspaceLinear

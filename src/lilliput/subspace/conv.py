@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lilliput.lean.remake import autocast_dtype
-from lilliput.subspace.basis import Basis
+from lilliput.optim.basis import Basis
 from lilliput.subspace.form import Form
 from lilliput.subspace.layer import SubspaceLayer
 
@@ -33,17 +33,17 @@ class _Conv2d(torch.autograd.Function):
         compressed = form.kind == "filter" and seen < input[0].numel()
         if compressed:
             filters = basis.dense().to(input.dtype).view(basis.rank, *form.shape[1:]).repeat(groups, 1, 1, 1)
-            kept = F.conv2d(input, filters, None, *how)
+            saved = F.conv2d(input, filters, None, *how)
         else:
-            kept = input
-        ctx.save_for_backward(kept, x, b)
+            saved = input
+        ctx.save_for_backward(saved, x, b)
         ctx.about = basis, form, how, compressed, input.shape
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        kept, x, b = ctx.saved_tensors
+        saved, x, b = ctx.saved_tensors
         basis, form, how, compressed, shape = ctx.about
         for_input = for_b = for_bias = None
         wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[2] and not compressed, False]
@@ -51,7 +51,7 @@ class _Conv2d(torch.autograd.Function):
             weight = form.moved(x, b, basis).to(grad.dtype)
             if grad.is_contiguous(memory_format=torch.channels_last):  # or the gradient would come in another layout
                 weight = weight.contiguous(memory_format=torch.channels_last)
-            input = grad.new_empty(1).expand(shape) if compressed else kept
+            input = grad.new_empty(1).expand(shape) if compressed else saved
             stride, padding, dilation, groups = how
             for_input, for_weight, _ = torch.ops.aten.convolution_backward(
                 grad, input, weight, None, stride, padding, dilation, False, (0, 0), groups, wanted
@@ -60,7 +60,7 @@ class _Conv2d(torch.autograd.Function):
             if for_weight is not None:
                 for_b = basis.compress(form.matrix(for_weight.contiguous()).to(b.dtype))
         if ctx.needs_input_grad[2] and compressed:
-            g, z = (t.unflatten(1, (how[-1], -1)).flatten(3) for t in (grad, kept))  # [examples, groups, channels, hw]
+            g, z = (t.unflatten(1, (how[-1], -1)).flatten(3) for t in (grad, saved))  # [examples, groups, channels, hw]
             for_b = torch.einsum("ngop,ngrp->gor", g, z).reshape(b.shape).to(b.dtype)
         if ctx.needs_input_grad[3]:
             for_bias = grad.sum((0, 2, 3))

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Size, Tensor
 
-from lilliput.subspace.basis import Basis
+from lilliput.optim.basis import Basis
 
 
 @dataclass(frozen=True)

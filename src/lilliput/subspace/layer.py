@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lilliput.subspace.basis import Basis, Columns, Dense
+from lilliput.optim.basis import Basis, Columns, Dense
+from lilliput.subspace.dual import within
 from lilliput.subspace.form import Form
 
 
@@ -51,10 +52,10 @@ class SubspaceLayer(nn.Module):
     @property
     def basis(self) -> Basis:
         """P, on the layer's device."""
-        held: Any = self._buffers
-        if "index" in held:
-            return Columns(held["index"], held["sign"], self.form.width)
-        return Dense(held["rows"], self.orthonormal)
+        buffers: Any = self._buffers
+        if "index" in buffers:
+            return Columns(buffers["index"], buffers["sign"], self.form.width)
+        return Dense(buffers["rows"], self.orthonormal)
 
     def use(self, basis: Basis) -> None:
         """Change P; b keeps its numbers, which now mean something else."""
@@ -66,8 +67,8 @@ class SubspaceLayer(nn.Module):
         for name in ("index", "sign", "rows"):
             self._buffers.pop(name, None)
         basis = basis.to(self.weight)
-        held = {"index": basis.index, "sign": basis.sign} if isinstance(basis, Columns) else {"rows": basis.matrix}
-        for name, x in held.items():
+        tensors = {"index": basis.index, "sign": basis.sign} if isinstance(basis, Columns) else {"rows": basis.matrix}
+        for name, x in tensors.items():
             self.register_buffer(name, x)
         self.orthonormal = isinstance(basis, Columns) or basis.orthonormal
 
@@ -116,7 +117,7 @@ class SubspaceLayer(nn.Module):
     def own_dual(self) -> Tensor:
         """The dual in the shape of b."""
         assert self.dual is not None
-        return self.basis.compress(self.dual) if self.full else self.dual
+        return within(self.dual, self.basis) if self.full else self.dual
 
     def plain(self) -> nn.Module:
         """An ordinary layer, of the class replaced, with the weight in use and this layer's own bias."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lilliput.lean.remake import Recipe, autocast_dtype, recipe_of
-from lilliput.subspace.basis import Basis, Columns
+from lilliput.optim.basis import Basis, Columns
 from lilliput.subspace.form import Form
 from lilliput.subspace.layer import SubspaceLayer
 
@@ -45,7 +45,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, b, *kept = ctx.saved_tensors
+        x, b, *saved = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1])
         for_input = for_b = for_bias = None
         if ctx.needs_input_grad[0]:
@@ -54,8 +54,8 @@ class _Linear(torch.autograd.Function):
             else:
                 for_input = ctx.low.added(grad @ x.to(grad.dtype), grad @ b.to(grad.dtype))
         if ctx.needs_input_grad[2]:
-            again = None if ctx.formula is None else ctx.formula.make(*kept, *ctx.options)
-            z = kept[0] if again is None else ctx.low.compress(again.to(grad.dtype))
+            again = None if ctx.formula is None else ctx.formula.make(*saved, *ctx.options)
+            z = saved[0] if again is None else ctx.low.compress(again.to(grad.dtype))
             for_b = (rows.T @ z.reshape(-1, z.shape[-1])).to(b.dtype)
         if ctx.bias and ctx.needs_input_grad[3]:
             for_bias = rows.sum(0)

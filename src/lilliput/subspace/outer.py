@@ -19,18 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lilliput.optim.basis import Basis, leading, seeded_basis, sketch
 from lilliput.optim.factory import decouples, reads_weights
-from lilliput.subspace.basis import Basis, leading, rotated, seeded_basis, sketch
+from lilliput.subspace.dual import learnt, move_, rotated
 from lilliput.subspace.layer import SubspaceLayer
 from lilliput.subspace.shown import layers_of, shown
 
 
 def subspace_layers(model: nn.Module) -> dict[str, SubspaceLayer]:
     """The layers of a model that are in subspaces, by name.  Raises ValueError if there are none."""
-    found = {name: module for name, module in model.named_modules() if isinstance(module, SubspaceLayer)}
-    if not found:
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, SubspaceLayer)}
+    if not layers:
         raise ValueError(f"{type(model).__name__} has no layer in a subspace; call replace_with_subspace first")
-    return found
+    return layers
 
 
 def subspace_optimizer(
@@ -101,7 +102,7 @@ def outer_update(
 ) -> None:  # fmt: skip
     """End a round: average b and all ordinary parameters over the processes, fold b in, move the duals.
 
-        dual += mean g - g,   x += (mean b) P,   b = 0,   with g the mean of the gradients that a process's steps saw
+        dual += u - mean u,   x += (mean b) P,   b = 0,   with u minus the mean gradient that a process's steps saw
 
     refresh:   change P, and take the duals to the new one.
     gradients: by layer, this process's dense gradient of the weight [like the weight], which `svd` finds its P from.
@@ -130,15 +131,13 @@ def outer_update(
 
 
 def _move_duals(layers: Sequence[SubspaceLayer], group: Any) -> None:
-    """dual += mean g - g, where a process that took no step has g = dual, as if its own gradient were zero."""
     watched: list[Any] = [x for x in layers if x.seen is not None]
-    own = [x.seen / x.taken if x.taken else x.own_dual.to(x.seen, copy=True) for x in watched]
-    mean, taken = [g.clone() for g in own], [x.taken.to(x.seen) for x in watched]
-    _average([*mean, *taken], group)
-    for layer, g, everyones, steps in zip(watched, own, mean, taken, strict=True):
+    us = [learnt(x.seen / x.taken if x.taken else None, x.own_dual).to(x.seen) for x in watched]
+    means, taken = [u.clone() for u in us], [x.taken.to(x.seen) for x in watched]
+    _average([*means, *taken], group)
+    for layer, u, mean, steps in zip(watched, us, means, taken, strict=True):
         if steps:  # where nobody took one, nobody learnt anything
-            apart = (everyones - g).to(layer.b)
-            layer.dual.add_(layer.basis.lift(apart) if layer.full else apart)
+            move_(layer.dual, u, mean, layer.basis if layer.full else None)
         layer.seen.zero_()
         layer.taken.zero_()
 
@@ -173,13 +172,13 @@ def _check_agreed(layers: Mapping[str, SubspaceLayer], group: Any) -> None:
     """Raise ValueError, in every process, where they would fold into another x, or by another P, than each other."""
     if not _distributed():
         return
-    own = torch.stack([torch.stack([x.seed, x.epoch, _checksum(x.weight)]) for x in layers.values()])
-    most = torch.stack([own, -own])
-    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX, group=group)
-    for name, mine, high, low in zip(layers, own.tolist(), most[0].tolist(), (-most[1]).tolist(), strict=True):
-        if mine[:2] != high[:2] or mine[:2] != low[:2]:
+    here = torch.stack([torch.stack([x.seed, x.epoch, _checksum(x.weight)]) for x in layers.values()])
+    bounds = torch.stack([here, -here])
+    torch.distributed.all_reduce(bounds, torch.distributed.ReduceOp.MAX, group=group)
+    for name, values, high, low in zip(layers, here.tolist(), bounds[0].tolist(), (-bounds[1]).tolist(), strict=True):
+        if values[:2] != high[:2] or values[:2] != low[:2]:
             raise ValueError(
-                f"the basis of {name} is of seed {mine[0]} and epoch {mine[1]} here, of another elsewhere; "
+                f"the basis of {name} is of seed {values[0]} and epoch {values[1]} here, of another elsewhere; "
                 "give all one seed, and refresh in all of them or in none"
             )
         if high != low:

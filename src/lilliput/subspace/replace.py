@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lilliput.core.layers import is_linear, is_transposed, own_weight
 from lilliput.core.registry import nearest
-from lilliput.subspace.basis import PROJECTIONS, Basis, seeded_basis
+from lilliput.optim.basis import PROJECTIONS, Basis, seeded_basis
 from lilliput.subspace.conv import SubspaceConv2d
 from lilliput.subspace.layer import SubspaceLayer
 from lilliput.subspace.linear import SubspaceLinear
@@ -61,9 +61,9 @@ def replace_with_subspace(
     Raises ValueError, with the layer's name, for targets that match nothing, for layers that are neither linear nor
     convolutions, and for a rank over a layer's width.
     """
-    found = matched(model, targets, skip)
+    chosen = matched(model, targets, skip)
     layers: dict[str, SubspaceLayer] = {}
-    for name, target in found.items():
+    for name, target in chosen.items():
         layers[name] = _subspaced(name, model.get_submodule(name), _asked(rank, name, target), projection, along, seed)
     for name, layer in layers.items():
         _put(model, model.get_submodule(name), layer)
@@ -98,8 +98,8 @@ def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Replace a layer wherever it is: it may be in several places."""
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if module is old:
-            parent, _, own = name.rpartition(".")
-            setattr(model.get_submodule(parent), own, new)
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, new)
 
 
 def matched(
@@ -110,8 +110,8 @@ def matched(
     named = {name: module for name, module in model.named_modules() if name and _replaceable(module)}
     if targets is None:
         # Beside adapters the layers that they adapt are frozen, and not meant; a model may be frozen as a whole before.
-        own = {name: weight for name, module in named.items() if (weight := own_weight(module)) is not None}
-        trained = [name for name, weight in own.items() if weight.requires_grad] or list(own)
+        weights = {name: weight for name, module in named.items() if (weight := own_weight(module)) is not None}
+        trained = [name for name, weight in weights.items() if weight.requires_grad] or list(weights)
         linears = [name for name, module in named.items() if not isinstance(module, nn.Conv2d)]
         chosen: dict[str, str | None] = {
             name: None for name in trained if name not in linears[-1:] and not _borrowed(named[name], model)
@@ -188,12 +188,12 @@ def _check(name: str, layer: nn.Module, model: nn.Module) -> None:
 
 
 def _borrowed(layer: nn.Module, model: nn.Module) -> str:
-    """Why a layer's weight is not its own to replace; nothing where it is."""
+    """Why a layer's weight is not its own to replace; empty where it is."""
     weight = own_weight(layer)
     if weight is None:
         return "has a weight that is made of others (a parametrization)"
     for name, module in model.named_modules():
-        other = next((own for own, p in module._parameters.items() if p is weight and module is not layer), None)
+        other = next((key for key, p in module._parameters.items() if p is weight and module is not layer), None)
         if other:
             return f"shares its weight with {name}.{other}"
     return ""

@@ -18,8 +18,8 @@ from lilliput.subspace.layer import SubspaceLayer
 
 def layers_of(model: nn.Module) -> dict[str, SubspaceLayer]:
     """The layers of a model that are in subspaces, by the name of their b."""
-    found = {name: module for name, module in model.named_modules() if isinstance(module, SubspaceLayer)}
-    return {f"{name}.b" if name else "b": layer for name, layer in found.items()}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, SubspaceLayer)}
+    return {f"{name}.b" if name else "b": layer for name, layer in layers.items()}
 
 
 @contextmanager
