@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core.meter import Instrument
-from lilliput.footprint.fakes import ACCELERATOR, CPU, Answers, blank, faking
+from lilliput.fake import like
+from lilliput.footprint.accelerator import ACCELERATOR, CPU, faking
 from lilliput.optim import SubspaceOptimizer, subspace
 
 
@@ -31,8 +32,8 @@ _known: dict[Any, int] = {}
 
 def _measured(optimizer: SubspaceOptimizer, p: Tensor, options: dict[str, Any], place: torch.device) -> int:
     same: Any = type(optimizer)
-    with faking(accelerator=place != CPU), Instrument() as seen, Answers():
-        twin = nn.Parameter(blank(p, place))
+    with faking(accelerator=place != CPU), Instrument() as seen:
+        twin = nn.Parameter(like(p.detach(), place))
         alone = same([{**options, "params": [twin]}])
         twin.grad = torch.empty_like(twin)
         alone.step()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lilliput import lean, optim
 from lilliput.core.registry import is_path, normal
-from lilliput.footprint.fakes import ACCELERATOR, twin
+from lilliput.fake import copied
 from lilliput.footprint.steps import Steps, supervised_loss
 from lilliput.optim.factory import build, settled
 from lilliput.subspace import replace_with_subspace
@@ -61,7 +61,7 @@ class Setting:
 
     def module(self) -> nn.Module:
         """The model on the meta device, in its dtype, frozen and adapted as the setting says."""
-        model = self._built() if isinstance(self.model, str) else twin(self.model, ACCELERATOR)
+        model = self._built() if isinstance(self.model, str) else copied(self.model)
         if self.lora is not None:
             from lilliput.models.adapters import lora
 

@@ -1,16 +1,17 @@
-"""What a training step needs, found by running it on fake tensors: every operation of the real code, and no memory."""
+"""The memory that a training step needs, found by running the real code on fake tensors, which take none."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lilliput.core.meter import Instrument
-from lilliput.footprint.fakes import ACCELERATOR, CPU, Answers, blank, faking, twin
+from lilliput.fake import copied, like
+from lilliput.footprint.accelerator import ACCELERATOR, CPU, faking
 from lilliput.footprint.result import KINDS, Footprint
 from lilliput.footprint.steps import Steps
 
@@ -20,22 +21,22 @@ PROJECTIONS = ("P", "P2")  # names of the projections in a subspace optimizer's 
 def trace(
     model: nn.Module, make: Callable[[nn.Module], Steps], batch: Any, device: str = "cuda", autocast: bool = False
 ) -> Footprint:
-    """The footprint of one training step, certified: the step is run, on tensors without numbers.
+    """The certified footprint of one training step: the step runs, on fake tensors.
 
-    model:    any module, on any device, "meta" included; it is left as it is.
-    make:     of a copy of the model, its training: `Steps`.
-    batch:    what its step takes; only shapes and dtypes of its tensors count.
+    model:    any module, on any device, "meta" included; it stays as it is.
+    make:     makes the training of a copy of the model.
+    batch:    a batch as its step takes it; only shapes and dtypes of its tensors count.
     device:   "cpu", or the kind of an accelerator (any with an attention kernel that keeps no scores).
     autocast: whether the step uses it.
     """
     accelerator = device != "cpu"
     place = ACCELERATOR if accelerator and not autocast else CPU  # the meta device knows no autocast
     padded = isinstance(batch, Mapping) and "attention_mask" in batch
-    with faking(accelerator, autocast, padded), Trace(copies_to_promote=not accelerator) as seen, Answers():
-        steps = make(twin(model, place).train())
+    with faking(accelerator, autocast, padded), Trace(copies_to_promote=not accelerator) as seen:
+        steps = make(copied(model, partial(like, device=place)).train())
         steps.prepare()
         seen.follow(steps)
-        steps.step(_map(batch, lambda x: blank(x, place)))
+        steps.step(_map(batch, partial(like, device=place)))
         return seen.footprint(sum(p.numel() for p in model.parameters()))
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lilliput.core import random
 from lilliput.core.layers import is_linear, sides
+from lilliput.splitter.names import Signature, leaves, mapped, mapped_tensors
 from lilliput.splitter.parts import core
-from lilliput.splitter.values import Call, leaves, mapped
 
 EXAMPLES = (2, 3)  # of the two batches
 LENGTHS = (7, 5)  # of their sequences, at most: no two sizes of either batch are the same
@@ -57,7 +57,7 @@ def _varied(model: nn.Module, given: Inputs, shared: tuple[str, ...]) -> Inputs:
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
     """The model's output for inputs by name."""
-    args, kwargs = Call(model).unbind(inputs)
+    args, kwargs = Signature(model).unbind(inputs)
     return model(*args, **kwargs)
 
 
@@ -79,8 +79,7 @@ def named(model: nn.Module, example: Any) -> Inputs:
     else:
         args, kwargs = tuple(example) if isinstance(example, tuple | list) else (example,), {}
     device = next((x.device for x in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    move = lambda name, x: x.detach().to(device) if isinstance(x, Tensor) else x  # noqa: E731
-    return mapped(Call(model).bind(args, kwargs), move)
+    return mapped_tensors(Signature(model).bind(args, kwargs), lambda x: x.detach().to(device))
 
 
 def _sequence(x: Any) -> bool:

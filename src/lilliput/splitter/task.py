@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lilliput.core.tree import Body
 from lilliput.splitter.cutting import split
 from lilliput.splitter.heads import auxiliary as derived_head
-from lilliput.splitter.last import check_auxiliary
+from lilliput.splitter.heads import check_auxiliary
 from lilliput.tasks.supervised import Supervised, cross_entropy
 
 Loss = Callable[[Tensor, Tensor], Tensor]
