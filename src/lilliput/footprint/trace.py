@@ -41,7 +41,7 @@ def trace(
 
 
 class Trace(Instrument):
-    """Which kind of tensor holds how many bytes: at the step's peak, and each kind at its own largest.
+    """Counts bytes by kind of tensor: at the step's peak, and of each kind when it is largest.
 
     copies_to_promote: operands of different dtypes are copied into the wider one, as on a CPU; kernels of accelerators
     convert what they read.
@@ -62,7 +62,7 @@ class Trace(Instrument):
         return out
 
     def _pass_through(self, nbytes: int) -> None:
-        """Count what is there for the duration of an operation."""
+        """Count bytes that exist only during an operation."""
         if self.bytes + nbytes > self.peak_bytes:
             self.peak_bytes = self.bytes + nbytes
             self.at_peak = {**self.now, self.kind: self.now[self.kind] + nbytes}
@@ -87,7 +87,7 @@ class Trace(Instrument):
         self.largest[kind] = max(self.largest[kind], self.now[kind])
 
     def _mark(self, tensors: Iterable[Tensor], kind: str) -> None:
-        """Count tensors that are already there as of another kind."""
+        """Move tensors that are already counted to another kind."""
         for x in tensors:
             key = id(x.untyped_storage())
             if key in self._live:
@@ -96,10 +96,10 @@ class Trace(Instrument):
                 self._add(kind, self._live[key])
 
     def follow(self, steps: Steps) -> None:
-        """Count maxima from here on; tell state, gradients and what an update allocates from activations."""
-        named = list(_leaves(steps.state()))
-        self._mark((x for name, x in named if name not in PROJECTIONS), "states")
-        self._mark((x for name, x in named if name in PROJECTIONS), "projections")
+        """Count maxima from here on; from here on also tell states, gradients and scratch from activations."""
+        state = list(_leaves(steps.state()))
+        self._mark((x for name, x in state if name not in PROJECTIONS), "states")
+        self._mark((x for name, x in state if name in PROJECTIONS), "projections")
         for p in steps.params:
             p.register_hook(lambda grad: self._mark([grad], "gradients"))
             p.register_post_accumulate_grad_hook(self._arrived)
@@ -144,7 +144,7 @@ def _map(batch: Any, change: Callable[[Tensor], Any]) -> Any:
 
 
 def _leaves(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of an optimizer's state, with its own name."""
+    """Every tensor of an optimizer's state, with its name there."""
     if isinstance(state, Mapping):
         for key, value in state.items():
             yield from _leaves(value, key if isinstance(key, str) else name)
