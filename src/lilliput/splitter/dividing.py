@@ -35,7 +35,7 @@ def divide(model: nn.Module, at: str, batches: tuple[Inputs, Inputs], shared: tu
 def divide_or_none(
     model: nn.Module, at: str, batches: tuple[Inputs, Inputs], shared: tuple[str, ...]
 ) -> tuple[Client, Server] | None:
-    """The same; None for a cut that cannot be."""
+    """The same; None for an impossible cut."""
     try:
         return divide(model, at, batches, shared)
     except ValueError:
