@@ -1,11 +1,12 @@
 """Formulas say what a step on fake tensors shows, and what the papers count."""
 
 import pytest
+import torch
 
 from lilliput import footprint
 from lilliput.footprint import Setting
 
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 
 LLAMA = {
     "model": "llama_9m", "model_options": {"layers": 2, "hidden": 256, "mlp": 688, "vocabulary": 4096}, "batch_size": 8,
@@ -33,6 +34,40 @@ def test_formulas_agree_with_the_step(changes):
     assert quick.peak == pytest.approx(exact.peak, rel=0.05)
     for kind in ("weights", "states", "projections"):
         assert getattr(quick, kind) == pytest.approx(getattr(exact, kind), rel=0.002)  # rotary tables, step counts
+
+
+@pytest.mark.parametrize(
+    ("family", "groups", "head"),
+    [("llama", 2, 64), ("llama", 1, 128), ("mistral", 2, 64), ("qwen2", 1, 64), ("qwen3", 2, 128)],
+)
+@pytest.mark.parametrize(
+    "changes", [{"lean": False}, {}, {"precision": "bf16"}, {"dtype": "bf16", "checkpointing": True}], ids=str
+)
+def test_so_they_do_with_grouped_queries(family, groups, head, changes):
+    config = transformers.AutoConfig.for_model(
+        family,
+        vocab_size=4096,
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=groups,
+        head_dim=head,
+        max_position_embeddings=256,
+    )
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    quick, exact = (footprint.estimate(model, batch_size=8, certify=certify, **changes) for certify in (False, True))
+    assert quick.peak == pytest.approx(exact.peak, rel=0.05)
+    assert quick.weights == pytest.approx(exact.weights, rel=0.002)
+
+
+def test_a_window_shorter_than_the_text_has_no_formula():
+    options = {"num_hidden_layers": 1, "hidden_size": 32, "sliding_window": 16, "vocab_size": 100}
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model("mistral", **options))
+    with pytest.raises(ValueError, match="no formulas"):
+        footprint.estimate(model, max_length=32, certify=False)
 
 
 GIB = 2**30

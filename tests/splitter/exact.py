@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput import models
-from lilliput.splitter.values import tensors
+from lilliput.splitter.names import tensors
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 

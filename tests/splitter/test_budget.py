@@ -8,9 +8,11 @@ from exact import IMAGES, convolutional
 
 import lilliput
 from lilliput.core.meter import Instrument
+from lilliput.fake import Fake, like
 from lilliput.splitter import bytes_per_round, memory, middle
 from lilliput.splitter.budget import _update, parsed
-from lilliput.splitter.valueless import Undecided, moved, on_meta
+from lilliput.splitter.names import mapped_tensors
+from lilliput.splitter.parts import on_meta
 from lilliput.training.settings import Training
 
 PLACES = ["layer1.0", "layer2.0", "layer3.0", "layer4.0", "fc"]
@@ -34,8 +36,8 @@ def test_memory_is_that_of_a_step(training: Training) -> None:
     for at in PLACES[1:4:2]:
         client, _ = lilliput.split(model, at, example=IMAGES)
         budget = memory(0, 8, training)
-        with Undecided():
-            predicted = budget.cost(on_meta(client), moved({"x": IMAGES}))
+        with Fake(value=0):
+            predicted = budget.cost(on_meta(client), mapped_tensors({"x": IMAGES}, like))
         assert predicted == pytest.approx(real_peak(client, torch.randn(8, 3, 8, 8), training), rel=0.05)
 
 
@@ -44,8 +46,8 @@ def test_the_latest_cut_that_fits_is_taken() -> None:
     costs = []
     for at in PLACES:
         client, _ = lilliput.split(model, at, example=IMAGES)
-        with Undecided():
-            costs.append(memory(0, 16).cost(on_meta(client), moved({"x": IMAGES})))
+        with Fake(value=0):
+            costs.append(memory(0, 16).cost(on_meta(client), mapped_tensors({"x": IMAGES}, like)))
     assert costs == sorted(costs)
     for at, cost in list(zip(PLACES, costs, strict=True))[::3]:
         assert lilliput.split(model, memory(cost, 16), example=IMAGES)[0].at == at
@@ -61,8 +63,8 @@ def test_bytes_of_a_round(every: int, gradients: bool) -> None:
     activations = 4 * 4 * 2 * 2 * 50 // every  # float32, 4 channels of 2 x 2, 50 examples
     expected = 2 * params + activations * (2 if gradients else 1)
     budget = bytes_per_round(0, 50, every, gradients)
-    with Undecided():
-        assert budget.cost(on_meta(client), moved({"x": IMAGES})) == expected
+    with Fake(value=0):
+        assert budget.cost(on_meta(client), mapped_tensors({"x": IMAGES}, like)) == expected
     assert lilliput.split(model, bytes_per_round("1GB", 50), example=IMAGES)[0].at == "fc"
 
 
@@ -74,8 +76,8 @@ def test_adapters_alone_count_as_the_model() -> None:
     client, _ = lilliput.split(peft.get_peft_model(gpt2(), config), 2)
     given = batch("gpt2", 2, 8)
     mask, hidden = 8 * 8, 4 * 8 * HIDDEN  # bytes per example: int64, float32
-    with Undecided():
-        cost = bytes_per_round(0, 10).cost(on_meta(client), moved(given))
+    with Fake(value=0):
+        cost = bytes_per_round(0, 10).cost(on_meta(client), mapped_tensors(given, like))
     assert cost == 2 * (2 * 2 * 4 * HIDDEN * 4) + 10 * (mask + 2 * hidden)
 
 

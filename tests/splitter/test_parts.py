@@ -13,8 +13,8 @@ from torch import nn
 import lilliput
 from lilliput import models
 from lilliput.core.meter import Instrument
+from lilliput.fake import Placeholder
 from lilliput.splitter import Client, Server
-from lilliput.splitter.blank import Blank
 from lilliput.splitter.parts import everything
 from lilliput.tasks import Supervised, frozen_norms
 from lilliput.tasks.recompute import checkpointed
@@ -44,7 +44,7 @@ def test_copies_and_pickles_are_parts_of_their_own(cut: tuple[nn.Module, Client,
 def test_a_part_holds_nothing_of_the_others(cut: tuple[nn.Module, Client, Server]) -> None:
     model, client, server = cut
     for part in (client, server):
-        held = [x for m in everything(part) for x in vars(m).values() if isinstance(x, Blank)]
+        held = [x for m in everything(part) for x in vars(m).values() if isinstance(x, Placeholder)]
         assert held and sum(x.untyped_storage().nbytes() for x in held) == 0
     nbytes = lambda m: sum(x.nbytes for x in (*m.parameters(), *m.buffers()))  # noqa: E731
     assert nbytes(client) + nbytes(server) == nbytes(model)
@@ -67,7 +67,7 @@ def test_a_part_moves_and_casts_as_a_whole(cut: tuple[nn.Module, Client, Server]
     assert torch.equal(server(client(IMAGES.double())), model(IMAGES.double()))
     model, client, server = (m.to("meta") for m in cut)
     assert server(client(IMAGES.to("meta"))).shape == (4, 5)
-    blanks = [x for m in everything(server) for x in vars(m).values() if isinstance(x, Blank)]
+    blanks = [x for m in everything(server) for x in vars(m).values() if isinstance(x, Placeholder)]
     assert {x.device.type for x in blanks} == {"meta"}
 
 

@@ -13,9 +13,9 @@ from torch import nn
 from lilliput import Experiment
 from lilliput.algorithms import FedAvg, FslSage, SplitFedV1
 from lilliput.data import Dataset, Federated, federate, load
+from lilliput.fake import Placeholder
 from lilliput.models import build, lora
 from lilliput.splitter import Split
-from lilliput.splitter.blank import Blank
 from lilliput.tasks import Supervised, accuracy, perplexity
 from lilliput.tasks.generation import answers
 from lilliput.tasks.scores import scores
@@ -111,7 +111,7 @@ def test_every_configured_block_runs_once(e2e: Dataset, held: Federated, cut: in
     ran: list[str] = []
 
     def note(name: str, out: Any) -> None:
-        if not isinstance(out, Blank):  # a part goes through the other side's blocks too, without computing them
+        if not isinstance(out, Placeholder):  # a part goes through the other side's blocks too, without computing them
             ran.append(name)
 
     for part in (task.client_part.model, task.server_part.model):

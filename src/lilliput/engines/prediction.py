@@ -1,4 +1,4 @@
-"""What the dry engine foretells, and how people read it."""
+"""What the dry engine predicts, and the tables that show it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Kinds = dict[tuple[str, str], int]  # ("up" or "down", kind or "headers") -> byt
 
 
 class Work(NamedTuple):
-    """Of a handler or a client: how often it was called, the largest peak of memory, and the FLOPs of all calls."""
+    """Totals of a handler or a client: calls, the highest peak of memory, FLOPs and seconds of all calls."""
 
     calls: int
     peak_memory_bytes: int
@@ -26,7 +26,7 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class RoundCost:
-    """One round: what its row would say, and bytes by direction and kind, and work by handler and by client."""
+    """One round: its row in the history, bytes by direction and kind, and work by handler and by client."""
 
     row: dict[str, Any]
     bytes: Kinds
@@ -35,8 +35,8 @@ class RoundCost:
 
     @classmethod
     def of(cls, ledger: Ledger, examples: int) -> RoundCost:
-        """The round of a ledger."""
-        found: Kinds = {}
+        """The costs that a round's ledger shows."""
+        sizes: Kinds = {}
         handlers: dict[str, Work] = {}
         clients: dict[int, Work] = {}
         for e in ledger.entries:
@@ -46,13 +46,13 @@ class RoundCost:
             for way, kinds, more in (("down", e.down, e.down_overhead), ("up", e.up, e.up_overhead)):
                 for kind, n in {**kinds, "headers": more}.items():
                     if n:
-                        found[way, kind] = found.get((way, kind), 0) + n
+                        sizes[way, kind] = sizes.get((way, kind), 0) + n
         totals = ledger.totals()
         alive = len(clients) - totals["dropped"]
-        return cls({"round": ledger.round, "examples": examples, **totals, "clients": alive}, found, handlers, clients)
+        return cls({"round": ledger.round, "examples": examples, **totals, "clients": alive}, sizes, handlers, clients)
 
     def count(self, count: str = "all") -> int:
-        """Payload bytes both ways; count="published" leaves out what the papers left out."""
+        """Payload bytes in both directions; count="published" leaves out what the papers leave out."""
         return sum(
             n for (_, kind), n in self.bytes.items() if kind != "headers" and (count == "all" or published(kind))
         )
@@ -62,9 +62,10 @@ class RoundCost:
 class Prediction:
     """What a run would cost, round by round.
 
-    clients, planned: the fleet, and the rounds of the run.
-    short:   bytes of memory that clients lack; the run would go on without them.
-    stopped: why the run would end early.
+    clients: how many there are.
+    planned: how many rounds the run has.
+    short:   bytes of memory that clients lack, by client; the run would go on without them.
+    stopped: why the run would end early; empty if it would not.
     """
 
     rounds: tuple[RoundCost, ...]
@@ -75,15 +76,15 @@ class Prediction:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """As a run's history has them, without metrics and wall time."""
+        """The rows of a run's history, without metrics and wall time."""
         return [cost.row for cost in self.rounds]
 
     def count(self, count: str = "all") -> int:
-        """Payload bytes of all rounds, both ways; count="published" leaves out what the papers left out."""
+        """Payload bytes of all rounds in both directions; count="published" leaves out what the papers leave out."""
         return sum(cost.count(count) for cost in self.rounds)
 
     def table(self, count: str = "all") -> str:
-        """Bytes of each sort of round and of all, then memory and FLOPs of handlers and clients."""
+        """Bytes of each sort of round and of all rounds, then memory and FLOPs of handlers and clients."""
         parts = [_bytes(self, count), _work("handler", [cost.handlers for cost in self.rounds], len(self.rounds))]
         parts.append(_work("client", [cost.clients for cost in self.rounds], len(self.rounds)))
         return "\n\n".join([part for part in parts if part] + _remarks(self))
@@ -93,7 +94,7 @@ class Prediction:
 
 
 def _sorts(rounds: Sequence[RoundCost]) -> dict[str, list[RoundCost]]:
-    """Rounds that move the same bytes, under their numbers; of more than four sorts the first and the extremes."""
+    """Rounds by the bytes that they move, named by number; of more than four sorts, the first and the extremes."""
     alike: dict[Any, list[RoundCost]] = {}
     for cost in rounds:
         alike.setdefault(tuple(cost.bytes.items()), []).append(cost)
@@ -138,12 +139,12 @@ def _bytes(p: Prediction, count: str) -> str:
 
 
 def _work(what: str, rounds: Sequence[Mapping[Any, Work]], number: int) -> str:
-    found: dict[Any, Work] = {}
+    total: dict[Any, Work] = {}
     for each in rounds:
         for name, work in each.items():
-            found[name] = found[name] + work if name in found else work
+            total[name] = total[name] + work if name in total else work
     alike: dict[Work, list[Any]] = {}
-    for name, work in sorted(found.items()):
+    for name, work in sorted(total.items()):
         alike.setdefault(work, []).append(name)
     rows = [
         [_numbers(names).removeprefix("rounds ").removeprefix("round ") if what == "client" else ", ".join(names),
@@ -152,22 +153,22 @@ def _work(what: str, rounds: Sequence[Mapping[Any, Work]], number: int) -> str:
     ]  # fmt: skip
     most = 12
     if len(rows) > most:
-        kept = sorted(alike.items(), key=lambda item: -item[0].peak_memory_bytes)[:most]
-        rows = [rows[list(alike).index(work)] for work, _ in kept] + [[f"({len(rows) - most} more)", "", "", "", ""]]
+        largest = sorted(alike.items(), key=lambda item: -item[0].peak_memory_bytes)[:most]
+        rows = [rows[list(alike).index(work)] for work, _ in largest] + [[f"({len(rows) - most} more)", "", "", "", ""]]
     return _columns([what, "calls", "peak MB", "GFLOP", "simulated s"], rows) if rows else ""
 
 
 def _remarks(p: Prediction) -> list[str]:
-    found = []
+    remarks = []
     if p.short:
         worst = max(p.short, key=lambda c: p.short[c])
-        found.append(
+        remarks.append(
             f"{len(p.short)} of {p.clients} clients cannot hold it and would be left out; client {worst} lacks most, "
             f"{p.short[worst] / 2**20:.1f} MiB: " + ", ".join(f"{c} by {n / 2**20:.1f}" for c, n in p.short.items())
         )
     if p.stopped:
-        found.append(f"the run would stop: {p.stopped}")
-    return found
+        remarks.append(f"the run would stop: {p.stopped}")
+    return remarks
 
 
 def _columns(heads: list[str], rows: list[list[str]]) -> str:

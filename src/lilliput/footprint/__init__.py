@@ -1,4 +1,4 @@
-"""What training needs of memory, before anything is allocated: by formulas, or certified by a step without numbers.
+"""The memory that training needs, before anything is allocated: by formulas, or certified by a step on fake tensors.
 
 footprint.estimate("llama_7b", optimizer="galore_adamw8bit", dtype="bf16", per_layer=True).peak
 """
@@ -33,27 +33,28 @@ __all__ = [
 
 
 def estimate(model: Any, *, certify: bool | None = None, **settings: Any) -> Footprint:
-    """What one training step needs; `settings` are those of `Setting`.
+    """The memory of one training step; `settings` are those of `Setting`.
 
-    model:   a name, a folder, a config.json, or a module, which is left as it is.
-    certify: run the step on fake tensors: exact, in seconds.  False takes formulas, at once, which exist for LLaMA
-             and our own optimizers; None does where they exist.
-    Raises ValueError for what cannot be trained, and where certify=False finds no formula.
+    model:   a name, a folder, a config.json, or a module, which stays as it is.
+    certify: True runs the step on fake tensors: exact, and slower for larger models.  False takes formulas, which
+             answer at once and cover LLaMA, Mistral and Qwen with our own optimizers.  None takes formulas where
+             they apply, and runs the step otherwise.
+    Raises ValueError for a setting that cannot be trained, and if certify=False finds no formula.
     """
     return measured(Setting(model=model, **settings), certify)
 
 
 def measured(setting: Setting, certify: bool | None = None) -> Footprint:
-    """The same of a setting."""
+    """The memory of one training step of this setting; see `estimate`."""
     model = setting.module()
-    found = None if certify else by_formula(setting, model)
-    if found is None and certify is False:
+    footprint = None if certify else by_formula(setting, model)
+    if footprint is None and certify is False:
         raise ValueError(f"there are no formulas for {setting.model} with {setting.optimizer}; use certify=true")
-    return found or trace(model, setting.steps, setting.example(model), setting.device, setting.autocast)
+    return footprint or trace(model, setting.steps, setting.example(model), setting.device, setting.autocast)
 
 
 def advice(model: Any, memory: int | str, **settings: Any) -> str:
-    """One sentence: how much is needed, how much of `memory` (bytes, "24GB") is left, or what would make it fit."""
+    """One sentence: how much is needed, and how much of `memory` (bytes, "24GB") is left or what would make it fit."""
     from lilliput.footprint.verdict import sentence
 
     setting = Setting(model=model, **settings)
@@ -61,10 +62,10 @@ def advice(model: Any, memory: int | str, **settings: Any) -> str:
 
 
 def check(model: Any, memory: int | str | None = None, **settings: Any) -> Footprint | None:
-    """What training needs, if it fits into `memory`, by default what is free on the device; None where nobody knows.
+    """The memory that training needs, once it is sure to fit into `memory`, by default what is free on the device.
 
-    An estimate that fails warns, and gives None.  Raises ValueError, saying how much is missing and which option would
-    make it fit.
+    Returns None if the device does not tell what is free; also, with a warning, if the estimate fails.
+    Raises ValueError if it does not fit, saying how much is missing and which option would make it fit.
     """
     from lilliput.footprint.verdict import sentence
 
@@ -73,7 +74,7 @@ def check(model: Any, memory: int | str | None = None, **settings: Any) -> Footp
     if limit is None:
         return None
     try:
-        found = measured(setting)
+        footprint = measured(setting)
     except Exception as error:
         name = model if isinstance(model, str) else type(model).__name__
         warnings.warn(
@@ -81,13 +82,13 @@ def check(model: Any, memory: int | str | None = None, **settings: Any) -> Footp
             stacklevel=2,
         )
         return None
-    if found.peak > limit:
-        raise ValueError(sentence(setting, found, limit, measured))
-    return found
+    if footprint.peak > limit:
+        raise ValueError(sentence(setting, footprint, limit, measured))
+    return footprint
 
 
 def _free(setting: Setting) -> int | None:
-    """What is free on the device, and what the model has taken there already."""
+    """Bytes that are free on the device, plus those of the model's weights that are already there."""
     free = available(setting.device)
     if free is None or isinstance(setting.model, str):
         return free

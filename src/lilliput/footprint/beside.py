@@ -1,4 +1,4 @@
-"""The ways to train that a setting is put beside."""
+"""Other ways to train the model of a setting, to compare it with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from lilliput.footprint.setting import Setting
 from lilliput.optim.factory import projects
 
-RANK = 128  # of the other ways, where the setting has none
+RANK = 128  # of the other ways, if the setting has none
 WAYS: dict[str, dict[str, Any]] = {
     "AdamW": {"optimizer": "adamw"},
     "8-bit AdamW": {"optimizer": "adamw8bit"},
@@ -20,7 +20,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def beside(setting: Setting) -> Iterator[tuple[str, Setting]]:
-    """(name, the same training by another method), of the same rank where it has one."""
+    """(name, the same training by another method), at the same rank if the setting has one."""
     rank = _rank(setting)
     for name, changes in WAYS.items():
         options = {"rank": rank} if projects(changes["optimizer"]) else {}
@@ -31,7 +31,7 @@ def beside(setting: Setting) -> Iterator[tuple[str, Setting]]:
 
 
 def _rank(setting: Setting) -> int:
-    if own := setting.lora or setting.subspace:
-        return own
+    if rank := setting.lora or setting.subspace:
+        return rank
     named = isinstance(setting.optimizer, str) and projects(setting.optimizer)
     return int(setting.optimizer_options.get("rank", RANK)) if named else RANK

@@ -1,11 +1,14 @@
-"""What a training step of a LLaMA needs, by formulas: at once, whatever its size.
+"""What a training step of a LLaMA, Mistral or Qwen needs, by formulas: at once, whatever its size.
 
-A step has a few moments at which most can be needed; at each one, some kinds of tensors are there.  State is counted
-exactly (`optim.memory`); what the forward pass keeps of each token and layer is a polynomial in the hidden size h and
-the width f of the feed-forward layers:
+Most is needed at one of a few moments of a step, and the formulas say which kinds of tensors are there at each.  State
+is counted exactly (`optim.memory`).  What the forward pass keeps of each token and layer depends on the hidden size h,
+the width f of the feed-forward layers, and the width a of attention, which is heads x head size:
 
-    float32: 10 numbers of h (two norms 2 x 3; q, k, v, attention's output) and 4 of f (gate, silu, up, product)
-    bf16:    the same in 2 bytes, but that a norm keeps its input in float32: 12 h + 4 f numbers of 2 bytes
+    float32: 6 numbers of h (two norms, 3 each), 4 of a (q, k, v, attention's output), 4 of f (gate, silu, up, product)
+    bf16:    the same in 2 bytes, but that a norm keeps its input in float32: 8 h + 4 a + 4 f numbers of 2 bytes
+
+Keys and values of grouped-query attention count at the full width: attention repeats them for its heads, and keeps
+them so.
 """
 
 from __future__ import annotations
@@ -26,28 +29,33 @@ from lilliput.lean.tokens import STRIPE
 from lilliput.optim.options import matrix_shape, ranked
 from lilliput.optim.subspace import seen_shape
 
-# Bytes that the forward pass keeps of a token in a layer: times h, times f, and besides; stock and lean layers.
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+# Bytes that the forward pass keeps of a token in a layer, by weights' dtype and whether layers are lean: times h, for
+# two norms; times a; times f; and in addition.  Under autocast ("mixed") norms and rotary embeddings stay in float32.
 KEPT = {
-    ("float32", False): (40, 16, 8), ("bf16", False): (24, 8, 8), ("mixed", False): (42, 8, 8),
-    ("float32", True): (24, 8, 0), ("bf16", True): (12, 4, 0), ("mixed", True): (24, 4, 0),
+    ("float32", False): (24, 16, 16, 8), ("bf16", False): (16, 8, 8, 8), ("mixed", False): (24, 18, 8, 8),
+    ("float32", True): (8, 16, 8, 0), ("bf16", True): (4, 8, 4, 0), ("mixed", True): (8, 16, 4, 0),
 }  # fmt: skip
 WIDE = 4  # bytes of the numbers in which losses, norms and updates are computed
 Moment = dict[str, int]
 
 
 def estimate(setting: Setting, model: nn.Module) -> Footprint | None:
-    """The footprint of a setting whose module this is, on the meta device; None where there is no formula for it."""
+    """The footprint of a setting whose module this is, on the meta device; None if no formula covers it."""
     config: Any = getattr(model, "config", None)
-    if getattr(config, "model_type", None) != "llama" or config.num_key_value_heads != config.num_attention_heads:
+    if getattr(config, "model_type", None) not in FAMILIES or not hasattr(config, "num_key_value_heads"):
+        return None
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window < setting.tokens(model):  # attention needs a mask
         return None
     optimizer = setting.made(model)
     if not isinstance(optimizer, optim.SubspaceOptimizer) or setting.padded or setting.subspace is not None:
         return None
-    known = optim.memory(model, optimizer)
-    projections = sum(known.states.get(name, 0) for name in PROJECTIONS)
+    memory = optim.memory(model, optimizer)
+    projections = sum(memory.states.get(name, 0) for name in PROJECTIONS)
     always = {
-        "weights": known.parameters + known.buffers,
-        "states": known.state - projections,
+        "weights": memory.parameters + memory.buffers,
+        "states": memory.state - projections,
         "projections": projections,
     }
     moments = [{**dict.fromkeys(KINDS, 0), **always, **m} for m in _Step(setting, model, optimizer).moments()]
@@ -63,6 +71,9 @@ class _Step:
         config: Any = model.config
         self.setting, self.lean = setting, lean.patched(model)
         self.h, self.f, self.heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+        head = getattr(config, "head_dim", None) or self.h // self.heads
+        self.a, self.kv = self.heads * head, config.num_key_value_heads * head
+        self.normed = self.a + self.kv if config.model_type == "qwen3" else 0  # q and k have norms of their own
         self.layers, self.vocabulary = config.num_hidden_layers, config.vocab_size
         self.tokens = setting.batch_size // setting.accumulate * setting.tokens(model)
         self.width = 2 if setting.autocast or setting.dtype == "bf16" else WIDE  # bytes of what matrix products read
@@ -90,12 +101,16 @@ class _Step:
 
     def _layer(self) -> int:
         """What a layer keeps for its backward pass, bfloat16 copies of weights under autocast included."""
-        by_h, by_f, besides = KEPT["mixed" if self.setting.autocast else self.setting.dtype, self.lean]
+        by_h, by_a, by_f, more = KEPT["mixed" if self.setting.autocast else self.setting.dtype, self.lean]
         copies = 0
         if self.setting.autocast:  # lean layers make those of all but one matrix again
-            copies = 2 * (self.h**2 if self.lean else 4 * self.h**2 + 3 * self.h * self.f)
+            rest = 0 if self.lean else self.h * (self.a + 2 * self.kv + 3 * self.f)
+            copies = 2 * (self.h * self.a + rest)
         adapters = 7 * self.width * (self.setting.lora or 0)  # what goes between their two matrices
-        return self.tokens * (by_h * self.h + by_f * self.f + 4 * self.heads + besides + adapters) + copies
+        output = 0 if self.lean else 2 if self.setting.dtype == "bf16" else WIDE  # rotary embeddings do not keep it
+        norms = by_h * self.h + (by_h // 2 - output) * self.normed
+        attention = by_a * self.a + 4 * self.heads
+        return self.tokens * (norms + attention + by_f * self.f + more + adapters) + copies
 
     def _kept(self) -> int:
         """What all layers and the last norm keep, or the layers' inputs alone."""

@@ -1,4 +1,4 @@
-"""What training needs, by kind of tensor, in bytes."""
+"""The memory that training needs, in bytes, by kind of tensor."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ KINDS = ("weights", "gradients", "states", "projections", "activations", "scratc
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of each kind at its own largest during a step; not all are at once, so that `peak` is below `total`.
+    """Bytes of each kind when it is largest during a step; these moments differ, so that `peak` is below `total`.
 
     weights:     parameters and buffers.
-    gradients:   of the trained weights; with per-layer updates only the largest of these is there at a time.
-    states:      what the optimizer keeps from step to step, but for
+    gradients:   of the trained weights; with per-layer updates only one of these exists at a time.
+    states:      what the optimizer keeps from step to step, except for projections.
     projections: the bases of the subspaces.
-    activations: what the backward pass needs of the forward pass, the batch, and what passes through between them.
-    scratch:     what the optimizer's update allocates for its own duration.
-    at_peak:     of each kind, the bytes at the moment when most is needed.
+    activations: what the forward pass keeps for the backward pass, the batch, and temporary tensors of both passes.
+    scratch:     what the optimizer's update allocates and releases again.
+    at_peak:     bytes of each kind at the moment when most memory is needed.
     parameters:  how many numbers the weights are.
-    certified:   by a step on fake tensors, not by formulas.
+    certified:   whether a step on fake tensors was counted, instead of formulas evaluated.
     """
 
     weights: int
@@ -36,12 +36,12 @@ class Footprint:
 
     @property
     def total(self) -> int:
-        """All kinds at their largest: what no order of events can exceed."""
+        """The sum of all kinds at their largest, an upper bound of the peak."""
         return sum(getattr(self, kind) for kind in KINDS)
 
     @property
     def peak(self) -> int:
-        """The most that is needed at one moment."""
+        """The most that is needed at any moment."""
         return sum(self.at_peak.values())
 
     def fits(self, memory: int | str) -> bool:

@@ -1,4 +1,4 @@
-"""What the update of one weight allocates for its own duration, found by an update without numbers."""
+"""What the update of one weight allocates and releases again, found by an update on fake tensors."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core.meter import Instrument
-from lilliput.footprint.fakes import ACCELERATOR, CPU, Answers, blank, faking
+from lilliput.fake import like
+from lilliput.footprint.accelerator import ACCELERATOR, CPU, faking
 from lilliput.optim import SubspaceOptimizer, subspace
 
 
 def scratch(optimizer: SubspaceOptimizer, device: str) -> dict[Tensor, int]:
     """Bytes by weight; the renewal of a weight's subspace is part of its update."""
     place = ACCELERATOR if device != "cpu" else CPU
-    found = {}
+    by_weight = {}
     for group in optimizer.param_groups:
         options = {name: value for name, value in group.items() if name not in ("params", "names")}
         for p in group["params"]:
             key = (type(optimizer), repr(options), tuple(p.shape), p.dtype, place)
-            if key not in _known:
-                _known[key] = _measured(optimizer, p, options, place)
-            found[p] = _known[key]
-    return found
+            if key not in _measurements:
+                _measurements[key] = _measured(optimizer, p, options, place)
+            by_weight[p] = _measurements[key]
+    return by_weight
 
 
-_known: dict[Any, int] = {}
+_measurements: dict[Any, int] = {}
 
 
 def _measured(optimizer: SubspaceOptimizer, p: Tensor, options: dict[str, Any], place: torch.device) -> int:
     same: Any = type(optimizer)
-    with faking(accelerator=place != CPU), Instrument() as seen, Answers():
-        twin = nn.Parameter(blank(p, place))
+    with faking(accelerator=place != CPU), Instrument() as seen:
+        twin = nn.Parameter(like(p.detach(), place))
         alone = same([{**options, "params": [twin]}])
         twin.grad = torch.empty_like(twin)
         alone.step()
@@ -43,7 +44,7 @@ def _measured(optimizer: SubspaceOptimizer, p: Tensor, options: dict[str, Any], 
 
 
 def renew(optimizer: torch.optim.Optimizer) -> None:
-    """Let every subspace that is ever renewed be so at the next step."""
+    """Make every subspace that is ever renewed due at the next step."""
     for state in optimizer.state.values():
         if state.get("due", subspace.NEVER) != subspace.NEVER:
             state["due"] = state["step"]

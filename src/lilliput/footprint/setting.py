@@ -1,4 +1,4 @@
-"""What is trained, by what and how: everything that a footprint depends on."""
+"""Everything that a footprint depends on: the model, the optimizer, and how they train."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lilliput import lean, optim
 from lilliput.core.registry import is_path, normal
-from lilliput.footprint.fakes import ACCELERATOR, twin
+from lilliput.fake import copied
 from lilliput.footprint.steps import Steps, supervised_loss
 from lilliput.optim.factory import build, settled
 from lilliput.subspace import replace_with_subspace
@@ -61,7 +61,7 @@ class Setting:
 
     def module(self) -> nn.Module:
         """The model on the meta device, in its dtype, frozen and adapted as the setting says."""
-        model = self._built() if isinstance(self.model, str) else twin(self.model, ACCELERATOR)
+        model = self._built() if isinstance(self.model, str) else copied(self.model)
         if self.lora is not None:
             from lilliput.models.adapters import lora
 
@@ -87,7 +87,7 @@ class Setting:
         return (self.max_length or LENGTH,) if normal(name) in ("charlm", "charlstm") else self.shape
 
     def steps(self, model: nn.Module) -> Steps:
-        """The training of a module of this setting."""
+        """The training of this setting's module."""
         config = Training(
             accumulate=self.accumulate, precision=self.precision, per_layer=self.per_layer,
             checkpointing=self.checkpointing,
@@ -101,7 +101,7 @@ class Setting:
         return build(self.optimizer, params, 1e-3, settled(self.optimizer, self.optimizer_options, 0.0), model)
 
     def example(self, model: nn.Module) -> dict[str, Tensor] | tuple[Tensor, Tensor]:
-        """A batch of one step, without numbers."""
+        """The batch of one step, on the meta device."""
         n = self.batch_size
         ids = partial(torch.empty, dtype=torch.int64, device="meta")
         if not any(isinstance(m, nn.Embedding) for m in model.modules()):
@@ -115,7 +115,7 @@ class Setting:
         return {"input_ids": ids(n, length), **mask, "labels": label}
 
     def tokens(self, model: nn.Module) -> int:
-        """Tokens of an example.  Raises ValueError for more than the model has positions."""
+        """Tokens of an example.  Raises ValueError if the model has fewer positions."""
         most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
         if self.max_length is not None and most is not None and self.max_length > most:
             raise ValueError(
@@ -125,12 +125,12 @@ class Setting:
         return self.max_length or min(LENGTH, most or LENGTH)
 
     def image(self, model: nn.Module) -> tuple[int, ...]:
-        """The shape of an example that is no text: the model's own where it says it."""
+        """The shape of an example that is not text: the model's own if its config gives it."""
         config: Any = getattr(model, "config", None)
         return (config.num_channels, config.image_size, config.image_size) if config is not None else self.shape
 
 
 def _linear(model: nn.Module) -> list[str]:
-    """Last names of the linear layers of a model but its head."""
+    """The last components of the names of a model's linear layers, except its head."""
     names = optim.param_groups(model, rank=1)[0]["names"]
     return sorted({name.split(".")[-2] for name in names})

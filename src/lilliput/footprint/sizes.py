@@ -12,7 +12,7 @@ USED = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_
 
 
 def available(device: torch.device | str = "cpu") -> int | None:
-    """Bytes that are free now on a device, in a container within its limit; None where the system does not tell."""
+    """Bytes that are free on a device now, within the limit of a container; None if the system does not tell."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]

@@ -1,4 +1,4 @@
-"""The training steps whose footprint is taken."""
+"""The training steps whose memory is measured."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from lilliput.training.updates import Wrapped
 class Steps:
     """Training of one module, as `run` and `pretrain` take their steps.
 
-    config:    how; its optimizer and learning rate are only looked at if there is no other.
+    config:    settings of the training; its optimizer and learning rate count only if no `optimizer` is given.
     loss:      (model, batch, context) -> (scalar, metrics).
-    optimizer: one of the module's parameters, such as ours or torch's.
+    optimizer: of the module's parameters; ours or torch's.
     """
 
     def __init__(self, model: nn.Module, config: Training, loss: Loss, optimizer: torch.optim.Optimizer | None = None):
@@ -44,18 +44,18 @@ class Steps:
 
     @property
     def updates(self) -> tuple[Any, tuple[str, ...]]:
-        """The object, and its methods, in which weights are updated."""
+        """The object that updates the weights, and the names of its methods that do so."""
         if self.optimizer is None:
             return self.trainer, ("apply",)
         return self.optimizer, ("step", "update", "prepare", "finish")
 
     def state(self) -> Any:
-        """The optimizer's state, and what layers in a subspace have besides b: mappings, nested, down to tensors."""
+        """The optimizer's state, and the duals and bases of subspace layers: nested mappings of tensors."""
         state = self.trainer.update.state() if self.optimizer is None else self.optimizer.state
-        return {"optimizer": state, **kept(self.model)}
+        return {"optimizer": state, **subspace_state(self.model)}
 
     def prepare(self) -> None:
-        """Make all optimizer state, without a forward pass, and let every subspace be renewed in the next step."""
+        """Make all optimizer state without a forward pass, and make every subspace due for renewal in the next step."""
         self.trainer.apply(self.trainer.everything, [torch.empty_like(p) for p in self.params])
         if self.optimizer is not None:
             renew(self.optimizer)
@@ -66,19 +66,19 @@ class Steps:
             step.step(self.model, self.trainer, self.loss, batch)
 
 
-def kept(model: nn.Module) -> dict[str, Any]:
-    """Of layers in a subspace, the duals, and the bases under the name `P`."""
-    found: dict[str, Any] = {}
+def subspace_state(model: nn.Module) -> dict[str, Any]:
+    """Of each subspace layer, its dual, and its basis under the name `P`."""
+    by_layer: dict[str, Any] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, SubspaceLayer):
             basis = layer.basis
-            held = (basis.index, basis.sign) if isinstance(basis, Columns) else (basis.matrix,)
-            found[name] = {"dual": layer.dual, "P": dict(enumerate(held))}
-    return found
+            tensors = (basis.index, basis.sign) if isinstance(basis, Columns) else (basis.matrix,)
+            by_layer[name] = {"dual": layer.dual, "P": dict(enumerate(tensors))}
+    return by_layer
 
 
 def supervised_loss(model: nn.Module, batch: Any, context: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross-entropy in float32 of what the model says to a batch: a dict with `labels`, or (inputs, labels)."""
+    """Cross-entropy in float32 of the model on a batch: a dict with `labels`, or (inputs, labels)."""
     if isinstance(batch, dict) and lean.patched(model):
         return lean.loss(model, batch), {}
     if isinstance(batch, dict):

@@ -1,16 +1,17 @@
-"""What a training step needs, found by running it on fake tensors: every operation of the real code, and no memory."""
+"""The memory that a training step needs, found by running the real code on fake tensors, which take none."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lilliput.core.meter import Instrument
-from lilliput.footprint.fakes import ACCELERATOR, CPU, Answers, blank, faking, twin
+from lilliput.fake import copied, like
+from lilliput.footprint.accelerator import ACCELERATOR, CPU, faking
 from lilliput.footprint.result import KINDS, Footprint
 from lilliput.footprint.steps import Steps
 
@@ -20,27 +21,27 @@ PROJECTIONS = ("P", "P2")  # names of the projections in a subspace optimizer's 
 def trace(
     model: nn.Module, make: Callable[[nn.Module], Steps], batch: Any, device: str = "cuda", autocast: bool = False
 ) -> Footprint:
-    """The footprint of one training step, certified: the step is run, on tensors without numbers.
+    """The certified footprint of one training step: the step runs, on fake tensors.
 
-    model:    any module, on any device, "meta" included; it is left as it is.
-    make:     of a copy of the model, its training: `Steps`.
-    batch:    what its step takes; only shapes and dtypes of its tensors count.
+    model:    any module, on any device, "meta" included; it stays as it is.
+    make:     makes the training of a copy of the model.
+    batch:    a batch as its step takes it; only shapes and dtypes of its tensors count.
     device:   "cpu", or the kind of an accelerator (any with an attention kernel that keeps no scores).
     autocast: whether the step uses it.
     """
     accelerator = device != "cpu"
     place = ACCELERATOR if accelerator and not autocast else CPU  # the meta device knows no autocast
     padded = isinstance(batch, Mapping) and "attention_mask" in batch
-    with faking(accelerator, autocast, padded), Trace(copies_to_promote=not accelerator) as seen, Answers():
-        steps = make(twin(model, place).train())
+    with faking(accelerator, autocast, padded), Trace(copies_to_promote=not accelerator) as seen:
+        steps = make(copied(model, partial(like, device=place)).train())
         steps.prepare()
         seen.follow(steps)
-        steps.step(_map(batch, lambda x: blank(x, place)))
+        steps.step(_map(batch, partial(like, device=place)))
         return seen.footprint(sum(p.numel() for p in model.parameters()))
 
 
 class Trace(Instrument):
-    """Which kind of tensor holds how many bytes: at the step's peak, and each kind at its own largest.
+    """Counts bytes by kind of tensor: at the step's peak, and of each kind when it is largest.
 
     copies_to_promote: operands of different dtypes are copied into the wider one, as on a CPU; kernels of accelerators
     convert what they read.
@@ -61,7 +62,7 @@ class Trace(Instrument):
         return out
 
     def _pass_through(self, nbytes: int) -> None:
-        """Count what is there for the duration of an operation."""
+        """Count bytes that exist only during an operation."""
         if self.bytes + nbytes > self.peak_bytes:
             self.peak_bytes = self.bytes + nbytes
             self.at_peak = {**self.now, self.kind: self.now[self.kind] + nbytes}
@@ -86,7 +87,7 @@ class Trace(Instrument):
         self.largest[kind] = max(self.largest[kind], self.now[kind])
 
     def _mark(self, tensors: Iterable[Tensor], kind: str) -> None:
-        """Count tensors that are already there as of another kind."""
+        """Move tensors that are already counted to another kind."""
         for x in tensors:
             key = id(x.untyped_storage())
             if key in self._live:
@@ -95,10 +96,10 @@ class Trace(Instrument):
                 self._add(kind, self._live[key])
 
     def follow(self, steps: Steps) -> None:
-        """Count maxima from here on; tell state, gradients and what an update allocates from activations."""
-        named = list(_leaves(steps.state()))
-        self._mark((x for name, x in named if name not in PROJECTIONS), "states")
-        self._mark((x for name, x in named if name in PROJECTIONS), "projections")
+        """Count maxima from here on; from here on also tell states, gradients and scratch from activations."""
+        state = list(_leaves(steps.state()))
+        self._mark((x for name, x in state if name not in PROJECTIONS), "states")
+        self._mark((x for name, x in state if name in PROJECTIONS), "projections")
         for p in steps.params:
             p.register_hook(lambda grad: self._mark([grad], "gradients"))
             p.register_post_accumulate_grad_hook(self._arrived)
@@ -143,7 +144,7 @@ def _map(batch: Any, change: Callable[[Tensor], Any]) -> Any:
 
 
 def _leaves(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of an optimizer's state, with its own name."""
+    """Every tensor of an optimizer's state, with its name there."""
     if isinstance(state, Mapping):
         for key, value in state.items():
             yield from _leaves(value, key if isinstance(key, str) else name)

@@ -1,4 +1,4 @@
-"""Whether training fits into a memory, and which option would make it."""
+"""Whether training fits into a memory, and which options would make it fit."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ EIGHT_BITS = {
 }  # fmt: skip
 
 
-def sentence(setting: Setting, found: Footprint, memory: int, measure: Measure) -> str:
-    """How much is needed, how much there is, and what to change if it is too little."""
-    spare = memory - found.peak
-    facts = f"{_name(setting)} needs {show(found.peak)} and there are {show(memory)}"
+def sentence(setting: Setting, footprint: Footprint, memory: int, measure: Measure) -> str:
+    """How much is needed, how much there is, and what to change if that is too little."""
+    spare = memory - footprint.peak
+    facts = f"{_name(setting)} needs {show(footprint.peak)} and there are {show(memory)}"
     if spare >= 0:
         return f"{facts}: it fits, with {show(spare)} to spare"
     return f"{facts}, {show(-spare)} too few; {_remedy(setting, memory, measure)}"
@@ -29,10 +29,10 @@ def sentence(setting: Setting, found: Footprint, memory: int, measure: Measure) 
 
 def _remedy(setting: Setting, memory: int, measure: Measure) -> str:
     def fits(*changes: Changes) -> int | None:
-        """The peak of the setting with these changes, if it can be trained so and fits."""
+        """The peak with these changes; None if it does not fit, or cannot be trained."""
         try:
             peak = measure(_changed(setting, changes)).peak
-        except Exception:  # what cannot be estimated is no remedy
+        except Exception:  # a setting without an estimate is no remedy
             return None
         return peak if peak <= memory else None
 
@@ -43,13 +43,13 @@ def _remedy(setting: Setting, memory: int, measure: Measure) -> str:
     chosen: list[Changes] = []
     for changes in each:
         if chosen and "accumulate" in changes and "batch_size" not in changes:
-            continue  # gradients that accumulate are all there, which undoes updates in the backward pass
+            continue  # all accumulated gradients are kept, which undoes updates in the backward pass
         chosen.append(changes)
         if fits(*chosen) is not None:
             break
     else:
         return "none of the options makes it fit: take a smaller model, or a device with more memory"
-    for changes in chosen[:-1]:  # what of it is not needed?
+    for changes in chosen[:-1]:  # leave out what is not needed
         fewer = [other for other in chosen if other is not changes]
         chosen = fewer if fits(*fewer) is not None else chosen
     return f"{' '.join(map(words, chosen))} ({show(measure(_changed(setting, chosen)).peak)}) would make it fit"
@@ -60,7 +60,7 @@ def _changed(setting: Setting, changes: Sequence[Changes]) -> Setting:
 
 
 def remedies(setting: Setting) -> Iterator[Changes]:
-    """Changes that save memory, those that change no result first."""
+    """Changes that save memory; those that do not affect results come first."""
     s = setting
     named = isinstance(s.optimizer, str)
     if not s.per_layer and s.optimizer not in ("sgd", "adam") and s.accumulate == 1:
@@ -84,7 +84,7 @@ def remedies(setting: Setting) -> Iterator[Changes]:
 
 
 def words(changes: Changes) -> str:
-    """Changes as one types them."""
+    """Changes as a user types them."""
     typed = {k: v for k, v in changes.items() if k not in ("optimizer_options", "precision")}
     if "batch_size" in typed:
         typed.pop("accumulate", None)

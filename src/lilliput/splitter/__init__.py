@@ -2,8 +2,7 @@
 
 from lilliput.splitter.budget import Budget, bytes_per_round, memory
 from lilliput.splitter.cutting import split
-from lilliput.splitter.heads import auxiliary
-from lilliput.splitter.last import check_auxiliary
+from lilliput.splitter.heads import auxiliary, check_auxiliary
 from lilliput.splitter.parts import Client, Part, Payload, Server
 from lilliput.splitter.places import middle
 from lilliput.splitter.task import Split

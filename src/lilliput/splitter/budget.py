@@ -1,6 +1,6 @@
-"""A cut chosen by what it costs a device: the latest one that stays within so much memory, or bytes per round.
+"""A cut chosen by what it costs a device: the latest one within a limit of memory, or of bytes per round.
 
-Costs are found by running the client's part on the meta device, where nothing is allocated or computed.
+A cost is found by running the client's part on the meta device, where nothing is allocated or computed.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lilliput.core.meter import Instrument
-from lilliput.splitter.parts import Client
-from lilliput.splitter.probes import Inputs, call
-from lilliput.splitter.trace import states
-from lilliput.splitter.values import leaves, mapped
+from lilliput.fake import Fake, like
+from lilliput.splitter.dividing import divide_or_none
+from lilliput.splitter.names import mapped_tensors, states, tensors
+from lilliput.splitter.parts import Client, on_meta
+from lilliput.splitter.places import candidates
+from lilliput.splitter.probes import Inputs, call, named
 from lilliput.training.settings import Training
 from lilliput.training.updates import Update, make
 
@@ -33,10 +35,10 @@ class Budget(Protocol):
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes that training the client's part takes at its peak: parameters, buffers, optimizer, and one step.
+class MemoryBudget:
+    """Peak bytes of training the client's part: parameters, buffers, optimizer state, and what one step allocates.
 
-    A step holds activations, gradients and what the optimizer allocates; the batch itself is not counted.
+    A step allocates activations, gradients and what the optimizer needs; the batch itself is not counted.
     """
 
     limit: int
@@ -48,26 +50,26 @@ class Memory:
         with torch.enable_grad(), Instrument() as instrument:
             params: list[Tensor] = [p for p in client.train().parameters() if p.requires_grad]
             optimizer = _update(self.training, params, client)
-            sent = call(client, batch)
-            roots = [x for x in leaves(sent).values() if x.requires_grad]
+            payload = call(client, batch)
+            roots = [x for x in tensors(payload).values() if x.requires_grad]
             if roots and params:
-                pulled = [torch.empty_like(x) for x in roots]
-                grads = torch.autograd.grad(roots, params, pulled, allow_unused=True)
-                used = [torch.zeros_like(p) if g is None else g for p, g in zip(params, grads, strict=True)]
+                at_cut = [torch.empty_like(x) for x in roots]
+                grads = torch.autograd.grad(roots, params, at_cut, allow_unused=True)
+                all_grads = [torch.zeros_like(p) if g is None else g for p, g in zip(params, grads, strict=True)]
                 with torch.no_grad():
-                    optimizer.apply(range(len(params)), used)
-        held = sum(x.nbytes for x in (*client.parameters(), *client.buffers()))
-        return held + instrument.peak_bytes
+                    optimizer.apply(range(len(params)), all_grads)
+        weights = sum(x.nbytes for x in (*client.parameters(), *client.buffers()))
+        return weights + instrument.peak_bytes
 
 
 @dataclass(frozen=True)
-class BytesPerRound:
+class TrafficBudget:
     """Bytes between the server and one client in a round: its part down and up, activations up and gradients down.
 
-    examples:     of a client in a round, over all local epochs.
-    upload_every: the activations of every so many batches are uploaded (server_update_interval of FSL-SAGE).
-    gradients:    whether those at the cut come back (SplitFed) or not (CSE-FSL, FSL-SAGE).
-    Labels and what an auxiliary head costs are not in it.
+    examples:     how many a client trains on in a round, over all local epochs.
+    upload_every: one batch of this many uploads its activations (server_update_interval of FSL-SAGE).
+    gradients:    whether gradients at the cut come back (SplitFed) or not (CSE-FSL, FSL-SAGE).
+    Labels and the auxiliary head are not counted.
     """
 
     limit: int
@@ -77,10 +79,10 @@ class BytesPerRound:
 
     def cost(self, client: Client, batch: Inputs) -> int:
         with torch.no_grad():
-            sent = leaves(call(client.train(), batch))
-        count = next(iter(sent.values())).shape[0]
-        up = sum(x.nbytes for x in sent.values())
-        down = sum(x.nbytes for x in sent.values() if x.is_floating_point()) if self.gradients else 0
+            payload = tensors(call(client.train(), batch))
+        count = next(iter(payload.values())).shape[0]
+        up = sum(x.nbytes for x in payload.values())
+        down = sum(x.nbytes for x in payload.values() if x.is_floating_point()) if self.gradients else 0
         model = sum(p.nbytes for p in client.parameters() if p.requires_grad)
         model += sum(x.nbytes for _, x, _, kind in states(client) if kind == "_buffers")
         return 2 * model + (up + down) * self.examples // (count * self.upload_every)
@@ -93,17 +95,18 @@ def _update(training: Training, params: list[Tensor], client: Any = None) -> Upd
     )  # fmt: skip
 
 
-def memory(limit: str | int, batch_size: int | None = None, training: Training | None = None) -> Memory:
-    """The latest cut whose client part trains within so much memory: bytes, or "200MB", "1.5GiB".
+def memory(limit: str | int, batch_size: int | None = None, training: Training | None = None) -> MemoryBudget:
+    """The latest cut whose client part trains within this memory: bytes, or "200MB", "1.5GiB".
 
-    batch_size: of the device; the example's by default.  training: what tells its optimizer; SGD by default.
+    batch_size: of the device; by default the example's.
+    training:   settings of its training, of which the optimizer counts; by default SGD.
     """
-    return Memory(parsed(limit), batch_size, training or Training())
+    return MemoryBudget(parsed(limit), batch_size, training or Training())
 
 
-def bytes_per_round(limit: str | int, examples: int, upload_every: int = 1, gradients: bool = True) -> BytesPerRound:
-    """The latest cut whose round sends at most so much per client: see `BytesPerRound`."""
-    return BytesPerRound(parsed(limit), examples, upload_every, gradients)
+def bytes_per_round(limit: str | int, examples: int, upload_every: int = 1, gradients: bool = True) -> TrafficBudget:
+    """The latest cut whose round sends at most this much per client: see `TrafficBudget`."""
+    return TrafficBudget(parsed(limit), examples, upload_every, gradients)
 
 
 def parsed(size: str | int) -> int:
@@ -115,11 +118,36 @@ def parsed(size: str | int) -> int:
 
 
 def resized(batch: Inputs, examples: int | None) -> Inputs:
-    """A batch on the meta device for another number of examples; None leaves it."""
-    rows = next(x.shape[0] for x in leaves(batch).values() if isinstance(x, Tensor))
+    """A batch on the meta device with another number of examples; None keeps the number."""
+    if examples is None:
+        return batch
+    rows = next(x.shape[0] for x in tensors(batch).values())
 
-    def one(name: str, x: Any) -> Any:
-        per_example = isinstance(x, Tensor) and x.dim() and x.shape[0] == rows
-        return x.new_empty((examples, *x.shape[1:])) if examples is not None and per_example else x
+    def change(x: Tensor) -> Tensor:
+        return x.new_empty((examples, *x.shape[1:])) if x.dim() and x.shape[0] == rows else x
 
-    return mapped(batch, one)
+    return mapped_tensors(batch, change)
+
+
+def latest_within(
+    model: nn.Module, budget: Budget, example: Any, batches: tuple[Inputs, Inputs], shared: tuple[str, ...]
+) -> str:
+    """The latest module to cut before whose client part costs no more than the budget allows.
+
+    Raises ValueError if there is none, saying what the cheapest costs.
+    """
+    costs = {}
+    with Fake(value=0):
+        bare, (first, second) = on_meta(model), (mapped_tensors(b, like) for b in batches)
+        batch = mapped_tensors(named(model, example), like)
+        for name in reversed(candidates(bare, first)):
+            parts = divide_or_none(bare, name, (first, second), shared)
+            if parts is None:
+                continue
+            costs[name] = budget.cost(parts[0], batch)
+            if costs[name] <= budget.limit:
+                return name
+    if not costs:
+        raise ValueError("the model has no valid place to cut; name a module")
+    name = min(costs, key=lambda name: costs[name])
+    raise ValueError(f"no cut costs {budget.limit:,} bytes or less; the cheapest, at {name!r}, costs {costs[name]:,}")

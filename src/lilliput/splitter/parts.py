@@ -1,32 +1,34 @@
-"""The two halves of a model: the original's own code, on copies whose other half is blank."""
+"""The two parts of a model: its own code, on copies with placeholders for what the other part has."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
-from lilliput.splitter.blank import Blank, blank, blanked
-from lilliput.splitter.trace import states
-from lilliput.splitter.values import Call, leaves, mapped
+from lilliput.fake import Placeholder, copied
+from lilliput.splitter.names import Signature, leaves, mapped, states
+
+REMEMBERED = 256  # calls of a module whose shapes are remembered
 
 Payload = Tensor | dict[str, Tensor]
 
 
 class Part(nn.Module):
-    """A model of which a half is there.  Its parameters, buffers and submodules are called as in the whole model.
+    """Half of a model.  Its parameters, buffers and submodules are called as in the whole model.
 
     at:      the module that the model is cut before.
-    sends:   names of what the cut module is called with that travels; `spread` are those of them that are one for all
-             examples, and travel once per example.
+    sends:   names of the cut module's arguments that travel; those in `spread` have one row for all examples, and
+             travel once per example.
     shares:  names of inputs that travel because the server needs them as they are.
-    payload: what travels for two examples: shapes by name.
-    tied:    the server's names of tensors that the client has too, and its names of them, where they are kept equal.
+    payload: what travels for two examples, by name.
+    tied:    by the server's name, the client's name of each tensor that both have and a method keeps equal.
     """
 
     sends: tuple[str, ...] = ()
@@ -37,9 +39,9 @@ class Part(nn.Module):
         super().__init__()
         self.at = at
         self.training = whole.training
-        self.payload: dict[str, Shape] = {}
+        self.payload: dict[str, TensorSpec] = {}
         self.tied: dict[str, str] = {}
-        self.called, self.entered = Call(whole), Call(whole.get_submodule(at))
+        self.signature, self.cut_signature = Signature(whole), Signature(whole.get_submodule(at))
         self.whole = (whole,)  # in a tuple, so that it is no submodule: its children are ours, under its own names
         for kind in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             self.__dict__[kind] = whole.__dict__[kind]
@@ -48,10 +50,10 @@ class Part(nn.Module):
     def cut(self) -> nn.Module:
         return self.whole[0].get_submodule(self.at)
 
-    def dry(self) -> Payload:
+    def meta_payload(self) -> Payload:
         """A payload for two examples, on the meta device."""
-        made = {n: x.empty() for n, x in self.payload.items()}
-        return made if len(self.sends) + len(self.shares) > 1 else next(iter(made.values()))
+        payload = {n: spec.meta() for n, spec in self.payload.items()}
+        return payload if len(self.sends) + len(self.shares) > 1 else next(iter(payload.values()))
 
     def train(self, mode: bool = True) -> Part:
         super().train(mode)
@@ -62,9 +64,9 @@ class Part(nn.Module):
         super()._apply(fn, recurse)
         for module in everything(self):
             for name, x in module.__dict__.items():
-                if isinstance(x, Blank):
+                if isinstance(x, Placeholder):
                     like = fn(torch.empty(0, dtype=x.dtype, device=x.device))
-                    module.__dict__[name] = blank(x.shape, like.dtype, like.device, x.origin)
+                    module.__dict__[name] = Placeholder.of(x.shape, like.dtype, like.device, *x.sources)
         return self
 
     def extra_repr(self) -> str:
@@ -91,7 +93,7 @@ class Reached(BaseException):
 
     def __init__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]):
         super().__init__()
-        self.module, self.taken = module, (args, kwargs)
+        self.module, self.arguments = module, (args, kwargs)
 
 
 class Client(Part):
@@ -115,16 +117,16 @@ class Client(Part):
             except Reached as reached:
                 if reached.module is not self.cut:
                     raise  # by a part of this part
-                return self.entered.bind(*reached.taken)
+                return self.cut_signature.bind(*reached.arguments)
         raise RuntimeError(f"{type(core(self)).__name__} came to its end without calling {self.at!r}, where it is cut")
 
     def forward(self, *args: Any, **kwargs: Any) -> Payload:
-        given = leaves(self.called.bind(args, kwargs))
+        given = leaves(self.signature.bind(args, kwargs))
         unknown = [n for n, x in given.items() if isinstance(x, Tensor) and n not in self.inputs]
         if unknown:
             raise ValueError(f"the model was cut without an input {unknown[0]!r}; cut it with an example that has it")
-        taken = leaves(self.reach(*args, **kwargs))
-        sent = {wire_name(n, self.shares): taken[n] for n in self.sends if isinstance(taken.get(n), Tensor)}
+        arguments = leaves(self.reach(*args, **kwargs))
+        sent = {wire_name(n, self.shares): arguments[n] for n in self.sends if isinstance(arguments.get(n), Tensor)}
         examples = max((x.shape[0] for n, x in sent.items() if n not in self.spread), default=1)
         payload = {n: x.expand(examples, *x.shape[1:]) if n in self.spread else x for n, x in sent.items()}
         payload |= {n: given[n] for n in self.shares if isinstance(given.get(n), Tensor)}
@@ -141,28 +143,33 @@ def wire_name(name: str, inputs: Iterable[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What a tensor is like, of which no values are known: each size is a number or a dimension of the payload."""
+class TensorSpec:
+    """Shape and dtype of a tensor whose values are not known: each size is a number or a dimension of the payload."""
 
     sizes: tuple[int | tuple[str, int], ...]
     dtype: torch.dtype
 
-    def empty(self) -> Tensor:
-        """On the meta device, of sizes that depend on nothing."""
+    @classmethod
+    def of(cls, x: Tensor) -> TensorSpec:
+        return cls(tuple(x.shape), x.dtype)
+
+    def meta(self) -> Tensor:
+        """A meta tensor of it; all sizes must be numbers."""
         return torch.empty([size for size in self.sizes if isinstance(size, int)], dtype=self.dtype, device="meta")
 
-    def blank(self, name: str, payload: Mapping[str, Tensor]) -> Blank:
+    def placeholder(self, name: str, payload: Mapping[str, Tensor]) -> Placeholder:
+        """The input of this name as a placeholder, sized and placed like the payload."""
         first = next(iter(payload.values()))
         sizes = [s if isinstance(s, int) else payload[s[0]].shape[s[1]] for s in self.sizes]
         dtype = first.dtype if self.dtype.is_floating_point and first.is_floating_point() else self.dtype
-        return blank(sizes, dtype, first.device, [f"the input {name}"])
+        return Placeholder.of(sizes, dtype, first.device, f"the input {name}")
 
 
 class Server(Part):
     """The server's part: the payload to what the whole model returns.
 
-    It replays the model on blank inputs; what comes in at the cut is replaced by the payload.
-    inputs: what the whole model was called with, tensors by their shape.
+    It replays the model on placeholders for its inputs; at the cut, the payload takes the place of what comes in.
+    inputs: what the whole model was called with, tensors by their specs.
     """
 
     inputs: Mapping[str, Any] = MappingProxyType({})
@@ -170,54 +177,110 @@ class Server(Part):
     def forward(self, payload: Payload) -> Any:
         return self.replay({(*self.sends, *self.shares)[0]: payload} if isinstance(payload, Tensor) else payload)
 
-    def replay(self, payload: Mapping[str, Tensor], own: dict[str, Any] | None = None) -> Any:
-        """Run on a payload; what the server itself would have called the cut module with is noted in `own`."""
+    def replay(self, payload: Mapping[str, Tensor], replayed: dict[str, Any] | None = None) -> Any:
+        """Run on a payload; `replayed` is filled with what the replay by itself calls the cut module with."""
         substitute = {n: payload[wire_name(n, self.shares)] for n in self.sends if wire_name(n, self.shares) in payload}
 
         def enter(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-            named = self.entered.bind(args, kwargs)
-            known = leaves(named)
-            lacking = [n for n, x in known.items() if isinstance(x, Blank) and n not in substitute]
-            if own is not None:
-                own.update(known)
-            elif lacking:
-                name = wire_name(lacking[0], self.shares)
+            named = self.cut_signature.bind(args, kwargs)
+            arguments = leaves(named)
+            missing = [n for n, x in arguments.items() if isinstance(x, Placeholder) and n not in substitute]
+            if replayed is not None:
+                replayed.update(arguments)
+            elif missing:
+                name = wire_name(missing[0], self.shares)
                 raise ValueError(f"the payload has no {name!r}; the server needs all that the client sent")
-            return self.entered.unbind(mapped(named, lambda name, x: self._value(name, substitute.get(name, x))))
+            named = mapped(named, lambda name, x: self._unexpanded(name, substitute.get(name, x)))
+            return self.cut_signature.unbind(named)
 
         def given(name: str, x: Any) -> Any:
-            if not isinstance(x, Shape):
+            if not isinstance(x, TensorSpec):
                 return x
-            return payload.get(name) if name in self.shares else x.blank(name, payload)
+            return payload.get(name) if name in self.shares else x.placeholder(name, payload)
 
-        args, kwargs = self.called.unbind(mapped(self.inputs, given))
+        args, kwargs = self.signature.unbind(mapped(self.inputs, given))
         with self.cut.register_forward_pre_hook(enter, prepend=True, with_kwargs=True):
             return self.whole[0](*args, **kwargs)
 
-    def _value(self, name: str, x: Any) -> Any:
-        # One for all examples: unexpanded again if it never left the process, which keeps sums in the whole's order.
+    def _unexpanded(self, name: str, x: Any) -> Any:
+        # One row for all examples, if it never left the process: sums then have the order that the whole model has.
         return x[:1] if name in self.spread and isinstance(x, Tensor) and x.stride(0) == 0 else x
 
 
-def half(model: nn.Module, owned: frozenset[str], lent: frozenset[str] = frozenset()) -> nn.Module:
-    """A copy of a model in which every parameter and buffer that is not `owned` (by state-dict name) is blank.
+class ShapeForward:
+    """The forward of a module whose parameters the other part has: from shapes of inputs to shapes of outputs.
 
-    Nothing is allocated for what is blank.  Buffers that are `lent`, or are in no state dict, are there on both sides.
+    The module's own code works them out once, and they are remembered.  If the inputs have values, or some output
+    gets them, the module just runs.
+    """
+
+    def __init__(self, module: nn.Module, name: str):
+        self.module, self.name = module, name
+        self.outputs: dict[Any, Any] = {}
+
+    def __reduce__(self) -> Any:
+        return ShapeForward, (self.module, self.name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        forward: Callable[..., Any] = type(self.module).forward
+        inputs = list(leaves((args, kwargs)).values())
+        if not any(isinstance(x, Placeholder) for x in inputs):
+            return forward(self.module, *args, **kwargs)
+        kinds = tuple((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else _constant(x) for x in inputs)
+        autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+        key = (kinds, tuple(kwargs), self.module.training, autocast)
+        if key in self.outputs:
+            return self._output(self.outputs[key])
+        with _disable_current_modes():  # nothing is computed here, and no mode is to count it
+            out = self._output(forward(self.module, *args, **kwargs))
+        if all(isinstance(x, Placeholder) or not isinstance(x, Tensor) for x in leaves(out).values()):
+            if len(self.outputs) == REMEMBERED:
+                self.outputs.clear()
+            self.outputs[key] = out
+        return out
+
+    def _output(self, out: Any) -> Any:
+        """New placeholders that depend on this module."""
+        sources = frozenset([f"the output of {self.name}"])
+
+        def fresh(name: str, x: Any) -> Any:
+            return Placeholder(x.meta, x.device, sources) if isinstance(x, Placeholder) else x
+
+        return mapped(out, fresh)
+
+
+def _constant(x: Any) -> Any:
+    return x if isinstance(x, bool | int | float | str | None) else type(x)
+
+
+def holding(model: nn.Module, owned: frozenset[str], lent: frozenset[str] = frozenset()) -> nn.Module:
+    """A copy of a model with placeholders for all parameters and buffers but those `owned`, by their state-dict names.
+
+    Nothing is allocated for a placeholder.  Buffers that are `lent`, or in no state dict, are there on both sides.
     """
     memo: dict[int, Any] = {}
-    kept = {id(x) for name, x, _, _ in states(model) if name in owned | lent}
+    real = {id(x) for name, x, _, _ in states(model) if name in owned | lent}
     for name, x, _, _ in states(model):
-        if id(x) not in kept:
-            memo[id(x)] = blanked(x, f"the parameter {name}")
-    copied = copy.deepcopy(model, memo)
-    for name, x, module, kind in list(states(copied)):
+        if id(x) not in real:
+            memo[id(x)] = _parameter(name, x)
+    part = copy.deepcopy(model, memo)
+    for name, x, module, kind in list(states(part)):
         local = name.rpartition(".")[2]
         if name in lent:
             module._non_persistent_buffers_set.add(local)
         elif name not in owned:
             del module.__dict__[kind][local]
-            core(module).__dict__[local] = blanked(x, f"the parameter {name}")
-    for module in copied.modules():
+            core(module).__dict__[local] = _parameter(name, x)
+    for module in part.modules():
         if "_flat_weights" in module.__dict__:  # recurrent layers keep a second list of their weights
             module.__dict__["_flat_weights"] = [getattr(module, n) for n in module.__dict__["_flat_weights_names"]]
-    return copied
+    return part
+
+
+def on_meta(model: nn.Module) -> nn.Module:
+    """A copy of a model or a part on the meta device, which takes no memory."""
+    return copied(model).to("meta")  # the placeholders of a part too
+
+
+def _parameter(name: str, x: Tensor) -> Placeholder:
+    return Placeholder.of(x.shape, x.dtype, x.device, f"the parameter {name}")

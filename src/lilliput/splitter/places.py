@@ -8,9 +8,14 @@ from typing import Any
 from torch import nn
 
 from lilliput.core.registry import nearest as similar
+from lilliput.fake import Fake, like
+from lilliput.splitter.dividing import divide_or_none
+from lilliput.splitter.names import mapped_tensors
+from lilliput.splitter.parts import on_meta
 from lilliput.splitter.probes import SHARED, Inputs, call, probes
-from lilliput.splitter.trace import events
-from lilliput.splitter.verify import untouched
+from lilliput.splitter.trace import events, untouched
+
+TRIED = 8  # places around an invalid one
 
 
 def place(model: nn.Module, at: Any, batch: Inputs) -> str:
@@ -56,7 +61,7 @@ def boundaries(model: nn.Module, batch: Inputs) -> list[str]:
 
 
 def candidates(model: nn.Module, batch: Inputs) -> list[str]:
-    """Where a cut may be looked for, in the order of calls: boundaries of blocks; without blocks, before any module."""
+    """Where to look for a cut, in the order of calls: at boundaries of blocks, or without blocks before any module."""
     try:
         return boundaries(model, batch)
     except ValueError:
@@ -71,12 +76,20 @@ def run(model: nn.Module, batch: Inputs) -> list[tuple[str, bool]]:
     return seen
 
 
+def nearest(model: nn.Module, at: str, batches: tuple[Inputs, Inputs], shared: tuple[str, ...]) -> str | None:
+    """The valid place to cut that is called soonest before or after this one; None if there is none around."""
+    with Fake(value=0):
+        bare, (first, second) = on_meta(model), (mapped_tensors(b, like) for b in batches)
+        around = by_distance(bare, at, first)[:TRIED]
+        return next((name for name in around if divide_or_none(bare, name, (first, second), shared)), None)
+
+
 def by_distance(model: nn.Module, at: str, batch: Inputs) -> list[str]:
-    """Candidates other than `at`, those first that are called soonest before or after it."""
+    """Candidates other than `at`, sorted by how soon they are called before or after it."""
     order = list(dict.fromkeys(name for name, entered in run(model, batch) if entered))
     here = next((i for i, name in enumerate(order) if name == at or name.startswith(f"{at}.")), 0)
-    found = [name for name in candidates(model, batch) if name != at]
-    return sorted(found, key=lambda name: abs(order.index(name) - here))
+    others = [name for name in candidates(model, batch) if name != at]
+    return sorted(others, key=lambda name: abs(order.index(name) - here))
 
 
 def middle(model: nn.Module, example: Any = None) -> str:

@@ -1,4 +1,4 @@
-"""Batches that a cut is decided and checked on: two, of different size, from an example or from the model alone."""
+"""Two batches of different size that a cut is decided and checked on, from an example or from the model alone."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lilliput.core import random
 from lilliput.core.layers import is_linear, sides
+from lilliput.splitter.names import Signature, leaves, mapped, mapped_tensors
 from lilliput.splitter.parts import core
-from lilliput.splitter.values import Call, leaves, mapped
 
 EXAMPLES = (2, 3)  # of the two batches
 LENGTHS = (7, 5)  # of their sequences, at most: no two sizes of either batch are the same
@@ -24,40 +24,40 @@ def probes(model: nn.Module, example: Any, shared: tuple[str, ...]) -> tuple[Inp
 
     example: a tensor, a tuple of positional or a dictionary of keyword inputs; made from the model for None.
     """
-    given = _varied(model, named(model, example), shared)
-    made = [_batch(given, shared, n, None) for n in EXAMPLES]
-    length = max((x.shape[1] for x in leaves(given).values() if _sequence(x)), default=1)
+    inputs = _varied(model, named(model, example), shared)
+    batches = [_batch(inputs, shared, n, None) for n in EXAMPLES]
+    length = max((x.shape[1] for x in leaves(inputs).values() if _sequence(x)), default=1)
     if length > 1:
         lengths = [min(length - i, most) for i, most in enumerate(LENGTHS)]
-        shorter = [_batch(given, shared, n, most) for n, most in zip(EXAMPLES, lengths, strict=True)]
-        if all(_error(model, inputs) is None for inputs in shorter):  # a model of one length keeps it
-            made = shorter
-    for inputs in made:
-        error = _error(model, inputs)
+        shorter = [_batch(inputs, shared, n, most) for n, most in zip(EXAMPLES, lengths, strict=True)]
+        if all(_error(model, batch) is None for batch in shorter):  # a model of one length keeps it
+            batches = shorter
+    for batch in batches:
+        error = _error(model, batch)
         if error is not None:
             raise ValueError(f"{type(core(model)).__name__} does not run on its example: {error}") from error
-    return made[0], made[1]
+    return batches[0], batches[1]
 
 
-def _varied(model: nn.Module, given: Inputs, shared: tuple[str, ...]) -> Inputs:
+def _varied(model: nn.Module, inputs: Inputs, shared: tuple[str, ...]) -> Inputs:
     """The inputs, with random values for those that are constant: zeros would check little."""
     draw = random.generator("varied")
     words = next((m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), 2)
 
     def one(name: str, x: Any) -> Any:
-        own = isinstance(x, Tensor) and x.device.type != "meta" and name.rpartition(".")[2] not in shared
-        if not own or not x.numel() or not torch.equal(x, x.flatten()[0].expand_as(x)):
+        private = isinstance(x, Tensor) and x.device.type != "meta" and name.rpartition(".")[2] not in shared
+        if not private or not x.numel() or not torch.equal(x, x.flatten()[0].expand_as(x)):
             return x
         if x.is_floating_point():
             return torch.randn(x.shape, generator=draw).to(x)
         return torch.randint(words, x.shape, generator=draw).to(x)
 
-    return mapped(given, one)
+    return mapped(inputs, one)
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
     """The model's output for inputs by name."""
-    args, kwargs = Call(model).unbind(inputs)
+    args, kwargs = Signature(model).unbind(inputs)
     return model(*args, **kwargs)
 
 
@@ -79,8 +79,7 @@ def named(model: nn.Module, example: Any) -> Inputs:
     else:
         args, kwargs = tuple(example) if isinstance(example, tuple | list) else (example,), {}
     device = next((x.device for x in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    move = lambda name, x: x.detach().to(device) if isinstance(x, Tensor) else x  # noqa: E731
-    return mapped(Call(model).bind(args, kwargs), move)
+    return mapped_tensors(Signature(model).bind(args, kwargs), lambda x: x.detach().to(device))
 
 
 def _sequence(x: Any) -> bool:
@@ -88,10 +87,10 @@ def _sequence(x: Any) -> bool:
     return isinstance(x, Tensor) and x.dim() == (3 if x.is_floating_point() else 2)
 
 
-def _batch(given: Inputs, shared: tuple[str, ...], examples: int, length: int | None) -> Inputs:
+def _batch(inputs: Inputs, shared: tuple[str, ...], examples: int, length: int | None) -> Inputs:
     """Inputs like these for so many examples of this length; the last size's masks are padded to the right."""
     generator = random.generator("probe", examples)
-    rows = next(x.shape[0] for x in leaves(given).values() if isinstance(x, Tensor))
+    rows = next(x.shape[0] for x in leaves(inputs).values() if isinstance(x, Tensor))
 
     def one(name: str, x: Any) -> Any:
         if not isinstance(x, Tensor) or x.dim() == 0 or x.shape[0] != rows:
@@ -106,7 +105,7 @@ def _batch(given: Inputs, shared: tuple[str, ...], examples: int, length: int | 
             return (torch.arange(x.shape[1])[None] < keep).to(x)
         return x
 
-    return mapped(given, one)
+    return mapped(inputs, one)
 
 
 def guess(model: nn.Module) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lilliput.core.tree import Body
 from lilliput.splitter.cutting import split
 from lilliput.splitter.heads import auxiliary as derived_head
-from lilliput.splitter.last import check_auxiliary
+from lilliput.splitter.heads import check_auxiliary
 from lilliput.tasks.supervised import Supervised, cross_entropy
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -83,11 +83,11 @@ class Split(Supervised):
         """A model cut by `lilliput.split`; parameters are called as in the model.
 
         at, example, tied: as for `lilliput.split`; a pair of places for a U-shape.
-        auxiliary:         a module that takes what the server's part takes, or how many of the server's stages a head
-                           derived from it has, or all that `lilliput.auxiliary` is to be told.
+        auxiliary:         a module that takes what the server's part takes, or the depth of a head derived from the
+                           server's part, or all options of `lilliput.auxiliary`.
 
         tied="untie" and "frozen" change the whole model alike, which is copied for it.
-        Raises ValueError for a cut that cannot be.
+        Raises ValueError for an impossible cut.
         """
         parts: tuple[Any, ...] = split(model, at, example=example, tied=tied)
         asked: Any = {"depth": auxiliary} if isinstance(auxiliary, int) else auxiliary
@@ -137,15 +137,15 @@ def _agreeing(model: nn.Module, parts: Sequence[nn.Module], same: Mapping[str, s
     if apart or still:
         model = copy.deepcopy(model)
     for name in apart:
-        owner, _, own = name.rpartition(".")
-        setattr(model.get_submodule(owner), own, nn.Parameter(trained[name].detach().clone()))
+        owner, _, local = name.rpartition(".")
+        setattr(model.get_submodule(owner), local, nn.Parameter(trained[name].detach().clone()))
     for name in still:
         model.get_parameter(name).requires_grad_(False)
     return model
 
 
 def portion(part: Supervised, state: Body) -> Body:
-    """What of a state of the whole model is a part's: `params`, and `buffers` where there are any."""
+    """A part's share of a state of the whole model: `params`, and `buffers` if it has any."""
     names = part.model.state_dict().keys()
-    own = {kind: {n: x for n, x in state.get(kind, {}).items() if n in names} for kind in ("params", "buffers")}
-    return {kind: tree for kind, tree in own.items() if tree or kind == "params"}
+    trees = {kind: {n: x for n, x in state.get(kind, {}).items() if n in names} for kind in ("params", "buffers")}
+    return {kind: tree for kind, tree in trees.items() if tree or kind == "params"}

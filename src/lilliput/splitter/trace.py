@@ -1,4 +1,4 @@
-"""In which order a model calls its modules, and which parameters are whose for a given cut."""
+"""In which order a model calls its modules, and which parameters each side has for a given cut."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lilliput.splitter.blank import Outline
-from lilliput.splitter.values import tensors
+from lilliput.core import random
+from lilliput.splitter.names import states, tensors
+from lilliput.splitter.parts import ShapeForward
 
 
 @contextmanager
 def calls(model: nn.Module) -> Iterator[list[str]]:
-    """After the block, the list has the names of the modules that ran to their end, as often as each was called.
+    """After the block, the list has the name of each module that ran to its end, once for each time it was called.
 
-    Modules that are the other part's do not run: they only work out shapes.
+    Modules of the other part are left out: they do not run, they only work out shapes.
     """
     with events(model) as seen:
         order: list[str] = []
         yield order
-    other = {name for name, module in model.named_modules() if isinstance(module.__dict__.get("forward"), Outline)}
+    other = {name for name, module in model.named_modules() if isinstance(module.__dict__.get("forward"), ShapeForward)}
     order.extend(name for name, entered in seen if not entered and name not in other and not _below(name, other))
 
 
@@ -39,22 +40,49 @@ def events(model: nn.Module) -> Iterator[list[tuple[str, bool]]]:
         yield seen
 
 
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Run a model, and leave its buffers and modes, and the random state, as they were."""
+    buffers = [(x, x.detach().clone()) for x in model.buffers()]
+    modes = [(m, m.training) for m in model.modules()]
+    try:
+        with seeded("split", model):
+            yield
+    finally:
+        with torch.no_grad():
+            for x, before in buffers:
+                x.copy_(before)
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def seeded(label: str, *modules: nn.Module) -> Iterator[None]:
+    """Random numbers by this label, wherever the modules are; afterwards as if none had been drawn."""
+    gpus = {p.device for m in modules for p in m.parameters() if p.device.type == "cuda"}
+    with random.seeded(label), torch.random.fork_rng(sorted(gpus, key=str), enabled=bool(gpus)):
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(random.key(label))
+        yield
+
+
 class Owners(NamedTuple):
     """State-dict names by side, and what the server replays of the client's without running it.
 
     client, server: names of parameters and buffers; together all of the model's.
     lent:           buffers of the server's that the client reads too.
-    outlined:       outermost modules that have returned before the cut.
+    finished:       outermost modules that have returned before the cut.
     """
 
     client: frozenset[str]
     server: frozenset[str]
     lent: frozenset[str]
-    outlined: tuple[str, ...]
+    finished: tuple[str, ...]
 
 
 def owners(model: nn.Module, at: str, run: Any) -> Owners:
-    """Whose is what if the model is cut before module `at`; `run()` is one forward of the model.
+    """Which side owns what if the model is cut before module `at`; `run()` is one forward of the model.
 
     Raises ValueError if the cut is never reached, or if something that has parameters is used on both sides of it.
     """
@@ -64,22 +92,22 @@ def owners(model: nn.Module, at: str, run: Any) -> Owners:
     if entries.count(at) != 1:
         times = f"called {entries.count(at)} times" if at in entries else "not called"
         raise ValueError(f"{at!r} is {times} in a forward; a cut needs a module that is called once")
-    place = seen.index((at, True))
-    entered = [name for name, entered in seen[:place] if entered]
-    returned = {name for name, entered in seen[:place] if not entered}
-    running, after = set(entered) - returned, {name for name, entered in seen[place:] if entered}
+    cut = seen.index((at, True))
+    entered = [name for name, entered in seen[:cut] if entered]
+    returned = {name for name, entered in seen[:cut] if not entered}
+    running, after = set(entered) - returned, {name for name, entered in seen[cut:] if entered}
     _refuse_shared(model, at, returned & after)
-    outlined = dict.fromkeys(n for n in entered if n in returned and not _below(n, returned))
+    finished = dict.fromkeys(n for n in entered if n in returned and not _below(n, returned))
     sides: dict[str, set[str]] = {"client": set(), "server": set(), "running": set()}
     for name, *_ in states(model):
         called = _nearest(name.rpartition(".")[0], running | returned | after)
         sides["running" if called in running else "client" if called in returned else "server"].add(name)
-    direct = _direct(model, at, run, sides["running"])
+    direct = _used_before(model, at, run, sides["running"])
     buffers = {name for name, x, _, kind in states(model) if kind == "_buffers"}
     rest = sides["running"] - direct
     return Owners(
         frozenset(sides["client"] | direct), frozenset(sides["server"] | rest), frozenset(rest & buffers),
-        tuple(outlined),
+        tuple(finished),
     )  # fmt: skip
 
 
@@ -99,8 +127,8 @@ def _nearest(name: str, called: set[str]) -> str:
     return name
 
 
-def _direct(model: nn.Module, at: str, run: Any, names: set[str]) -> set[str]:
-    """Of parameters that modules still running at the cut use directly: those that what reaches the cut depends on."""
+def _used_before(model: nn.Module, at: str, run: Any, names: set[str]) -> set[str]:
+    """Of parameters that modules still running at the cut use directly, those that what reaches the cut depends on."""
     params = {name: x for name, x in model.named_parameters() if name in names}
     if not params:
         return set()
@@ -108,7 +136,7 @@ def _direct(model: nn.Module, at: str, run: Any, names: set[str]) -> set[str]:
     flags = {name: p.requires_grad for name, p in params.items()}
 
     def enter(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        before.update(_reached(tensors((args, kwargs)).values()))
+        before.update(_graph_leaves(tensors((args, kwargs)).values()))
 
     try:
         for p in params.values():
@@ -121,25 +149,16 @@ def _direct(model: nn.Module, at: str, run: Any, names: set[str]) -> set[str]:
     return {name for name, p in params.items() if id(p) in before}
 
 
-def _reached(outputs: Iterable[Tensor]) -> set[int]:
+def _graph_leaves(outputs: Iterable[Tensor]) -> set[int]:
     """The identities of leaves that the graphs of these tensors end in."""
     stack = [x.grad_fn for x in outputs if x.grad_fn is not None]
-    seen, found = set(stack), {id(x) for x in outputs if x.grad_fn is None and x.requires_grad}
+    seen, ends = set(stack), {id(x) for x in outputs if x.grad_fn is None and x.requires_grad}
     while stack:
         node = stack.pop()
         if hasattr(node, "variable"):
-            found.add(id(node.variable))
+            ends.add(id(node.variable))
         for child, _ in node.next_functions:
             if child is not None and child not in seen:
                 seen.add(child)
                 stack.append(child)
-    return found
-
-
-def states(model: nn.Module) -> Iterator[tuple[str, Tensor, nn.Module, str]]:
-    """Parameters and buffers of the state dict: (name, tensor, module, which of the module's dictionaries)."""
-    for prefix, module in model.named_modules():
-        for kind in ("_parameters", "_buffers"):
-            for local, x in list(module.__dict__[kind].items()):
-                if x is not None and local not in module._non_persistent_buffers_set:
-                    yield (f"{prefix}.{local}" if prefix else local), x, module, kind
+    return ends

@@ -1,22 +1,20 @@
-"""Both parts against the model: outputs, gradients and buffers, on two batches, in training and in evaluation."""
+"""Comparing both parts with the model: outputs, gradients and buffers, on two batches, in training and evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lilliput.core import random
-from lilliput.splitter.blank import Blank
+from lilliput.fake import Placeholder
+from lilliput.splitter.names import states, tensors
 from lilliput.splitter.parts import Client, Server
 from lilliput.splitter.probes import Inputs, call
-from lilliput.splitter.trace import states
-from lilliput.splitter.values import tensors
+from lilliput.splitter.trace import seeded, untouched
 
-Found = dict[str, dict[str, Tensor]]  # outputs, gradients and buffers, each by name
+Results = dict[str, dict[str, Tensor]]  # outputs, gradients and buffers, each by name
 
 
 def verify(model: nn.Module, client: Client, server: Server, batches: tuple[Inputs, Inputs]) -> None:
@@ -40,11 +38,11 @@ def verify(model: nn.Module, client: Client, server: Server, batches: tuple[Inpu
                     _compare(kind, whole[kind], parts[kind])
 
 
-def _run(forward: Callable[[Inputs], Any], batch: Inputs, *modules: nn.Module) -> Found:
+def _run(forward: Callable[[Inputs], Any], batch: Inputs, *modules: nn.Module) -> Results:
     with seeded("verify", *modules), torch.enable_grad():
         outputs = tensors(forward(batch))
         named = {n: x for m in modules for n, x in m.named_parameters() if x.requires_grad}
-        roots = {n: x for n, x in outputs.items() if x.requires_grad and not isinstance(x, Blank)}
+        roots = {n: x for n, x in outputs.items() if x.requires_grad and not isinstance(x, Placeholder)}
         pulls = [torch.randn_like(x) for x in roots.values()]
         grads = (
             torch.autograd.grad(list(roots.values()), list(named.values()), pulls, allow_unused=True) if roots else ()
@@ -55,9 +53,9 @@ def _run(forward: Callable[[Inputs], Any], batch: Inputs, *modules: nn.Module) -
 
 
 def _summed(gradients: dict[str, Tensor], groups: list[list[str]]) -> dict[str, Tensor]:
-    """The gradients of tensors that have several names, summed over them and called by the first."""
-    held = {group[0]: [gradients[n] for n in group if n in gradients] for group in groups}
-    return {name: sum(own[1:], own[0]) for name, own in held.items() if own}
+    """The gradients of tensors that have several names, summed over these and given the first of them."""
+    by_first = {group[0]: [gradients[n] for n in group if n in gradients] for group in groups}
+    return {name: sum(grads[1:], grads[0]) for name, grads in by_first.items() if grads}
 
 
 def _compare(kind: str, whole: dict[str, Tensor], parts: dict[str, Tensor]) -> None:
@@ -65,37 +63,10 @@ def _compare(kind: str, whole: dict[str, Tensor], parts: dict[str, Tensor]) -> N
         x, y = whole.get(name), parts.get(name)
         if x is None or y is None:
             raise ValueError(f"{kind} {name!r} is {'missing from' if y is None else 'only in'} the parts")
-        if x.shape != y.shape or x.dtype != y.dtype or isinstance(y, Blank):
+        if x.shape != y.shape or x.dtype != y.dtype or isinstance(y, Placeholder):
             raise ValueError(f"{kind} {name!r} is {y!r:.99} and not of shape {tuple(x.shape)}, {x.dtype}")
         if x.device.type == "meta" or torch.equal(x, y):
             continue
         error, size = (x - y).abs().max().item(), x.abs().max().item()
         if x.device.type == "cpu" or not error <= 1e-4 * size:
             raise ValueError(f"{kind} {name!r} differs from the whole model's by {error:.2g} of {size:.2g}")
-
-
-@contextmanager
-def seeded(label: str, *modules: nn.Module) -> Iterator[None]:
-    """Random numbers by this label, wherever the modules are; afterwards as if none had been drawn."""
-    places = {p.device for m in modules for p in m.parameters() if p.device.type == "cuda"}
-    with random.seeded(label), torch.random.fork_rng(sorted(places, key=str), enabled=bool(places)):
-        for place in places:
-            with torch.cuda.device(place):
-                torch.cuda.manual_seed(random.key(label))
-        yield
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Run a model, and leave its buffers and modes, and the random state, as they were."""
-    buffers = [(x, x.detach().clone()) for x in model.buffers()]
-    modes = [(m, m.training) for m in model.modules()]
-    try:
-        with seeded("split", model):
-            yield
-    finally:
-        with torch.no_grad():
-            for x, before in buffers:
-                x.copy_(before)
-        for module, training in modes:
-            module.training = training
