@@ -359,25 +359,31 @@ def test_every_field_of_fedsub_is_told_whole() -> None:
     assert told["projection"].endswith("whenever P changes.") and told["dual"].endswith("none.")
 
 
-def test_entry_points_of_other_packages_are_names_with_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("axis", "group"), [("algorithm", "algorithms"), ("loss", "losses")])
+def test_entry_points_of_other_packages_are_names_with_nodes(
+    axis: str, group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import sys
 
+    from lilliput.cli.facts import facts
     from lilliput.config import axes
 
     (tmp_path / "foreign_package.py").write_text(METHOD.format(rate=0.1))
     metadata = tmp_path / "foreign_package-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: foreign-package\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[lilliput.algorithms]\nfar_away = foreign_package:MyMethod\n")
+    (metadata / "entry_points.txt").write_text(f"[lilliput.{group}]\nfar_away = foreign_package:MyMethod\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "foreign_package", raising=False)
     axes._foreign.cache_clear()
     try:
-        s = of("algorithm=FarAway far_away.depth=7")
-        assert s["algorithm"] == "far_away" and s.node("algorithm")["depth"] == 7
+        s = of(f"{axis}=FarAway far_away.depth=7")
+        assert s[axis] == "far_away" and s.node(axis)["depth"] == 7
+        chosen = "fedavg" if axis == "algorithm" else "cross_entropy"
         assert of("far_away.depth=7").notes == {
-            "far_away.depth": "far_away.depth does nothing here: algorithm is fedavg"
+            "far_away.depth": f"far_away.depth does nothing here: {axis} is {chosen}"
         }
         assert settings(flat(s.as_dict())).fingerprint() == s.fingerprint()
+        assert facts()["axes"][axis]["names"]["far_away"]["settings"]["depth"] == ["3", "how deep (a whole number)"]
     finally:
         axes._foreign.cache_clear()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lilliput.cli.arguments import Line
-from lilliput.config.values import convert, describe
 
 if TYPE_CHECKING:
     from lilliput.config.build import Built
@@ -40,7 +39,6 @@ SEARCH: dict[str, type] = {
     "beams": int, "new_tokens": int, "length_penalty": float, "no_repeat": int, "batch_size": int, "first": int,
     "out": str,
 }  # fmt: skip
-_LINE = Line("--best", "--generate", **{name: describe(kind) for name, kind in SEARCH.items()} | {"out": "a file"})
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,8 +47,10 @@ def main(argv: Sequence[str]) -> int:
         print(HELP)
         return 0
     from lilliput.config import words
+    from lilliput.config.values import convert, describe
 
-    flags, typed = _LINE.parse(argv)
+    kinds = {name: "a file" if name == "out" else describe(kind) for name, kind in SEARCH.items()}
+    flags, typed = Line("--best", "--generate", **kinds).parse(argv)
     places = [Path(word) for word in typed if "=" not in word]
     search = {
         name: convert(flags[name], kind, f"--{name.replace('_', '-')}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from lilliput.cli.arguments import Line
+from lilliput.cli.facts import facts
+from lilliput.cli.help import section
+from lilliput.core.registry import nearest, normal
 
 HELP = """usage: lilliput list [KIND ...] [--markdown]
 
@@ -27,44 +29,23 @@ def main(argv: Sequence[str]) -> int:
 
         print(markdown(), end="")
         return 0
-    print("\n\n".join(section(kind, tables()[kind]()) for kind in [_kind(word, kinds) for word in words] or kinds))
+    print("\n\n".join(section(kind, kinds[kind]) for kind in [_kind(word, kinds) for word in words] or kinds))
     return 0
 
 
-def tables() -> dict[str, Any]:
-    """What `list` lists: for each kind, a function that gives {name: line}."""
-    from lilliput.config.axes import AXES
-
-    return {axis.plural.replace(" ", ""): _lines(axis) for axis in AXES.values()} | {"recipes": _recipes}
-
-
-def _lines(axis: Any) -> Any:
-    def lines() -> dict[str, str]:
-        from lilliput.config.fields import summary
-
-        return {choice.name: summary(choice.target) for choice in axis.nodes()}
-
-    return lines
+def tables() -> dict[str, dict[str, str]]:
+    """What `list` lists: for each kind, its names with a line on each."""
+    known = facts()
+    names = {
+        axis["plural"].replace(" ", ""): {name: told["line"] for name, told in axis["names"].items()}
+        for axis in known["axes"].values()
+    }
+    return {**names, "recipes": known["recipes"]}
 
 
-def _recipes() -> dict[str, str]:
-    from lilliput.recipes import RECIPES
-
-    hours = {name: ", ".join(f"{s}: {v.hours:g} h" for s, v in r.versions.items()) for name, r in RECIPES.items()}
-    return {name: f"{recipe.title} ({hours[name]})" for name, recipe in RECIPES.items()}
-
-
-def _kind(word: str, kinds: Mapping[str, Any]) -> str:
-    from lilliput.core.registry import nearest, normal
-
+def _kind(word: str, kinds: Iterable[str]) -> str:
     word = {"methods": "algorithms", "method": "algorithms", "data": "datasets"}.get(word, word)
     for kind in kinds:
         if normal(word).rstrip("s") in (normal(kind).rstrip("s"), normal(kind)):
             return kind
     raise ValueError(f"there is nothing called {word!r} to list; {nearest(word, kinds)}")
-
-
-def section(kind: str, lines: Mapping[str, str]) -> str:
-    """One kind as text: its names, each with its line."""
-    width = max((len(name) for name in lines), default=0)
-    return "\n".join([kind, *(f"  {name:{width}}  {line}".rstrip() for name, line in lines.items())])

@@ -138,11 +138,12 @@ def _reporters(c: Pretrain, place: Path, plain: bool) -> list[Any]:
 
 def _help() -> str:
     from lilliput.cli.help import setting_lines
+    from lilliput.config.facts import told
     from lilliput.config.fields import docs, fields_of
     from lilliput.pretraining.optimizers import NAMES
 
     shown = [f for f in fields_of(Pretrain).values() if not f.name.endswith("_options")]
-    return HELP.format(settings="\n".join(setting_lines(shown, docs(Pretrain), "")), optimizers=", ".join(NAMES))
+    return HELP.format(settings="\n".join(setting_lines(told(shown, docs(Pretrain)))), optimizers=", ".join(NAMES))
 
 
 def _now() -> str:

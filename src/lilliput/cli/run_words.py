@@ -10,9 +10,6 @@ from typing import Any
 from lilliput.cli.arguments import Line
 from lilliput.config import from_file, words
 
-USAGE = "lilliput run [-m] [--config FILE] [--dry] [--count published] [--check] [--cfg] [--plain] [key=value ...]"
-
-
 _LINE = Line("-m", "--multirun", "--dry", "--check", "--cfg", "--plain", config="a file", count="all or published")
 
 

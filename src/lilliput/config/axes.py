@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from lilliput.config.cutting import Auxiliary, Cut
 from lilliput.config.fields import Field, fields_of
 from lilliput.core.fleet import Profile
-from lilliput.core.registry import is_path, normal, resolve
+from lilliput.core.registry import group, is_path, normal, resolve
 from lilliput.models import lora
 
 Target = Callable[..., Any]
@@ -63,8 +63,8 @@ class Axis:
         return Choice(next(name for name in self.foreign() if normal(name) == normal(text)), target)
 
     def foreign(self) -> Mapping[str, Target]:
-        """Names that installed packages add by entry points of the group `lilliput.<key>s`."""
-        return _foreign().get(f"lilliput.{self.key}s", {})
+        """Names that installed packages add by entry points of this axis's group."""
+        return _foreign().get(group(self.key), {})
 
     def fields(self, target: Target) -> dict[str, Field]:
         """The node of a name: the fields that a user may set."""
@@ -82,8 +82,8 @@ def _foreign() -> Mapping[str, Mapping[str, Target]]:
     from importlib.metadata import entry_points
 
     points = entry_points()
-    groups = [group for group in points.groups if group.startswith("lilliput.")]
-    return {group: {point.name: point.load() for point in points.select(group=group)} for group in groups}
+    ours = [name for name in points.groups if name.startswith("lilliput.")]
+    return {name: {point.name: point.load() for point in points.select(group=name)} for name in ours}
 
 
 def node_name(target: Any) -> str:

@@ -125,7 +125,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
 
     Raises ValueError naming the key, the value and what it must be.
     """
-    for option in _options(hint):
+    for option in members(hint):
         try:
             return _as(value, option)
         except (TypeError, ValueError):
@@ -133,7 +133,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     raise ValueError(f"{key}={show(value)} must be {describe(hint)}")
 
 
-def _options(hint: Any) -> list[Any]:
+def members(hint: Any) -> list[Any]:
     """The members of a union, None and literals first: `none` as a literal is no number, and text takes all."""
     members = list(typing.get_args(hint)) if typing.get_origin(hint) in (Union, types.UnionType) else [hint]
     order = {type(None): 0, bool: 2, int: 3, float: 4, str: 9}
