@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from lilliput.config import Settings, from_file, settings
 from lilliput.wire.store import replace
 
@@ -123,9 +125,7 @@ def write_config(folder: Path, s: Any) -> None:
 
 def as_yaml(s: Any) -> str:
     """Settings, which give themselves by `as_dict()`, as text that `--config` reads."""
-    import yaml
-
-    return yaml.safe_dump(s.as_dict(), sort_keys=False, default_flow_style=None, allow_unicode=True)
+    return OmegaConf.to_yaml(s.as_dict())
 
 
 def read_config(folder: Path) -> Settings:
