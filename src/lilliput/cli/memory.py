@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lilliput.cli.arguments import Line
+from lilliput.config.aliases import pretraining
 from lilliput.config.layers import words
 from lilliput.config.single import read
 from lilliput.footprint import Footprint, Setting, measured
 from lilliput.footprint.beside import beside
 from lilliput.footprint.sizes import show
 from lilliput.footprint.verdict import sentence
-from lilliput.pretraining.published import ours
 from lilliput.splitter.budget import parsed
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         print(HELP.format(settings="\n".join(_settings())))
         return 0
     flags, given = _LINE.parse(argv)
-    typed, _ = ours({SHORT.get(key, key): value for key, value in words(given).items()})
+    typed, _ = pretraining({SHORT.get(key, key): value for key, value in words(given).items()})
     limit, certify = typed.pop("gpu", None), bool(typed.pop("certify", True))
     setting = read(Setting, typed, command="memory")
     memory = None if limit is None else parsed(limit)

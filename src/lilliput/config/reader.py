@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lilliput.config.aliases import ALIASES
+from lilliput.config.aliases import RUN
 from lilliput.config.axes import AXES, LOOSE, OPTIONAL, Axis, Choice
 from lilliput.config.cutting import uses
 from lilliput.config.fields import REQUIRED, Field, fields_of
@@ -135,7 +135,7 @@ class Reader:
         if named:
             axis = self.known[named][0][0].key
             return f"{key!r} is a name, not a setting: write {axis}={named}, or {named}.SETTING=..."
-        published = [k for k in ALIASES if "." not in k]
+        published = [k for k in RUN if "." not in k]
         owners = [f"{n}.{key}" for n in self.known if key in self._fields(n)]
         if owners:
             return f"{key!r} is no setting of every run; write {' or '.join(owners[:3])}"
