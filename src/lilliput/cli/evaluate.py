@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lilliput.cli.arguments import Line
+from lilliput.cli.arguments import Line, folders_and_settings
 
 if TYPE_CHECKING:
     from lilliput.config.build import Built
@@ -46,12 +46,11 @@ def main(argv: Sequence[str]) -> int:
     if not argv or {"-h", "--help"} & set(argv):
         print(HELP)
         return 0
-    from lilliput.config import words
     from lilliput.config.values import convert, describe
 
     kinds = {name: "a file" if name == "out" else describe(kind) for name, kind in SEARCH.items()}
     flags, typed = Line("--best", "--generate", **kinds).parse(argv)
-    places = [Path(word) for word in typed if "=" not in word]
+    places, changes = folders_and_settings(typed)
     search = {
         name: convert(flags[name], kind, f"--{name.replace('_', '-')}")
         for name, kind in SEARCH.items()
@@ -61,7 +60,6 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(
             "evaluate takes one folder, --best, --generate and settings; `lilliput evaluate --help` tells more"
         )
-    changes = words(word for word in typed if "=" in word)
     found = of_run(places[0], changes, flags["best"]) if places else of_weights(changes)
     metrics = written(found, search) if flags["generate"] else found.metrics()
     from lilliput.report.text import number

@@ -62,8 +62,26 @@ class Made:
     since: int
 
     def undo(self) -> bool:
-        """Remove what was made, unless it holds a round to go on with; whether it was removed."""
-        return tidy(self.path, self.above, self.then, self.since)
+        """Remove the folder and those made to hold it, unless it got through a round; whether it was removed."""
+        metrics = self.path / "metrics.jsonl"
+        if (self.path / "checkpoint").exists() or (metrics.exists() and metrics.stat().st_size):
+            return False
+        alone = self.above.stat().st_mtime_ns == self.since
+        for inner in self.path.iterdir() if self.path.is_dir() else ():
+            if inner.is_dir() and not inner.is_symlink():
+                shutil.rmtree(inner, ignore_errors=True)
+            else:
+                inner.unlink(missing_ok=True)
+        for folder in (self.path, *self.path.parents):
+            if folder == self.above:
+                break
+            try:
+                folder.rmdir()
+            except OSError:  # another run has come to lie in it
+                return True
+        if alone or self.path == self.above:  # nobody else has come and gone: as if we had not either
+            os.utime(self.above, ns=self.then)
+        return True
 
 
 def make(s: Settings) -> Made:
@@ -93,29 +111,6 @@ def fresh(folder: Path, named: bool) -> Path:
         except FileExistsError:
             continue
     raise ValueError(f"{folder} is taken a thousand times over; choose a name=")
-
-
-def tidy(path: Path, above: Path, then: tuple[int, int], since: int) -> bool:
-    """Remove the folder of a new run that did not get through a round, and those made to hold it; see `Made`."""
-    metrics = path / "metrics.jsonl"
-    if (path / "checkpoint").exists() or (metrics.exists() and metrics.stat().st_size):
-        return False
-    alone = above.stat().st_mtime_ns == since
-    for inner in path.iterdir() if path.is_dir() else ():
-        if inner.is_dir() and not inner.is_symlink():
-            shutil.rmtree(inner, ignore_errors=True)
-        else:
-            inner.unlink(missing_ok=True)
-    for folder in (path, *path.parents):
-        if folder == above:
-            break
-        try:
-            folder.rmdir()
-        except OSError:  # another run has come to lie in it
-            return True
-    if alone or path == above:  # nobody else has come and gone: as if we had not either
-        os.utime(above, ns=then)
-    return True
 
 
 def write_config(folder: Path, s: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lilliput.cli.facts import facts
-from lilliput.core.registry import is_path, normal
+from lilliput.core.registry import is_path, spelled
 
 RUN = """usage: lilliput run [-m] [--config FILE] [--dry] [--count published] [--check] [--cfg] [--plain]
                     [key=value ...]
@@ -48,25 +48,21 @@ def run_help(name: str) -> str:
     if not name:
         return RUN.format(settings="\n".join(_grouped(known["settings"])))
     axes = known["axes"]
-    names = [(key, own, told) for key, axis in axes.items() for own, told in axis["names"].items()]
-    if any(normal(own) == normal(name) for _, own, _ in names):
-        return "\n\n".join(_name(*told) for told in names if normal(told[1]) == normal(name))
-    if key := _same(name, axes):
+    named = [(key, own, axis["names"][own]) for key, axis in axes.items() if (own := spelled(name, axis["names"]))]
+    if named:
+        return "\n\n".join(_name(*one) for one in named)
+    if key := spelled(name, axes):
         return _axis(key, axes[key])
-    if key := _same(name, known["nodes"]):
+    if key := spelled(name, known["nodes"]):
         return "\n".join(
             [f"{key}: {known['nodes'][key]['line']}", *setting_lines(known["nodes"][key]["settings"], f"{key}.")]
         )
-    if key := _same(name, known["settings"]):
+    if key := spelled(name, known["settings"]):
         return "\n".join(setting_lines({key: known["settings"][key]}))
     from lilliput.config.reader import near
 
-    raise ValueError(f"there is no help on {name!r}{near(name, [*(own for _, own, _ in names), *known['settings']])}")
-
-
-def _same(name: str, known: Mapping[str, Any]) -> str | None:
-    """The key that a user's word is, whatever its case, `-` and `_`."""
-    return next((key for key in known if normal(key) == normal(name)), None)
+    names = [own for axis in axes.values() for own in axis["names"]]
+    raise ValueError(f"there is no help on {name!r}{near(name, [*names, *known['settings']])}")
 
 
 # The settings in the order in which one meets them.

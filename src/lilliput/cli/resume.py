@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lilliput.cli.arguments import Line, folders_and_settings
+
 HELP = """usage: lilliput resume FOLDER [FOLDER ...] [key=value ...] [--plain]
 
 Continues the run in a folder from its last checkpoint; it ends with the same bits as a run that was not interrupted.
@@ -23,13 +25,10 @@ def main(argv: Sequence[str]) -> int:
     if not argv or {"-h", "--help"} & set(argv):
         print(HELP)
         return 0
-    from lilliput.cli.arguments import Line
     from lilliput.cli.execute import describe, go_on, going_on
-    from lilliput.config import words
 
     flags, typed = Line("--plain").parse(argv)
-    changes = words(word for word in typed if "=" in word)
-    places = [Path(word) for word in typed if "=" not in word]
+    places, changes = folders_and_settings(typed)
     waiting = [run for place in places for run in _waiting(place, changes)]
     for run in waiting:  # what any of them refuses is told before the first goes on
         if not _pretrained(run):

@@ -16,13 +16,14 @@ def main(argv: Sequence[str]) -> int:
         return 0
     from lilliput.cli.run_words import Args, tell
     from lilliput.config import expanded
+    from lilliput.config.layers import given
 
     args = Args.parse(argv)
     if args.sweep:
         from lilliput.cli.sweep import sweep
 
         return sweep(args)
-    chosen = expanded(*args.layers(args.settings))
+    chosen = expanded(*given(args.settings, args.config))
     if args.cfg:
         from lilliput.cli.folder import as_yaml
 

@@ -22,6 +22,7 @@ from lilliput.cli.run_words import Args
 from lilliput.config import Settings, changed, expanded, words
 from lilliput.config.axes import AXES
 from lilliput.config.checks import check
+from lilliput.config.layers import given
 from lilliput.config.shared import top
 from lilliput.config.values import is_one, parse, show
 
@@ -115,7 +116,7 @@ def combinations(typed: Sequence[str]) -> list[list[str]]:
 def _settings(args: Args, job: Sequence[str]) -> list[Settings]:
     """The runs of one job, checked."""
     own = [word.lstrip("+").removeprefix(TYPED) for word in job]
-    chosen = expanded(*args.layers([]), words(own), sweep=True)
+    chosen = expanded(*given(own, args.config), sweep=True)
     for s in chosen:
         check(s)
     return chosen

@@ -34,6 +34,11 @@ def words(overrides: Iterable[str]) -> dict[str, Any]:
     return layer
 
 
+def given(overrides: Iterable[str], file: str | None) -> list[dict[str, Any]]:
+    """The layers of a command line: the configuration file, if any, below what was typed."""
+    return [*([from_file(file)] if file is not None else []), words(overrides)]
+
+
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings, as YAML has them, as a layer."""
     layer: dict[str, Any] = {}
