@@ -1,4 +1,4 @@
-"""What `lilliput run --help` says of settings and of names."""
+"""What `--help` says of commands, and `lilliput run --help NAME` of settings and of names; torch need not be there."""
 
 from __future__ import annotations
 
@@ -7,35 +7,30 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lilliput.cli import usage
 from lilliput.cli.facts import facts
 from lilliput.core.registry import is_path, spelled
 
-RUN = """usage: lilliput run [-m] [--config FILE] [--dry] [--count published] [--check] [--cfg] [--plain]
-                    [key=value ...]
 
-Trains one model on clients that keep their data.  Settings are written key=value or --key value; each has a default,
-so that `lilliput run` alone works.  What a single method, model, data set, ... has of its own stands under its name,
-and `partition.alpha` is `alpha` of the partition chosen; `lilliput run --help NAME` shows what a name has.
+def help_on(command: str, words: Sequence[str]) -> str | None:
+    """The help that these words of a command ask for, if any; some commands have nothing to do without words."""
+    asked = next((i for i, word in enumerate(words) if word in ("-h", "--help")), None)
+    if asked is None and (words or command not in ("resume", "evaluate", "new")):
+        return None
+    if command == "run":
+        return run_help(words[asked + 1] if asked is not None and asked + 1 < len(words) else "")
+    if command == "list":
+        return usage.LIST.format(kinds=", ".join(kinds(facts())))
+    return {"resume": usage.RESUME, "evaluate": usage.EVALUATE, "new": usage.NEW, "doctor": usage.DOCTOR}.get(command)
 
-  lilliput run algorithm=fedprox fedprox.mu=0.1 partition=dirichlet partition.alpha=0.3
-  lilliput run dataset=cifar10 cifar10.folder=data/cifar10 model=resnet20 resnet20.norm=group clients=100 cohort=10
-  lilliput run -m algorithm=fedavg,fedprox fedprox.mu=0.01,0.1 seed=0,1,2
-  lilliput run -m seed=0,1,2,3 hydra/launcher=joblib hydra.launcher.n_jobs=2
-  lilliput run algorithm=mine.py:MyMethod my_method.mu=0.5
 
-flags
-  -m             a sweep: every combination of comma-separated values; typed again, only what is missing
-  --config FILE  settings from a YAML file, below those that are typed; a run's config.yaml repeats it
-  --dry          tell bytes by kind, memory and FLOPs of every client beforehand, and train nothing (engine=dry too)
-  --count published   with --dry: bytes as the methods' papers count them, without labels
-  --check        of a recipe: compare with what was published (reproduced, same ordering, not reproduced, not run)
-  --cfg          print the settings and stop
-  --plain        a line per round instead of the live table
-
-{settings}
-
-Names of methods, models, data sets, ...: `lilliput list`.  Case, - and _ in names do not matter.  The keys of the
-published programs work too: num_clients, comm_round, client_sample_ratio, partition_alpha, dataset.distribution, ..."""
+def kinds(known: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """What `lilliput list` lists: for each kind, its names with a line on each."""
+    names = {
+        axis["plural"].replace(" ", ""): {name: told["line"] for name, told in axis["names"].items()}
+        for axis in known["axes"].values()
+    }
+    return {**names, "recipes": known["recipes"]}
 
 
 def run_help(name: str) -> str:
@@ -46,7 +41,7 @@ def run_help(name: str) -> str:
         return _name(*of_path(name))
     known = facts()
     if not name:
-        return RUN.format(settings="\n".join(_grouped(known["settings"])))
+        return usage.RUN.format(settings="\n".join(_grouped(known["settings"])))
     axes = known["axes"]
     named = [(key, own, axis["names"][own]) for key, axis in axes.items() if (own := spelled(name, axis["names"]))]
     if named:

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# What a command imports at its top, its help waits for: the rest is imported when it is needed.
-from lilliput.cli.help import run_help
+from lilliput.cli.run_words import Args, tell
+from lilliput.config import expanded
+from lilliput.config.layers import given
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; its exit status."""
-    asked = next((i for i, word in enumerate(argv) if word in ("-h", "--help")), None)
-    if asked is not None:
-        print(run_help(argv[asked + 1] if asked + 1 < len(argv) else ""))
-        return 0
-    from lilliput.cli.run_words import Args, tell
-    from lilliput.config import expanded
-    from lilliput.config.layers import given
-
     args = Args.parse(argv)
     if args.sweep:
         from lilliput.cli.sweep import sweep
