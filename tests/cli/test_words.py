@@ -11,10 +11,9 @@ import pytest
 from saying import FAST, Cli, Runs
 
 from lilliput.cli import COMMANDS
-from lilliput.cli.facts import FILE
+from lilliput.cli.facts import FILE, read
 from lilliput.cli.help import GROUPS
 from lilliput.config.axes import AXES, PROFILE, Axis, Choice
-from lilliput.config.facts import facts
 from lilliput.config.fields import summary
 from lilliput.config.shared import top
 from lilliput.recipes import RECIPES
@@ -29,13 +28,14 @@ def test_every_command_has_help(lilliput: Cli, command: str) -> None:
 
 def test_the_file_that_help_reads_says_what_the_code_says() -> None:
     """After a change of names, settings or their words: `python -m lilliput.cli.facts`."""
-    assert json.loads(FILE.read_text(encoding="utf-8")) == facts()
+    assert json.loads(FILE.read_text(encoding="utf-8")) == read()
 
 
 @pytest.mark.parametrize(
     "words",
     ["", "--help", "list", "list codecs recipes", "list --help", "run --help", "run --help fedprox", "run --help cut",
-     "run -h engine", "run --help batch_size", "evaluate --help", "resume --help", "new --help", "compare --help"],
+     "run -h engine", "run --help batch_size", "evaluate --help", "resume --help", "new --help", "compare --help",
+     "memory --help"],
 )  # fmt: skip
 def test_help_and_lists_do_not_wait_for_torch(words: str) -> None:
     code = (

@@ -14,21 +14,26 @@ FILE = Path(__file__).with_name("facts.json")
 
 
 def facts() -> dict[str, Any]:
-    """What `lilliput.config.facts` gives: from the file, or from the code if installed packages add names to it."""
+    """What `read` gives: from the file, or from the code if installed packages add names to it."""
     from importlib.metadata import entry_points
 
     if any(group.startswith("lilliput.") for group in entry_points().groups):
-        from lilliput.config import facts as live
-
-        return live.facts()
+        return read()
     return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def read() -> dict[str, Any]:
+    """The names and settings of `lilliput run` (see `config.facts`), and the settings of `lilliput memory`."""
+    from lilliput.config.facts import facts, told
+    from lilliput.config.fields import docs, fields_of
+    from lilliput.footprint import Setting
+
+    return {**facts(), "memory": told(fields_of(Setting).values(), docs(Setting))}
 
 
 def write() -> None:
     """Write the file anew, a setting on each line."""
-    from lilliput.config import facts as live
-
-    text = json.dumps(live.facts(), indent=1, ensure_ascii=False)
+    text = json.dumps(read(), indent=1, ensure_ascii=False)
     text = re.sub(r"\[\n +(.+),\n +(.+)\n +\]", r"[\1, \2]", text)
     FILE.write_text(text + "\n", encoding="utf-8")
 

@@ -21,6 +21,8 @@ def help_on(command: str, words: Sequence[str]) -> str | None:
         return run_help(words[asked + 1] if asked is not None and asked + 1 < len(words) else "")
     if command == "list":
         return usage.LIST.format(kinds=", ".join(kinds(facts())))
+    if command == "memory":
+        return usage.MEMORY.format(settings="\n".join(setting_lines(facts()["memory"])))
     return {"resume": usage.RESUME, "evaluate": usage.EVALUATE, "new": usage.NEW, "doctor": usage.DOCTOR}.get(command)
 
 

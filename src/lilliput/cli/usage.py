@@ -27,6 +27,25 @@ flags
 Names of methods, models, data sets, ...: `lilliput list`.  Case, - and _ in names do not matter.  The keys of the
 published programs work too: num_clients, comm_round, client_sample_ratio, partition_alpha, dataset.distribution, ..."""
 
+MEMORY = """usage: lilliput memory [--figure FILE] [key=value ...]
+
+What a training step needs, beside other ways to train the model: weights, gradients, optimizer state, projections and
+activations, each at its largest, their total, and the peak, which is less: not all are there at the same time.  The
+bars show the peak.  Nothing of the model's size is allocated.
+
+  lilliput memory model=llama_7b optimizer=galore_adamw8bit rank=1024 dtype=bf16 batch_size=1 gpu=24GB
+  lilliput memory model=resnet18 optimizer=sgd batch_size=32 shape=[3,32,32] classes=100 device=cpu
+
+flags
+  --figure FILE  draw the stacked bars into FILE.pdf and FILE.png
+
+settings, as of `lilliput pretrain`
+{settings}
+  gpu=null              what there is: 24GB, 16GiB; says whether it fits, or which option would make it fit
+  certify=true          run the step on tensors without numbers, which is exact; false takes formulas
+
+Short: batch, length, rank.  The keys of the published training script work too."""
+
 RESUME = """usage: lilliput resume FOLDER [FOLDER ...] [key=value ...] [--plain]
 
 Continues the run in a folder from its last checkpoint; it ends with the same bits as a run that was not interrupted.
