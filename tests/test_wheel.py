@@ -40,6 +40,7 @@ def test_the_wheel_with_its_extra_runs_the_demo_in_an_empty_environment(tmp_path
     call(*install, wheel, cwd=tmp_path)
     away = call(python, "-c", FEDERATED_WITHOUT_HYDRA, cwd=tmp_path)  # before Hydra is even there
     assert away.startswith("2 rounds from") and str(ROOT) not in away
+    assert "fedprox.mu=" in call(tmp_path / "env" / "bin" / "lilliput", "run", "--help", "fedprox", cwd=tmp_path)
     call(*install, f"{wheel}[run]", cwd=tmp_path)
     table = call(tmp_path / "env" / "bin" / "lilliput", "demo", cwd=tmp_path)
     assert "FedAvg over those that can" in table

@@ -3,6 +3,8 @@
 import pytest
 
 from lilliput.cli import main
+from lilliput.config.fields import fields_of
+from lilliput.footprint import Setting
 
 pytest.importorskip("transformers")
 pytest.importorskip("rich")
@@ -70,4 +72,5 @@ def test_what_is_wrong_is_told_in_a_line(words, told, capsys):
 def test_help_lists_every_setting(capsys):
     assert main(["memory", "--help"]) == 0
     out = capsys.readouterr().out
-    assert "checkpointing=false  recompute" in out and "gpu=null" in out
+    assert all(f"\n  {name}=" in out for name in [*fields_of(Setting), "gpu", "certify"])
+    assert "checkpointing=false   recompute" in out

@@ -17,7 +17,7 @@ class Block:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Block())
 """
-EXTRAS = ("hydra", "hydra_zen", "omegaconf", "matplotlib", "tensorboard", "wandb")
+EXTRAS = ("hydra", "hydra_zen", "matplotlib", "tensorboard", "wandb")
 HEAVY = (*EXTRAS, "sklearn", "datasets", "torchvision", "pandas")
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from saying import FAST, Cli, Runs
 
 from lilliput.cli import COMMANDS
+from lilliput.cli.facts import FILE, read
 from lilliput.cli.help import GROUPS
 from lilliput.config.axes import AXES, PROFILE, Axis, Choice
 from lilliput.config.fields import summary
@@ -20,6 +24,26 @@ def test_every_command_has_help(lilliput: Cli, command: str) -> None:
     said = lilliput(command, "--help")
     assert said.status == 0 and said.out.startswith("usage: lilliput " + command) and not said.err
     assert command in lilliput("--help").out
+
+
+def test_the_file_that_help_reads_says_what_the_code_says() -> None:
+    """After a change of names, settings or their words: `python -m lilliput.cli.facts`."""
+    assert json.loads(FILE.read_text(encoding="utf-8")) == read()
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["", "--help", "list", "list codecs recipes", "list --help", "run --help", "run --help fedprox", "run --help cut",
+     "run -h engine", "run --help batch_size", "evaluate --help", "resume --help", "new --help", "compare --help",
+     "memory --help"],
+)  # fmt: skip
+def test_help_and_lists_do_not_wait_for_torch(words: str) -> None:
+    code = (
+        "import sys; from lilliput.cli import main; "
+        f"assert main({words.split()}) == 0; assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout, done.stderr
 
 
 def test_the_help_of_run_tells_every_setting_with_its_default(lilliput: Cli) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import pytest
 
 from lilliput.algorithms import ALGORITHMS
 from lilliput.config import changed, expanded, flat, from_file, settings, words
-from lilliput.config.aliases import ALIASES
+from lilliput.config.aliases import RUN, meant
 from lilliput.config.axes import AXES
 from lilliput.config.build import make_algorithm
 from lilliput.config.fields import docs, fields_of
+from lilliput.config.published import FEDSUB, PRETRAINING, markdown
 from lilliput.config.shared import NEUTRAL, top, training
 from lilliput.core.registry import normal
 from lilliput.models import MODELS
@@ -169,9 +171,9 @@ def test_other_words_for_the_same_settings(published: str, ours: str) -> None:
         ("rounds", "write key=value"),
         ("~rounds=1", "write key=value"),
         ("algorithm=local_only slice=full", "local_only has no 'slice'"),
-        ("optimizer=subscafsgd tau=10 update_cp_freq=50", "write fedsub.refresh=, which is update_cp_freq / tau"),
-        ("num_training_steps=20000", "write rounds=, which is num_training_steps / tau"),
-        ("total_batch_size=32", "write it as batch_size="),
+        ("optimizer=subscafsgd tau=10 update_cp_freq=50", "write fedsub.refresh=..., in rounds: update_cp_freq / tau"),
+        ("num_training_steps=20000", "write rounds=..., num_training_steps / tau"),
+        ("total_batch_size=32", "write batch_size=..., a client's whole batch"),
         ("use-tqdm=true", "leave it out"),
     ],
 )
@@ -222,8 +224,24 @@ def test_a_published_file_of_sizes_is_a_name_unless_it_is_here(tmp_path: Path) -
         settings({"model_config": str(tmp_path / "llama_60m.json")})
 
 
+@pytest.mark.parametrize(("options", "ticks"), [(FEDSUB, True), (PRETRAINING, False)], ids=["fedsub", "pretraining"])
+def test_the_readme_has_the_tables_of_published_options(options: Any, ticks: bool) -> None:
+    assert markdown(options, ticks) in (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_published_option_stands_for_a_setting_or_is_refused_with_its_note() -> None:
+    nodes = [name for axis in AXES.values() for choice in axis.nodes() for name in axis.fields(choice.target)]
+    for key, (option, ours) in RUN.items():
+        first, _, rest = ours.partition(".")
+        if option.kind == "refused":
+            with pytest.raises(ValueError, match=re.escape(option.said())):
+                meant(key, 1)
+        else:
+            assert first in {*top(), "fedsub", "cut"} and rest in {"", "at", *nodes}, key
+
+
 def test_no_published_key_is_one_of_ours() -> None:
-    assert not {normal(key) for key in ALIASES} & {normal(key) for key in top()}
+    assert not {normal(key) for key in RUN} & {normal(key) for key in top()}
 
 
 def test_later_layers_count_more(tmp_path: Path) -> None:
@@ -359,25 +377,31 @@ def test_every_field_of_fedsub_is_told_whole() -> None:
     assert told["projection"].endswith("whenever P changes.") and told["dual"].endswith("none.")
 
 
-def test_entry_points_of_other_packages_are_names_with_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("axis", "group"), [("algorithm", "algorithms"), ("loss", "losses")])
+def test_entry_points_of_other_packages_are_names_with_nodes(
+    axis: str, group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import sys
 
+    from lilliput.cli.facts import facts
     from lilliput.config import axes
 
     (tmp_path / "foreign_package.py").write_text(METHOD.format(rate=0.1))
     metadata = tmp_path / "foreign_package-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: foreign-package\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[lilliput.algorithms]\nfar_away = foreign_package:MyMethod\n")
+    (metadata / "entry_points.txt").write_text(f"[lilliput.{group}]\nfar_away = foreign_package:MyMethod\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "foreign_package", raising=False)
     axes._foreign.cache_clear()
     try:
-        s = of("algorithm=FarAway far_away.depth=7")
-        assert s["algorithm"] == "far_away" and s.node("algorithm")["depth"] == 7
+        s = of(f"{axis}=FarAway far_away.depth=7")
+        assert s[axis] == "far_away" and s.node(axis)["depth"] == 7
+        chosen = "fedavg" if axis == "algorithm" else "cross_entropy"
         assert of("far_away.depth=7").notes == {
-            "far_away.depth": "far_away.depth does nothing here: algorithm is fedavg"
+            "far_away.depth": f"far_away.depth does nothing here: {axis} is {chosen}"
         }
         assert settings(flat(s.as_dict())).fingerprint() == s.fingerprint()
+        assert facts()["axes"][axis]["names"]["far_away"]["settings"]["depth"] == ["3", "how deep (a whole number)"]
     finally:
         axes._foreign.cache_clear()

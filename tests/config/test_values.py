@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from lilliput.cli.folder import as_yaml
+from lilliput.cli.sweep import TYPED, _for_hydra, combinations
+from lilliput.config import flat, from_file, words
 from lilliput.config.values import convert, describe, parse, show
 
 WRITTEN = {
@@ -33,6 +37,15 @@ WRITTEN = {
     "[1, [2, x], 'y z']": [1, [2, "x"], "y z"],
     "{a: 1, b: {c: [2]}}": {"a": 1, "b": {"c": [2]}},
     "{betas:[0.9,0.99]}": {"betas": [0.9, 0.99]},
+    "007": "007",
+    "~/data": "~/data",
+    "[~/a, x=1, 'ö']": ["~/a", "x=1", "ö"],
+    "Straße 1": "Straße 1",
+    "cuda:0,1": "cuda:0,1",
+    r"'it\'s'": "it's",
+    r"'a\b'": r"a\b",
+    "'${x}'": "${x}",
+    "{1: 2}": {1: 2},
     "[]": [],
     "{}": {},
     "": "",
@@ -45,30 +58,50 @@ def test_text_stands_for_a_value(text: str) -> None:
     assert value == WRITTEN[text] and type(value) is type(WRITTEN[text])
 
 
-def test_hydra_reads_the_same_values() -> None:
-    """A word means the same with and without -m."""
-    parser = pytest.importorskip("hydra.core.override_parser.overrides_parser").OverridesParser.create()
-    for text in WRITTEN.keys() - {"accuracy>=0.9", "2."}:  # what Hydra cannot read, a sweep quotes; 2. is text to it
-        override = parser.parse_override(f"k={text}")
-        value = override.value()
-        assert str(value).strip("'\"") == WRITTEN[text] if isinstance(WRITTEN[text], str) else value == WRITTEN[text]
-
-
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="ascii"))
+texts = (
+    st.text(st.characters(codec="ascii"))
+    | st.text()
+    | st.sampled_from(["${x}", r"a\\", r"\'", "1e3", "cuda:0,1", "~/x"])
+)
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts
 values = st.recursive(
-    scalars, lambda inner: st.lists(inner) | st.dictionaries(st.from_regex(r"[a-z]\w*", fullmatch=True), inner)
+    scalars, lambda inner: st.lists(inner) | st.dictionaries(st.from_regex(r"[a-z][a-z0-9_]*", fullmatch=True), inner)
 )
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(values)
 def test_what_is_shown_is_read_back(value: Any) -> None:
     assert parse(show(value)) == value
 
 
-@pytest.mark.parametrize("text", ["1,2", "[1, 2", "{a: 1", "]", "'open", "[1]x", "{a}", "[1 [2]]"])
+def in_a_sweep(word: str) -> dict[str, Any]:
+    """What the job of a sweep over one word reads."""
+    ((job,),) = combinations([_for_hydra(word)])
+    return words([job.removeprefix("+").removeprefix(TYPED)])
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(values | st.sampled_from([*WRITTEN]).map(parse))
+def test_a_value_is_the_same_in_a_run_in_a_sweep_and_in_a_file(tmp_path_factory: Any, value: Any) -> None:
+    pytest.importorskip("hydra")
+    word = f"name={show(value)}"
+    assert words([word]) == in_a_sweep(word) == {"name": value}
+    file = tmp_path_factory.mktemp("config") / "c.yaml"
+    assume("${" not in str(value))  # which a file may not have
+    file.write_text(as_yaml(SimpleNamespace(as_dict=lambda: {"name": value})), encoding="utf-8")
+    assert from_file(file) == flat({"name": value})
+
+
+@pytest.mark.parametrize("text", WRITTEN, ids=repr)
+def test_text_means_the_same_with_and_without_m(text: str) -> None:
+    pytest.importorskip("hydra")
+    assert in_a_sweep(f"name={text}") == words([f"name={text}"])
+
+
+@pytest.mark.parametrize("text", ["1,2", "[1, 2", "{a: 1", "]", "'open", "[1]x", "{a}", "[1 [2]]", "[1,]", "${x}"])
 def test_broken_text_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="add -m" if text == "1,2" else "quote|close|commas|should stand|key: value"):
+    with pytest.raises(ValueError, match="add -m" if text == "1,2" else "close brackets and quotes"):
         parse(text)
 
 
@@ -97,7 +130,10 @@ def test_no_text_breaks_the_parser(text: str) -> None:
         ("none", Literal["none", "all"], "none"),
         ([1, 2], tuple[int, ...], (1, 2)),
         (["1", 2], list[float], [1.0, 2.0]),
+        ("007", int, 7),
+        ("1e3", int, 1000),
         ({"a": 1}, dict[str, Any], {"a": 1}),
+        ({1: 2}, dict[str, Any], {"1": 2}),
         (0.5, int | float | None, 0.5),
         (5, int | float | None, 5),
         ("auto", str | list[str] | None, "auto"),
@@ -114,6 +150,7 @@ def test_a_field_takes_what_its_type_says(value: Any, hint: Any, expected: Any) 
     [
         ("fast", float, "lr=fast must be a number"),
         (0.5, int, "lr=0.5 must be a whole number"),
+        (math.inf, int, "lr=inf must be a whole number"),
         (True, int, "lr=true must be a whole number"),
         ("maybe", bool, "lr=maybe must be true or false"),
         (None, int, "lr=null must be a whole number"),

@@ -118,7 +118,7 @@ def test_a_model_of_more_than_a_gibibyte_may_come_back_whole() -> None:
 
 
 def test_where_a_model_and_its_tokenizer_are_is_no_other_experiment() -> None:
-    from lilliput.cli.run import _unchanged
+    from lilliput.cli.recipe import _unchanged
 
     here = {"pretrained.source": "here", "wikitext2.tokenizer": "here", "wikitext2.folder": "data"}
     _unchanged(expanded({"recipe": "fedsub/llama_wikitext2", **here}))

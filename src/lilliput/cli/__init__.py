@@ -67,6 +67,12 @@ def _dispatch(args: list[str]) -> int:
         from lilliput.core.registry import nearest
 
         raise ValueError(f"there is no command {args[0]!r}; {nearest(args[0], COMMANDS)}")
+    from lilliput.cli.help import help_on
+
+    told = help_on(args[0], args[1:])
+    if told is not None:
+        print(told)
+        return 0
     # A module called `list` would hide the built-in from this package.
     module = {"list": "listing"}.get(args[0], args[0])
     return importlib.import_module(f"lilliput.cli.{module}").main(args[1:])

@@ -6,7 +6,15 @@ import argparse
 import difflib
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
+
+
+def folders_and_settings(words: Sequence[str]) -> tuple[list[Path], dict[str, Any]]:
+    """The words of a command that takes both, settings as a layer.  Raises ValueError for what is no setting."""
+    from lilliput.config import words as layer  # which needs torch: `lilliput list` does not
+
+    return [Path(word) for word in words if "=" not in word], layer(word for word in words if "=" in word)
 
 
 class Line(argparse.ArgumentParser):

@@ -13,11 +13,6 @@ from pathlib import Path
 
 from lilliput.cli.machine import commit, cores, free_disk, memory, processor, version
 
-HELP = """usage: lilliput doctor
-
-Versions, optional extras and the pip line for those that are missing, devices, cores, memory, disk, and how worker
-processes are started here."""
-
 FOR = {
     "run": "the command line's data, sweeps and figures",
     "hf": "Hugging Face models and data sets",
@@ -33,10 +28,7 @@ FOR = {
 def main(argv: Sequence[str]) -> int:
     """Run the command; its exit status."""
     if argv:
-        if not {"-h", "--help"} & set(argv):
-            raise ValueError(f"doctor takes no argument, and there is {argv[0]!r}")
-        print(HELP)
-        return 0
+        raise ValueError(f"doctor takes no argument, and there is {argv[0]!r}")
     for name, text in findings():
         print(f"{name:11}{text}")
     return 0

@@ -6,34 +6,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lilliput.cli.arguments import Line
+from lilliput.cli import folder as folders
+from lilliput.cli.arguments import Line, folders_and_settings
+from lilliput.config import changed, settings
+from lilliput.config.build import Built, build, device
+from lilliput.config.checks import check
 from lilliput.config.values import convert, describe
-
-if TYPE_CHECKING:
-    from lilliput.config.build import Built
-    from lilliput.core.fleet import Model
-    from lilliput.data import Dataset
-    from lilliput.experiment.experiment import Experiment
-
-HELP = """usage: lilliput evaluate [FOLDER] [--best] [--generate [--beams=4 ...]] [key=value ...]
-
-Scores the model of a run's last checkpoint (or of its best round, --best) on the run's test set, or on another one.
-Without a folder: a model by name with weights from a file.
-
-  lilliput evaluate runs/my-run
-  lilliput evaluate runs/my-run --best dataset=cifar10 cifar10.folder=data/cifar10
-  lilliput evaluate model=resnet20 dataset=cifar10 cifar10.folder=data/cifar10 init=resnet20-12fca82f.th
-
---generate lets a language model answer each prompt of the test set, and scores the texts: BLEU, NIST, METEOR, ROUGE-L.
-  --beams=1             beams of the search; 1 is greedy
-  --new-tokens=64       tokens of an answer at most
-  --length-penalty=1.0  above 0 favours longer texts, with more than one beam
-  --no-repeat=0         n-grams of this length occur once in a text
-  --batch-size=16       prompts at a time
-  --first=N             only the first N prompts
-  --out=FILE            write the texts beside their references, as lines of JSON"""
+from lilliput.core.fleet import Model
+from lilliput.data import Dataset
+from lilliput.experiment.evaluation import at_server
+from lilliput.experiment.experiment import Experiment
+from lilliput.report.text import number
+from lilliput.wire.image import WireError, decode
 
 # What `--generate` takes: the type of each flag.
 SEARCH: dict[str, type] = {
@@ -45,13 +31,8 @@ _LINE = Line("--best", "--generate", **{name: describe(kind) for name, kind in S
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; its exit status."""
-    if not argv or {"-h", "--help"} & set(argv):
-        print(HELP)
-        return 0
-    from lilliput.config import words
-
     flags, typed = _LINE.parse(argv)
-    places = [Path(word) for word in typed if "=" not in word]
+    places, changes = folders_and_settings(typed)
     search = {
         name: convert(flags[name], kind, f"--{name.replace('_', '-')}")
         for name, kind in SEARCH.items()
@@ -61,11 +42,8 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(
             "evaluate takes one folder, --best, --generate and settings; `lilliput evaluate --help` tells more"
         )
-    changes = words(word for word in typed if "=" in word)
     found = of_run(places[0], changes, flags["best"]) if places else of_weights(changes)
     metrics = written(found, search) if flags["generate"] else found.metrics()
-    from lilliput.report.text import number
-
     for name, value in metrics.items():
         print(f"{name} {number(name, value)}")
     return 0
@@ -82,8 +60,6 @@ class Trained:
 
     def metrics(self) -> dict[str, float]:
         """What the experiment's metrics say of the models on its test set."""
-        from lilliput.experiment.evaluation import at_server
-
         return at_server(self.experiment.task, self.models, self.experiment.test, self.device)
 
 
@@ -102,11 +78,6 @@ def written(found: Trained, search: dict[str, Any]) -> dict[str, float]:
 
 def of_weights(changes: Mapping[str, Any]) -> Trained:
     """A model by name with weights from a file."""
-    from lilliput.config import settings
-    from lilliput.config.build import build, device
-    from lilliput.config.checks import check
-    from lilliput.core.fleet import Model
-
     s = settings(changes)
     if s["init"] is None:
         raise ValueError("evaluate needs a run's folder, or weights with init=FILE")
@@ -119,11 +90,6 @@ def of_weights(changes: Mapping[str, Any]) -> Trained:
 
 def of_run(folder: Path, changes: Mapping[str, Any], best: bool) -> Trained:
     """What a run trained, with its test set or the one that `changes` name."""
-    from lilliput.cli import folder as folders
-    from lilliput.config import changed
-    from lilliput.config.build import build, device
-    from lilliput.config.checks import check
-
     s = folders.read_config(folder)
     other = changed(s, changes)
     check(other)
@@ -135,8 +101,6 @@ def of_run(folder: Path, changes: Mapping[str, Any], best: bool) -> Trained:
 
 def last_models(folder: Path, built: Built) -> dict[Any, Model]:
     """The models of a run's last checkpoint: those of a run that has no round left."""
-    from lilliput.cli import folder as folders
-
     experiment = built.experiment
     experiment.folder = folder
     with folders.held(folder):
@@ -145,9 +109,6 @@ def last_models(folder: Path, built: Built) -> dict[Any, Model]:
 
 def best_models(folder: Path) -> dict[Any, Model]:
     """The models of a run's best round."""
-    from lilliput.core.fleet import Model
-    from lilliput.wire.image import WireError, decode
-
     file = folder / "best.safetensors"
     if not file.is_file():
         raise ValueError(f"{folder} has no best model: none of its rounds was evaluated")

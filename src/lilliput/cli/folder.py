@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from lilliput.config import Settings, from_file, settings
 from lilliput.wire.store import replace
 
@@ -60,8 +62,26 @@ class Made:
     since: int
 
     def undo(self) -> bool:
-        """Remove what was made, unless it holds a round to go on with; whether it was removed."""
-        return tidy(self.path, self.above, self.then, self.since)
+        """Remove the folder and those made to hold it, unless it got through a round; whether it was removed."""
+        metrics = self.path / "metrics.jsonl"
+        if (self.path / "checkpoint").exists() or (metrics.exists() and metrics.stat().st_size):
+            return False
+        alone = self.above.stat().st_mtime_ns == self.since
+        for inner in self.path.iterdir() if self.path.is_dir() else ():
+            if inner.is_dir() and not inner.is_symlink():
+                shutil.rmtree(inner, ignore_errors=True)
+            else:
+                inner.unlink(missing_ok=True)
+        for folder in (self.path, *self.path.parents):
+            if folder == self.above:
+                break
+            try:
+                folder.rmdir()
+            except OSError:  # another run has come to lie in it
+                return True
+        if alone or self.path == self.above:  # nobody else has come and gone: as if we had not either
+            os.utime(self.above, ns=self.then)
+        return True
 
 
 def make(s: Settings) -> Made:
@@ -93,29 +113,6 @@ def fresh(folder: Path, named: bool) -> Path:
     raise ValueError(f"{folder} is taken a thousand times over; choose a name=")
 
 
-def tidy(path: Path, above: Path, then: tuple[int, int], since: int) -> bool:
-    """Remove the folder of a new run that did not get through a round, and those made to hold it; see `Made`."""
-    metrics = path / "metrics.jsonl"
-    if (path / "checkpoint").exists() or (metrics.exists() and metrics.stat().st_size):
-        return False
-    alone = above.stat().st_mtime_ns == since
-    for inner in path.iterdir() if path.is_dir() else ():
-        if inner.is_dir() and not inner.is_symlink():
-            shutil.rmtree(inner, ignore_errors=True)
-        else:
-            inner.unlink(missing_ok=True)
-    for folder in (path, *path.parents):
-        if folder == above:
-            break
-        try:
-            folder.rmdir()
-        except OSError:  # another run has come to lie in it
-            return True
-    if alone or path == above:  # nobody else has come and gone: as if we had not either
-        os.utime(above, ns=then)
-    return True
-
-
 def write_config(folder: Path, s: Any) -> None:
     """Write config.yaml, from which the run can be started again to the same bits."""
     replace(folder / CONFIG, as_yaml(s).encode())
@@ -123,9 +120,7 @@ def write_config(folder: Path, s: Any) -> None:
 
 def as_yaml(s: Any) -> str:
     """Settings, which give themselves by `as_dict()`, as text that `--config` reads."""
-    import yaml
-
-    return yaml.safe_dump(s.as_dict(), sort_keys=False, default_flow_style=None, allow_unicode=True)
+    return OmegaConf.to_yaml(s.as_dict())
 
 
 def read_config(folder: Path) -> Settings:

@@ -6,36 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lilliput.cli.arguments import Line
+from lilliput.config.aliases import pretraining
 from lilliput.config.layers import words
 from lilliput.config.single import read
 from lilliput.footprint import Footprint, Setting, measured
 from lilliput.footprint.beside import beside
 from lilliput.footprint.sizes import show
 from lilliput.footprint.verdict import sentence
-from lilliput.pretraining.published import ours
 from lilliput.splitter.budget import parsed
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-HELP = """usage: lilliput memory [--figure FILE] [key=value ...]
-
-What a training step needs, beside other ways to train the model: weights, gradients, optimizer state, projections and
-activations, each at its largest, their total, and the peak, which is less: not all are there at the same time.  The
-bars show the peak.  Nothing of the model's size is allocated.
-
-  lilliput memory model=llama_7b optimizer=galore_adamw8bit rank=1024 dtype=bf16 batch_size=1 gpu=24GB
-  lilliput memory model=resnet18 optimizer=sgd batch_size=32 shape=[3,32,32] classes=100 device=cpu
-
-flags
-  --figure FILE  draw the stacked bars into FILE.pdf and FILE.png
-
-settings, as of `lilliput pretrain`
-{settings}
-  gpu=null             what there is: 24GB, 16GiB; says whether it fits, or which option would make it fit
-  certify=true         run the step on tensors without numbers, which is exact; false takes formulas
-
-Short: batch, length, rank.  The keys of the published training script work too."""
 
 _LINE = Line(figure="a file to draw into: --figure memory")
 SHORT = {"batch": "batch_size", "length": "max_length"}
@@ -49,11 +30,8 @@ STYLES = {
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; its exit status."""
-    if {"-h", "--help"} & set(argv):
-        print(HELP.format(settings="\n".join(_settings())))
-        return 0
     flags, given = _LINE.parse(argv)
-    typed, _ = ours({SHORT.get(key, key): value for key, value in words(given).items()})
+    typed, _ = pretraining({SHORT.get(key, key): value for key, value in words(given).items()})
     limit, certify = typed.pop("gpu", None), bool(typed.pop("certify", True))
     setting = read(Setting, typed, command="memory")
     memory = None if limit is None else parsed(limit)
@@ -142,14 +120,3 @@ def _training(setting: Setting) -> str:
     kind = "autocast to bf16" if setting.autocast else setting.dtype
     flags = [name for name in ("per_layer", "checkpointing", "lean", "padded") if getattr(setting, name)]
     return ", ".join([batch, kind, *flags, setting.device])
-
-
-def _settings() -> list[str]:
-    from lilliput.config.fields import docs, fields_of
-    from lilliput.config.values import show as typed
-
-    words, lines = docs(Setting), []
-    for f in fields_of(Setting).values():
-        name = f"{f.name.removesuffix('_options')}.…" if f.name.endswith("_options") else f"{f.name}={typed(f.default)}"
-        lines.append(f"  {name:20} {words.get(f.name, '')}")
-    return lines

@@ -10,14 +10,6 @@ from pathlib import Path
 
 from lilliput.cli.arguments import Line
 
-HELP = """usage: lilliput new method NAME [--folder FOLDER]
-
-Writes NAME.py, a method that runs as it is and is yours to change, and test_NAME.py, the laws that every method obeys.
-
-  lilliput new method MyMethod
-  lilliput run algorithm=my_method.py:MyMethod my_method.beta=0.9
-  pytest test_my_method.py"""
-
 METHOD = '''"""{Class}: say here what the idea is, which paper it is from, and where this differs from it.
 
 As it stands it is FedAvg with momentum at the server (Hsu, Qi and Brown, 2019, https://arxiv.org/abs/1909.06335):
@@ -122,9 +114,6 @@ def test_without_momentum_it_is_fedavg():
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; its exit status."""
-    if not argv or {"-h", "--help"} & set(argv):
-        print(HELP)
-        return 0
     flags, words = Line(folder="a folder").parse(argv)
     if len(words) != 2 or words[0] != "method":
         raise ValueError("write `lilliput new method NAME`")

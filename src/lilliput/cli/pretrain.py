@@ -12,7 +12,7 @@ from lilliput.cli import folder as folders
 from lilliput.cli import pretrain_recipe as recipes
 from lilliput.cli.arguments import Line
 from lilliput.cli.pretrain_recipe import settings
-from lilliput.config.layers import from_file, words
+from lilliput.config.layers import given
 from lilliput.pretraining import Pretrain, Result, parallel, pretrain
 
 HELP = """usage: lilliput pretrain [--config FILE] [--cfg] [--check] [--plain] [key=value ...]
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         print(_help())
         return 0
     flags, typed = _LINE.parse(argv)
-    layers = [*([from_file(flags["config"])] if flags["config"] is not None else []), words(typed)]
+    layers = given(typed, flags["config"])
     if flags["check"]:
         name = next((str(layer["recipe"]) for layer in reversed(layers) if "recipe" in layer), None)
         if name is None:
@@ -138,11 +138,12 @@ def _reporters(c: Pretrain, place: Path, plain: bool) -> list[Any]:
 
 def _help() -> str:
     from lilliput.cli.help import setting_lines
+    from lilliput.config.facts import told
     from lilliput.config.fields import docs, fields_of
     from lilliput.pretraining.optimizers import NAMES
 
     shown = [f for f in fields_of(Pretrain).values() if not f.name.endswith("_options")]
-    return HELP.format(settings="\n".join(setting_lines(shown, docs(Pretrain), "")), optimizers=", ".join(NAMES))
+    return HELP.format(settings="\n".join(setting_lines(told(shown, docs(Pretrain)))), optimizers=", ".join(NAMES))
 
 
 def _now() -> str:

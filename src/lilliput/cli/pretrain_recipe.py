@@ -8,10 +8,10 @@ from typing import Any
 
 from lilliput.cli import folder as folders
 from lilliput.cli.run_words import tell
+from lilliput.config.aliases import pretraining
 from lilliput.config.single import read
 from lilliput.core.registry import nearest
 from lilliput.pretraining import Pretrain
-from lilliput.pretraining.published import ours
 from lilliput.recipes import find
 
 # Settings that change how a run is taken or kept, not what it computes.
@@ -25,7 +25,7 @@ def settings(layers: Sequence[Mapping[str, Any]]) -> Pretrain:
     """The settings that layers give, a recipe below all of them.  Raises ValueError for what does not go together."""
     typed: dict[str, Any] = {}
     for layer in layers:
-        translated, remarks = ours(layer)
+        translated, remarks = pretraining(layer)
         typed = {**typed, **translated}
         tell(remarks)
     typed.pop("program", None)

@@ -5,13 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from lilliput.cli.arguments import Line
-from lilliput.config import from_file, words
-
-USAGE = "lilliput run [-m] [--config FILE] [--dry] [--count published] [--check] [--cfg] [--plain] [key=value ...]"
-
 
 _LINE = Line("-m", "--multirun", "--dry", "--check", "--cfg", "--plain", config="a file", count="all or published")
 
@@ -42,10 +37,6 @@ class Args:
         if args.hydra and not args.sweep:
             raise ValueError(f"{args.hydra[0]} says how to sweep; add -m")
         return args
-
-    def layers(self, settings: Sequence[str]) -> list[dict[str, Any]]:
-        """The configuration file, if any, and these words."""
-        return [*([from_file(self.config)] if self.config else []), words(settings)]
 
 
 def tell(remarks: Iterable[str]) -> None:

@@ -22,6 +22,7 @@ from lilliput.cli.run_words import Args
 from lilliput.config import Settings, changed, expanded, words
 from lilliput.config.axes import AXES
 from lilliput.config.checks import check
+from lilliput.config.layers import given
 from lilliput.config.shared import top
 from lilliput.config.values import is_one, parse, show
 
@@ -55,23 +56,26 @@ def _need_hydra() -> None:
 
 
 def _for_hydra(word: str) -> str:
-    """A word in Hydra's grammar: keys that its tree lacks under a prefix, values that it cannot read quoted."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
+    """A word in Hydra's grammar: keys that its tree lacks under a prefix, values that it cannot read in quotes."""
     key, sign, value = word.partition("=")
     if not sign or not key:
         raise ValueError(f"{word!r} is no setting; write key=value")
     key = key.lstrip("+")
-    key = key if _in_tree(key) else f"+{TYPED}{key}"
-    if is_one(value):
-        return f"{key}='{value}'"
+    if is_one(value) or not _hydra_reads(value):
+        (read,) = words([word]).values()  # what we cannot read either is refused in our words
+        value = show(read)
+    return f"{key}={value}" if _in_tree(key) else f"+{TYPED}{key}={value}"
+
+
+def _hydra_reads(value: str) -> bool:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
     try:
-        OverridesParser.create().parse_override(f"{key}={value}")
-        return f"{key}={value}"
+        OverridesParser.create().parse_override(f"key={value}")
     except HydraException:
-        words([word])  # what we cannot read either is refused in our words
-        return f"{key}='{value}'"
+        return False
+    return True
 
 
 def _in_tree(key: str) -> bool:
@@ -112,7 +116,7 @@ def combinations(typed: Sequence[str]) -> list[list[str]]:
 def _settings(args: Args, job: Sequence[str]) -> list[Settings]:
     """The runs of one job, checked."""
     own = [word.lstrip("+").removeprefix(TYPED) for word in job]
-    chosen = expanded(*args.layers([]), words(own), sweep=True)
+    chosen = expanded(*given(own, args.config), sweep=True)
     for s in chosen:
         check(s)
     return chosen

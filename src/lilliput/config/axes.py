@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from lilliput.config.cutting import Auxiliary, Cut
 from lilliput.config.fields import Field, fields_of
 from lilliput.core.fleet import Profile
-from lilliput.core.registry import is_path, normal, resolve
+from lilliput.core.registry import group, is_path, normal, resolve, spelled
 from lilliput.models import lora
 
 Target = Callable[..., Any]
@@ -51,20 +51,17 @@ class Axis:
         Raises ValueError with the nearest name, or saying that the name is to come.
         """
         word, table = self.aliases.get(normal(text), text), self.names()
-        for name, target in table.items():
-            if normal(name) == normal(word):
-                return Choice(name, target)
-        if normal(word) in self.planned and normal(word) not in map(normal, self.foreign()):
+        if (name := spelled(word, table)) is not None:
+            return Choice(name, table[name])
+        if normal(word) in self.planned and spelled(word, self.foreign()) is None:
             planned = self.planned[normal(word)]
             raise ValueError(f"{self.key}={text}: {planned} is not in this version yet; there is {', '.join(table)}")
         target = resolve(self.key, text, table)
-        if is_path(text):
-            return Choice(node_name(target), target)
-        return Choice(next(name for name in self.foreign() if normal(name) == normal(text)), target)
+        return Choice(node_name(target) if is_path(text) else str(spelled(text, self.foreign())), target)
 
     def foreign(self) -> Mapping[str, Target]:
-        """Names that installed packages add by entry points of the group `lilliput.<key>s`."""
-        return _foreign().get(f"lilliput.{self.key}s", {})
+        """Names that installed packages add by entry points of this axis's group."""
+        return _foreign().get(group(self.key), {})
 
     def fields(self, target: Target) -> dict[str, Field]:
         """The node of a name: the fields that a user may set."""
@@ -82,8 +79,8 @@ def _foreign() -> Mapping[str, Mapping[str, Target]]:
     from importlib.metadata import entry_points
 
     points = entry_points()
-    groups = [group for group in points.groups if group.startswith("lilliput.")]
-    return {group: {point.name: point.load() for point in points.select(group=group)} for group in groups}
+    ours = [name for name in points.groups if name.startswith("lilliput.")]
+    return {name: {point.name: point.load() for point in points.select(group=name)} for name in ours}
 
 
 def node_name(target: Any) -> str:

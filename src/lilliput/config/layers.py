@@ -6,6 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
 from lilliput.config.aliases import meant
 from lilliput.config.shared import top
 from lilliput.config.values import parse
@@ -30,6 +34,11 @@ def words(overrides: Iterable[str]) -> dict[str, Any]:
     return layer
 
 
+def given(overrides: Iterable[str], file: str | None) -> list[dict[str, Any]]:
+    """The layers of a command line: the configuration file, if any, below what was typed."""
+    return [*([from_file(file)] if file is not None else []), words(overrides)]
+
+
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings, as YAML has them, as a layer."""
     layer: dict[str, Any] = {}
@@ -43,24 +52,13 @@ def from_file(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no configuration file {path}")
-    import yaml
-
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        tree: Any = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")))
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged or no YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, Mapping):
+    if not isinstance(tree, dict) or not tree:
         raise ValueError(f"{path} holds no settings; write lines of `key: value`")
-    # YAML 1.1 takes 1e-3 for text; our own grammar does not.
-    return {key: parse(v) if isinstance(v, str) and _is_number(v) else v for key, v in flat(tree).items()}
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return flat(tree)
 
 
 def named(layers: Iterable[Layer]) -> list[tuple[str, Any]]:

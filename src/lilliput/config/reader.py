@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lilliput.config.aliases import ALIASES
+from lilliput.config.aliases import RUN
 from lilliput.config.axes import AXES, LOOSE, OPTIONAL, Axis, Choice
 from lilliput.config.cutting import uses
 from lilliput.config.fields import REQUIRED, Field, fields_of
 from lilliput.config.layers import Layer, named
 from lilliput.config.settings import Settings
 from lilliput.config.shared import top, training
-from lilliput.config.values import convert
-from lilliput.core.registry import is_path, nearest, normal
+from lilliput.config.single import put
+from lilliput.core.registry import is_path, nearest, normal, spelled
 from lilliput.wire.codecs import is_built
 
 
@@ -112,16 +112,14 @@ class Reader:
     def _take(self, key: str, value: Any) -> None:
         """Sort one setting into the top or a node, converted to its field's type."""
         first, _, rest = key.partition(".")
-        if not rest:
-            if first not in top():
-                raise ValueError(self._unknown(first))
-            self.top[first] = convert(value, top()[first].hint, first)
-        elif first in top() and first not in AXES:
-            self._item(self.top, top()[first], rest, value, key)
+        if first in top() and not (rest and first in AXES):
+            put(self.top, top()[first], rest, value, key)
+        elif not rest:
+            raise ValueError(self._unknown(first))
         elif first in AXES:
             self._selected(first, rest, value)
         else:
-            node = next((name for name in self.known if normal(name) == normal(first)), None)
+            node = spelled(first, self.known)
             if node is not None:
                 self._set(node, self._fields(node), rest, value)
                 return
@@ -131,11 +129,10 @@ class Reader:
             self.notes[key] = text  # the node of a method of the user's own, which another run of the sweep has
 
     def _unknown(self, key: str) -> str:
-        named = next((name for name in self.known if normal(name) == normal(key)), None)
-        if named:
+        if (named := spelled(key, self.known)) is not None:
             axis = self.known[named][0][0].key
             return f"{key!r} is a name, not a setting: write {axis}={named}, or {named}.SETTING=..."
-        published = [k for k in ALIASES if "." not in k]
+        published = [k for k in RUN if "." not in k]
         owners = [f"{n}.{key}" for n in self.known if key in self._fields(n)]
         if owners:
             return f"{key!r} is no setting of every run; write {' or '.join(owners[:3])}"
@@ -150,7 +147,7 @@ class Reader:
         lenient, rest = rest.endswith("?"), rest.rstrip("?")
         choice = self.choices[axis]
         fields = self._fields(choice.name) if choice else {}
-        if normal(rest.partition(".")[0]) in map(normal, fields):
+        if spelled(rest.partition(".")[0], fields) is not None:
             assert choice is not None
             self._set(choice.name, fields, rest, value)
             return
@@ -163,21 +160,11 @@ class Reader:
 
     def _set(self, node: str, fields: Mapping[str, Field], rest: str, value: Any) -> None:
         name, _, item = rest.partition(".")
-        known = next((f for f in fields if normal(f) == normal(name)), None)
+        known = spelled(name, fields)
         if known is None:
             own = [f for f in fields if f not in training()] or list(fields)
             raise ValueError(f"{node} has no setting {name!r}{near(name, fields, own)}")
-        place = self.nodes.setdefault(node, {})
-        if item:
-            self._item(place, fields[known], item, value, f"{node}.{rest}")
-        else:
-            place[known] = convert(value, fields[known].hint, f"{node}.{known}")
-
-    def _item(self, place: dict[str, Any], f: Field, item: str, value: Any, key: str) -> None:
-        """`optimizer_options.eps=1e-8` sets one item of a setting that is a mapping."""
-        if not isinstance(f.default, Mapping):
-            raise ValueError(f"there is no setting {key!r}: {f.name} has no parts")
-        place[f.name] = {**place.get(f.name, f.default), item: value}
+        put(self.nodes.setdefault(node, {}), fields[known], item, value, f"{node}.{rest if item else known}")
 
     def _complete(self) -> None:
         """Fill in defaults: of the method for how clients train, of the settings themselves for the rest."""

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from lilliput.config.fields import Field, fields_of
 from lilliput.config.layers import Layer
 from lilliput.config.values import convert
-from lilliput.core.registry import nearest, normal
+from lilliput.core.registry import nearest, spelled
 
 T = TypeVar("T")
 _OPTIONS = "_options"
@@ -32,18 +32,22 @@ def read(target: Callable[..., T], *layers: Layer, command: str = "run") -> T:
 
 def _put(given: dict[str, Any], key: str, value: Any, known: Mapping[str, Field], command: str) -> None:
     first, _, item = key.partition(".")
-    f = _field(f"{first}{_OPTIONS}", known) or _field(first, known) if item else _field(first, known)
-    if f is None:
+    name = (spelled(f"{first}{_OPTIONS}", known) if item else None) or spelled(first, known)
+    if name is None:
         hint = nearest(first, known)
         hint = hint if hint.startswith("did you mean") else f"`lilliput {command} --help` tells what there is"
         raise ValueError(f"there is no setting {first!r}; {hint}")
+    put(given, known[name], item, value, key if item else name)
+
+
+def put(given: dict[str, Any], f: Field, item: str, value: Any, key: str) -> None:
+    """Set a field, or with `item` one entry of a field that is a mapping, to a value of the field's type.
+
+    Raises ValueError that names the key.
+    """
     if not item:
-        given[f.name] = convert(value, f.hint, f.name)
-        return
-    if not isinstance(f.default, Mapping):
+        given[f.name] = convert(value, f.hint, key)
+    elif isinstance(f.default, Mapping):
+        given[f.name] = {**given.get(f.name, f.default), item: value}
+    else:
         raise ValueError(f"there is no setting {key!r}: {f.name} has no parts")
-    given[f.name] = {**given.get(f.name, {}), item: value}
-
-
-def _field(name: str, known: Mapping[str, Field]) -> Field | None:
-    return next((f for f in known.values() if normal(f.name) == normal(name)), None)

@@ -1,7 +1,7 @@
 """What may stand on either side of the `=` of a setting: names, and values by the type of their field.
 
-The grammar is the part of Hydra's that needs no sweep: `null`, `true`, numbers, text, 'quoted text', [lists] and
-{keys: values}.  A comma outside brackets and quotes would be a sweep and is refused here.
+The grammar is the part of Hydra's that needs no sweep, as OmegaConf reads it: `null`, `true`, numbers, text,
+'quoted text', [lists] and {keys: values}.  A comma outside brackets and quotes would be a sweep and is refused here.
 """
 
 from __future__ import annotations
@@ -9,27 +9,21 @@ from __future__ import annotations
 import re
 import types
 import typing
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union
 
+from omegaconf import grammar_parser
+from omegaconf.errors import GrammarParseError
+from omegaconf.grammar_visitor import GrammarVisitor
+
 from lilliput.core.registry import normal
 
-_ESCAPED = r"\\[\\()\[\]{}:=, \t]"  # what Hydra escapes in text without quotes
-_QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
-_TOKEN = re.compile(rf"""\s*(?:(?P<quoted>{_QUOTED})|(?P<mark>[\[\]{{}},])|(?P<bare>(?:{_ESCAPED}|[^\[\]{{}},'"])+))""")
-_INT = re.compile(r"[+-]?\d+(_\d+)*")
-_FLOAT = re.compile(r"[+-]?((\d+(_\d+)*(\.\d*)?|\.\d+)(e[+-]?\d+)?|inf|nan)", re.IGNORECASE)
-
-
-def scalar(text: str) -> Any:
-    """The value of an unquoted word: None, a truth value, a number or the text itself."""
-    text = text.strip()
-    if text.lower() in ("null", "true", "false"):
-        return {"null": None, "true": True, "false": False}[text.lower()]
-    if _INT.fullmatch(text):
-        return int(text)
-    return float(text) if _FLOAT.fullmatch(text) else text
+_MARKS = r"""\[\]{},'\""""
+# What the grammar reads in quotes alone, and we without: ~/data, accuracy>=0.9, Straße.
+_ODD = re.compile(rf"[^\w \t/\\+.$%*@?|:{_MARKS}-]", re.ASCII)
+_WORD = re.compile(rf"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s{_MARKS}]+""", re.DOTALL)
 
 
 def is_one(text: str) -> bool:
@@ -39,85 +33,45 @@ def is_one(text: str) -> bool:
 
 def parse(text: str) -> Any:
     """The value that a text on the right of `=` stands for.  Raises ValueError for a sweep or unbalanced brackets."""
-    if not text.strip():
-        return ""
-    if is_one(text):
-        return text.strip()
-    tokens = _tokens(text)
-    value, rest = _value(tokens, text)
-    if not rest:
-        return value
-    if rest[0] == ("mark", ","):
+    text = text.strip()
+    if not text or is_one(text) or (_ODD.search(text) and not re.search(f"[{_MARKS}]", text)):
+        return text
+    values = _several(_WORD.sub(lambda word: _odd_quoted(word[0]), text), text)
+    if len(values) > 1:
         raise ValueError(f"{text!r} is several values, which is a sweep; add -m, or write [{text}] for a list")
-    raise ValueError(f"{text!r} does not end where it should; quote text that holds brackets or quotes")
+    return values[0]
 
 
-def _tokens(text: str) -> list[tuple[str, str]]:
-    found, at = [], 0
-    while at < len(text.rstrip()):
-        match = _TOKEN.match(text, at)
-        if match is None:
-            raise ValueError(f"{text!r} has an unclosed quote")
-        found.append((str(match.lastgroup), match[str(match.lastgroup)]))
-        at = match.end()
-    return found
+def _several(readable: str, text: str) -> list[Any]:
+    """The values between the commas of a text in the grammar's words."""
+    literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", readable)  # nothing is interpolated
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of a comma without a value
+            tree = grammar_parser.parse(f"[{literal}]", parser_rule="singleElement", lexer_mode="VALUE_MODE")
+            return _VISITOR.visit(tree)
+    except (GrammarParseError, UserWarning):
+        raise ValueError(
+            f"{text!r} is no value: close brackets and quotes, write [item, item] and {{key: value}}, and quote text "
+            "that holds any of their marks, 'a, b'"
+        ) from None
 
 
-def _value(tokens: list[tuple[str, str]], text: str) -> tuple[Any, list[tuple[str, str]]]:
-    """The first value of the tokens, and the tokens after it."""
-    if not tokens:
-        raise ValueError(f"{text!r} ends too early; close its brackets")
-    (kind, word), rest = tokens[0], tokens[1:]
-    if kind == "quoted":
-        return re.sub(r"\\(.)", r"\1", word[1:-1]), rest
-    if kind == "bare":
-        return _bare(word), rest
-    if word == "[":
-        return _list(rest, text)
-    if word == "{":
-        return _dict(rest, text)
-    raise ValueError(f"{text!r} has {word!r} where a value should stand")
+def _no_interpolation(*args: Any, **options: Any) -> Any:
+    raise GrammarParseError
 
 
-def _bare(word: str) -> Any:
-    """An unquoted word, in which a backslash makes text of what would be grammar."""
-    plain = re.sub(_ESCAPED, lambda escaped: escaped[0][1], word.strip())
-    return scalar(plain) if plain == word.strip() else plain
+_VISITOR = GrammarVisitor(_no_interpolation, _no_interpolation, memo=None)
 
 
-def _list(tokens: list[tuple[str, str]], text: str) -> tuple[list[Any], list[tuple[str, str]]]:
-    items: list[Any] = []
-    while tokens and tokens[0] != ("mark", "]"):
-        item, tokens = _value(tokens, text)
-        items.append(item)
-        tokens = _after_item(tokens, "]", text)
-    return items, _closed(tokens, text)
+def _odd_quoted(word: str) -> str:
+    """A word, in quotes if the grammar does not read it without."""
+    return _quoted(word) if word[0] not in "'\"" and _ODD.search(word) else word
 
 
-def _dict(tokens: list[tuple[str, str]], text: str) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    items: dict[str, Any] = {}
-    while tokens and tokens[0] != ("mark", "}"):
-        key, colon, word = tokens[0][1].partition(":")
-        if tokens[0][0] != "bare" or not colon:
-            raise ValueError(f"{text!r}: write {{key: value}}")
-        tokens = [("bare", word), *tokens[1:]] if word.strip() else tokens[1:]
-        items[key.strip()], tokens = _value(tokens, text)
-        tokens = _after_item(tokens, "}", text)
-    return items, _closed(tokens, text)
-
-
-def _after_item(tokens: list[tuple[str, str]], closing: str, text: str) -> list[tuple[str, str]]:
-    if tokens and tokens[0] == ("mark", ","):
-        return tokens[1:]
-    if tokens and tokens[0] != ("mark", closing):
-        raise ValueError(f"{text!r}: items are separated by commas")
-    return tokens
-
-
-def _closed(tokens: list[tuple[str, str]], text: str) -> list[tuple[str, str]]:
-    if not tokens:
-        raise ValueError(f"{text!r} ends too early; close its brackets")
-    return tokens[1:]
+def _quoted(text: str) -> str:
+    """Text in quotes; backslashes are doubled where they would escape one."""
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda end: 2 * end[1] + ("\\'" if end[2] else ""), text) + "'"
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:
@@ -125,7 +79,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
 
     Raises ValueError naming the key, the value and what it must be.
     """
-    for option in _options(hint):
+    for option in members(hint):
         try:
             return _as(value, option)
         except (TypeError, ValueError):
@@ -133,7 +87,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     raise ValueError(f"{key}={show(value)} must be {describe(hint)}")
 
 
-def _options(hint: Any) -> list[Any]:
+def members(hint: Any) -> list[Any]:
     """The members of a union, None and literals first: `none` as a literal is no number, and text takes all."""
     members = list(typing.get_args(hint)) if typing.get_origin(hint) in (Union, types.UnionType) else [hint]
     order = {type(None): 0, bool: 2, int: 3, float: 4, str: 9}
@@ -170,7 +124,8 @@ def _container(value: Any, origin: type, args: tuple[Any, ...]) -> Any:
     if _is(origin, Mapping):
         if not isinstance(value, Mapping):
             raise ValueError
-        return {k: _as(v, args[1]) if len(args) == 2 else v for k, v in value.items()}
+        key, item = args if len(args) == 2 else (Any, Any)
+        return {str(k) if key is str else k: v if item is Any else _as(v, item) for k, v in value.items()}
     if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
         raise ValueError
     item = args[0] if args else Any
@@ -186,17 +141,25 @@ def _bool(value: Any) -> bool:
 
 
 def _int(value: Any) -> int:
-    number = scalar(value) if isinstance(value, str) else value
-    if isinstance(number, bool) or not isinstance(number, int | float) or number != int(number):
+    number = _number(value)
+    if number % 1 != 0:
         raise ValueError
     return int(number)
 
 
 def _float(value: Any) -> float:
-    number = scalar(value) if isinstance(value, str) else value
-    if isinstance(number, bool) or not isinstance(number, int | float):
+    return float(_number(value))
+
+
+def _number(value: Any) -> int | float:
+    if isinstance(value, str):
+        try:
+            return int(value)
+        except ValueError:
+            return float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError
-    return float(number)
+    return value
 
 
 def _str(value: Any) -> str:
@@ -235,5 +198,5 @@ def show(value: Any) -> str:
         return "[" + ", ".join(map(show, value)) + "]"
     if not isinstance(value, str):
         return str(value)
-    needs_quotes = scalar(value) != value or re.search(r"[\[\]{},'\"\\\s]", value) or not value
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'" if needs_quotes else value
+    plain = re.fullmatch(r"[\w/+.$%*@?|:-]+", value, re.ASCII) and parse(value) == value
+    return value if plain else _quoted(value)

@@ -20,6 +20,11 @@ def normal(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
 
 
+def spelled(word: str, names: Iterable[str]) -> str | None:
+    """The name that a user's word is, whatever its case, dashes and underscores; None if it is none of them."""
+    return next((name for name in names if normal(name) == normal(word)), None)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Words that name the closest known name, "did you mean 'x'?", or all of them where nothing is close."""
     known = sorted(known)
@@ -52,17 +57,15 @@ def resolve(kind: str, name: str, known: Mapping[str, Any]) -> Any:
     In this order: a known name; `file.py:Name`; `package.module:Name`; an entry point of the kind's `group`.
     Raises ValueError that names the nearest known one, or says why a user's own could not be loaded.
     """
-    by_normal = {normal(k): v for k, v in known.items()}
-    if normal(name) in by_normal:
-        return by_normal[normal(name)]
+    if (own := spelled(name, known)) is not None:
+        return known[own]
     if is_path(name):
         return _attribute(kind, name)
     from importlib.metadata import entry_points
 
     points = {point.name: point for point in entry_points(group=group(kind))}
-    for point in points.values():
-        if normal(point.name) == normal(name):
-            return point.load()
+    if (foreign := spelled(name, points)) is not None:
+        return points[foreign].load()
     hint = nearest(name, [*known, *points])
     raise ValueError(f"unknown {kind} {name!r}; {hint} (your own: file.py:Name or package.module:Name)")
 
