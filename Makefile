@@ -2,7 +2,9 @@
 
 PYTHON      ?= python3
 CONSTRAINTS ?= constraints.txt
-PYTEST      := .venv/bin/python -m pytest
+PYTEST      := .venv/bin/python -m pytest -n 2
+# A test that hangs prints every thread's stack and ends its process; it is tried once more in a new process.
+HANGING     := --timeout-method thread --reruns 1 --only-rerun Timeout
 INSTALL     := .venv/bin/python -m pip install --quiet --disable-pip-version-check $(addprefix -c ,$(CONSTRAINTS))
 READY       := .venv/.ready
 
@@ -33,10 +35,10 @@ run: setup
 	.venv/bin/lilliput demo
 
 test: setup
-	$(PYTEST) -n 2
+	$(PYTEST) --timeout 300 $(HANGING)
 
 slow: setup
-	$(PYTEST) -n 2 -m slow
+	$(PYTEST) --timeout 1500 $(HANGING) -m slow
 
 lint: setup
 	.venv/bin/ruff check .

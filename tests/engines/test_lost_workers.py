@@ -181,6 +181,7 @@ def test_workers_end_with_their_parent_even_in_the_middle_of_a_handler() -> None
 
     process = mp.get_context("fork").Process(target=parent)
     process.start()
+    assert ours.poll(60), "the process never named its workers"
     pids = ours.recv()
     process.kill()
     process.join()
