@@ -12,6 +12,7 @@ from split_toys import run, three_parts, two_parts
 
 import lilliput
 from lilliput.algorithms import SPLIT, SplitFedV1
+from lilliput.algorithms.splitting.server import check_finite
 from lilliput.engines.device import Device
 from lilliput.tasks.resident import Resident, Residents
 
@@ -99,3 +100,10 @@ def test_a_lent_module_runs_on_the_holders_tensors_and_is_loaded_for_nobody() ->
     assert torch.equal(held, before)
     with pytest.raises(RuntimeError, match="another's own"):
         resident.load({}, None)
+
+
+def test_a_finite_gradient_of_float16_whose_norm_overflows_is_accepted() -> None:
+    check_finite([torch.full((64,), 60000.0, dtype=torch.float16), torch.full((2,), 1e150, dtype=torch.float64), None])
+    for broken in (torch.inf, torch.nan):
+        with pytest.raises(ValueError, match="not finite"):
+            check_finite([torch.ones(3), torch.tensor([1.0, broken], dtype=torch.float16)])

@@ -111,3 +111,10 @@ def test_shapes_tell_architectures_apart():
     assert tree.shapes(draw(1)) == tree.shapes(draw(2)) == (("w", (3, 4)), ("b", (3,)), ("s", ()))
     assert tree.shapes({"w": torch.zeros(4, 3)}) != tree.shapes({"w": torch.zeros(3, 4)})
     assert hash(tree.shapes(draw(1))) == hash(tree.shapes(draw(2)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_norm_of_a_finite_half_precision_tensor_is_finite(dtype: torch.dtype) -> None:
+    """64 entries of 60,000 have a norm of 480,000, beyond float16's largest number."""
+    assert tree.norms([torch.full((64,), 60000.0, dtype=dtype)])[0] == pytest.approx(480000, rel=1e-2)
+    assert tree.norms([]) == []

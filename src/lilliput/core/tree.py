@@ -6,7 +6,7 @@ kernels process all tensors of a tree in one call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -102,6 +102,16 @@ def dot(a: Tree, b: Tree) -> Tensor:
 def norm(a: Tree) -> Tensor:
     """The Euclidean norm over all names, a float64 scalar."""
     return dot(a, a).sqrt()
+
+
+def norms(xs: Sequence[Tensor]) -> list[Tensor]:
+    """The Euclidean norm of each real or complex tensor, in float32 at least: float16's squares overflow at 256."""
+    return list(torch._foreach_norm([wide(x) for x in xs])) if xs else []
+
+
+def wide(x: Tensor) -> Tensor:
+    """A real tensor in float32 at least."""
+    return x.float() if x.is_floating_point() and x.dtype.itemsize < 4 else x
 
 
 def size(body: object) -> int:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lilliput import wire
+from lilliput.core import tree
 from lilliput.core.fleet import Like
 from lilliput.core.tree import Body, size, tensors
 
@@ -28,9 +29,9 @@ class ReplyRefused(ValueError):
 def schemas(body: Body) -> dict[str, Schema]:
     """The schema of each tree of a message, by its key."""
     by_key = {}
-    for key, tree in body.items():
-        if isinstance(tree, Mapping) and all(isinstance(x, Tensor) for x in tree.values()):
-            by_key[key] = schema(tree)
+    for key, value in body.items():
+        if isinstance(value, Mapping) and all(isinstance(x, Tensor) for x in value.values()):
+            by_key[key] = schema(value)
     return by_key
 
 
@@ -132,7 +133,7 @@ def _norm(some: list[Tensor], everything: list[Tensor]) -> float:
     by_id = norms(everything)
     for x, norm in by_id.values():
         if not math.isfinite(norm):
-            finite = bool(_wide(x).isfinite().all())
+            finite = bool(tree.wide(x).isfinite().all())
             raise ReplyRefused("the reply has numbers whose squares overflow" if finite else "the reply is not finite")
     return math.hypot(*(by_id[id(x)][1] for x in some if id(x) in by_id))
 
@@ -140,9 +141,4 @@ def _norm(some: list[Tensor], everything: list[Tensor]) -> float:
 def norms(every: list[Tensor]) -> dict[int, tuple[Tensor, float]]:
     """{id(tensor): (tensor, norm)} of the real and complex tensors, computed in float32 at least."""
     floats = [x for x in every if x.is_floating_point() or x.is_complex()]
-    values = torch._foreach_norm([_wide(x) for x in floats]) if floats else []
-    return {id(x): (x, float(norm)) for x, norm in zip(floats, values, strict=True)}
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.is_floating_point() and x.dtype.itemsize < 4 else x
+    return {id(x): (x, float(norm)) for x, norm in zip(floats, tree.norms(floats), strict=True)}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lilliput.algorithms.splitting.half import Half, Payload, gradients, plain, received
+from lilliput.core import tree
 from lilliput.core.fleet import Fleet, Reply
 from lilliput.core.labels import counted
 from lilliput.core.tree import MALFORMED, Body
@@ -65,7 +66,7 @@ def sloped(payload: Payload, inputs: Mapping[str, Tensor], grads: Grads) -> Payl
 def check_finite(values: Grads) -> None:
     """Raise ValueError if a loss or a gradient is not finite."""
     present = [x for x in values if x is not None]
-    if present and not torch.stack([x.float() for x in torch._foreach_norm(present)]).isfinite().all():
+    if present and not torch.stack([norm.isfinite() for norm in tree.norms(present)]).all():
         raise ValueError("the loss or its gradient is not finite")
 
 
