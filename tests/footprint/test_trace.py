@@ -94,8 +94,11 @@ def test_a_client_in_a_subspace_counts_its_b_duals_and_bases():
     b = 3 * 16 * (4 * 64 + 2 * 160 + 64)  # of three layers: q, k, v, o, gate, up, down
     rest = 2 * 600 * 64 + 7 * 64  # embedding, head and norms
     assert found.gradients == 4 * (b + rest)
-    assert found.states == 4 * (b + 2 * (b + rest) + 30)  # duals, Adam's moments, its step of each of 30 parameters
+    # Duals, the sums of gradients that they learn from, Adam's moments, its step of each of 30 parameters.
+    assert found.states == 4 * (2 * b + 2 * (b + rest) + 30)
     assert found.projections == 3 * 7 * 16 * (8 + 4)  # columns and signs
+    plain = footprint.measured(Setting(**{**LLAMA, "subspace": 16, "optimizer": "sgd"}))
+    assert plain.states == 4 * b  # SGD weighs every gradient alike, so that the change of b tells their sum
 
 
 def test_updates_in_the_backward_pass_hold_one_gradient():

@@ -68,7 +68,9 @@ class Setting:
             with torch.device("meta"):
                 model = lora(model, self.lora, targets=_linear(model))
         if self.subspace is not None:
-            replace_with_subspace(model, rank=self.subspace)
+            layers = replace_with_subspace(model, rank=self.subspace).layers
+            for layer in layers.values() if self.optimizer != "sgd" else ():
+                layer.watch()  # a dual beside an adaptive optimizer needs the mean of the gradients that it was given
         model = model.to(torch.bfloat16) if self.dtype == "bf16" else model
         return lean.patch(model) if self.lean else model
 

@@ -67,13 +67,13 @@ class Steps:
 
 
 def subspace_state(model: nn.Module) -> dict[str, Any]:
-    """Of each subspace layer, its dual, and its basis under the name `P`."""
+    """Of each subspace layer, its dual, the sum of the gradients it saw, and its basis under the name `P`."""
     by_layer: dict[str, Any] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, SubspaceLayer):
             basis = layer.basis
             tensors = (basis.index, basis.sign) if isinstance(basis, Columns) else (basis.matrix,)
-            by_layer[name] = {"dual": layer.dual, "P": dict(enumerate(tensors))}
+            by_layer[name] = {"dual": layer.dual, "seen": layer.seen, "P": dict(enumerate(tensors))}
     return by_layer
 
 
