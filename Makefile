@@ -38,7 +38,7 @@ test: setup
 	$(PYTEST) --timeout 300 $(HANGING)
 
 slow: setup
-	$(PYTEST) --timeout 1500 $(HANGING) -m slow
+	$(PYTEST) --timeout 900 $(HANGING) -m slow
 
 lint: setup
 	.venv/bin/ruff check .

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,11 @@ from lilliput.cli.arguments import Line
 from lilliput.config import expanded, words
 
 LINE = Line("-m", "--dry", config="a file")
-KEYS = st.from_regex(r"[a-z]{2}[a-z_.]{0,9}[a-z]", fullmatch=True).filter(lambda key: key[:3] not in ("dry", "con"))
+FLAGS = ("-m", "--dry", "--config")
+# A key that is nearly a flag is refused as one misspelt.
+KEYS = st.from_regex(r"[a-z]{2}[a-z_.]{0,9}[a-z]", fullmatch=True).filter(
+    lambda key: not difflib.get_close_matches(f"--{key}", FLAGS, 1, 0.8)
+)
 VALUES = st.from_regex(r"-?[a-z0-9.]{1,6}", fullmatch=True)
 
 

@@ -92,7 +92,7 @@ class CseFsl(SplitTraining):
             sums["auxiliary_delta"] = self.combine.over(state["auxiliary"])
         replies = fleet.call(self.train, down, to=fleet.sample(self.cohort))
         sums = reduce(self.served(fleet, server, replies), **sums)
-        after = self.moved(fleet.task, state, advance(own, sums), server)
+        after = self.moved(fleet.task, state, advance(self.combine, own, sums), server)
         return {**after, "auxiliary": add(state["auxiliary"], sums["auxiliary_delta"])} if shared else after
 
     def served(self, fleet: Fleet, server: Half, replies: Iterable[Reply]) -> Iterator[Reply]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from lilliput.core.fleet import Client, Fleet, Model, Reply, on_client
-from lilliput.core.tree import Body, Tree, add, add_, sub
+from lilliput.core.tree import Body, Tree, add, add_, scale, sub
 from lilliput.optim import MeanSubspace
 from lilliput.submodel import Combine, Mean, Slice, SliceRule, full, reduce, weighted_mean
 from lilliput.tasks.carried import check_averaged
@@ -44,7 +44,7 @@ class FedAvg(Training):
     def round(self, state: Body, fleet: Fleet) -> Body:
         slices = {c: self.slice(fleet, c) for c in fleet.sample(self.cohort)}
         replies = fleet.call(self.train, each=lambda c: model_for(slices[c], state), to=list(slices))
-        return {**state, **advance(state, reduce(replies, slices, **model_sums(self.combine, state)))}
+        return {**state, **advance(self.combine, state, reduce(replies, slices, **model_sums(self.combine, state)))}
 
     @on_client(like={"delta": "params", "buffer_delta": "buffers"})
     def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:
@@ -142,9 +142,10 @@ class _Subspaces:
         return self._mean.result()
 
 
-def advance(state: Body, sums: dict[str, Any], step: float = 1.0) -> Body:
+def advance(combine: Combine, state: Body, sums: dict[str, Any], step: float = 1.0) -> Body:
     """The model after the round: params plus `step` times the combined delta, and buffers plus their mean change."""
-    moved: Body = {"params": add(state["params"], sums["delta"], step)}
+    delta = combine.finished(sums["delta"] if step == 1.0 else scale(sums["delta"], step))
+    moved: Body = {"params": add(state["params"], delta)}
     if "buffer_delta" in sums:
         moved["buffers"] = add(state["buffers"], sums["buffer_delta"])
     if "projections" in sums:

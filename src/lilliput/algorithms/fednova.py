@@ -39,7 +39,7 @@ class FedNova(FedAvg):
         tau = sums["normalizer"]
         if self.compat == "official" and "buffer_delta" in sums:
             sums["buffer_delta"] = {n: (tau * d).to(d.dtype) for n, d in sums["buffer_delta"].items()}
-        return {**state, **advance(state, sums, step=tau)}
+        return {**state, **advance(self.combine, state, sums, step=tau)}
 
     @on_client(like={"delta": "params", "buffer_delta": "buffers", "normalizer": float})
     def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:

@@ -37,7 +37,7 @@ from lilliput.algorithms.spaces import Bases, Spaces, forgotten, spaces_of
 from lilliput.core.fleet import Client, Fleet, Model, on_client
 from lilliput.core.tree import Body, Tree, add, clone, size
 from lilliput.optim.factory import projects
-from lilliput.submodel import Combine, Mean, reduce, weighted_mean
+from lilliput.submodel import Combine, InCo, Mean, reduce, weighted_mean
 from lilliput.subspace import PROJECTIONS, leading
 from lilliput.subspace.dual import learnt, move_, rotated, within
 from lilliput.tasks.supervised import to_device
@@ -88,6 +88,10 @@ class FedSub(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.combine, InCo):
+            raise ValueError(
+                "InCo mixes changes of whole layers, and FedSub's are coordinates in subspaces; leave combine=inco out"
+            )
         if self.local_steps == 0:
             raise ValueError("local_steps is 0; a round has 1 or more steps, over which the dual is spread")
         if self.refresh < 1:

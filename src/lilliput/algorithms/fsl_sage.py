@@ -75,7 +75,7 @@ class FslSage(CseFsl):
         server, own = self.one_server(fleet, state), portion(fleet.task.client_part, state)
         aligner = Aligner(self, fleet, server, state)
         sums = reduce(self._rounds(fleet, server, own, aligner), **model_sums(self.combine, own))
-        return {**self.moved(fleet.task, state, advance(own, sums), server), **aligner.shared}
+        return {**self.moved(fleet.task, state, advance(self.combine, own, sums), server), **aligner.shared}
 
     def _rounds(self, fleet: Fleet, server: Half, down: Body, aligner: Aligner) -> Iterator[Reply]:
         """Each client's round: if its head is due, one upload and the aligned head down; then all batches."""

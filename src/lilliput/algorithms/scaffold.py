@@ -64,7 +64,7 @@ class Scaffold(FedAvg):
         control_sum = Sum(weight).over(state["control"])
         sums = reduce(replies, slices, **model_sums(self.combine, state), control_delta=control_sum)
         control = add(state["control"], sums["control_delta"], 1 / (total_weight or 1))
-        return {**state, **advance(state, sums, step=self.server_lr), "control": control}
+        return {**state, **advance(self.combine, state, sums, step=self.server_lr), "control": control}
 
     @on_client(like={"delta": "params", "buffer_delta": "buffers", "control_delta": "control"})
     def train(self, client: Client, state: Body, msg: Body) -> tuple[Body, Body]:

@@ -83,7 +83,7 @@ class SplitFedV1(SplitTraining):
         for clients in fleet.abreast(windows(cohort, tree.size(first))):
             trained += self._trained(fleet, state, clients, first)
         replies = self._whole(fleet, joined(fleet.call(self.finish, to=trained)), first)
-        return {**state, **advance(state, reduce(replies, **model_sums(self.combine, state)))}
+        return {**state, **advance(self.combine, state, reduce(replies, **model_sums(self.combine, state)))}
 
     def _trained(self, fleet: Fleet, state: Body, clients: list[int], first: Body) -> list[int]:
         """Train these clients with a server copy each; stores the copies of those that finish, and returns those."""

@@ -48,4 +48,4 @@ class SplitFedV2(SplitFedV1):
             trained += self.exchange(fleet, state, clients, dict.fromkeys(clients, server))
         own = devices(fleet.task, state)
         sums = reduce(joined(fleet.call(self.finish, to=trained)), **model_sums(self.combine, own))
-        return self.moved(fleet.task, state, advance(own, sums), server)
+        return self.moved(fleet.task, state, advance(self.combine, own, sums), server)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 
 from lilliput.config import Settings, from_file, settings
@@ -120,7 +122,11 @@ def write_config(folder: Path, s: Any) -> None:
 
 def as_yaml(s: Any) -> str:
     """Settings, which give themselves by `as_dict()`, as text that `--config` reads."""
-    return OmegaConf.to_yaml(s.as_dict())
+    text = OmegaConf.to_yaml(s.as_dict())
+    # PyYAML writes these line breaks as they are in text that is not in double quotes, and then reads a space.
+    if not re.search("[\x85\u2028\u2029]", text):
+        return text
+    return yaml.safe_dump(s.as_dict(), default_style='"', allow_unicode=True, sort_keys=False)
 
 
 def read_config(folder: Path) -> Settings:

@@ -46,7 +46,7 @@ class {Class}(FedAvg):
         replies = fleet.call(self.train, each=lambda c: model_for(held[c], state), to=list(held))
         sums = reduce(replies, held, **model_sums(self.combine, state))
         velocity = add(sums["delta"], state["velocity"], self.beta)
-        return {{**state, **advance(state, {{**sums, "delta": velocity}}), "velocity": velocity}}
+        return {{**state, **advance(self.combine, state, {{**sums, "delta": velocity}}), "velocity": velocity}}
 
     @on_client(like={{"delta": "params", "buffer_delta": "buffers"}})
     def train(self, client, state, msg):

@@ -91,7 +91,7 @@ def node_name(target: Any) -> str:
 
 _PLANNED = {
     "heteroavg": "HeteroAvg", "heterofl": "HeteroFL", "fedrolex": "FedRolex", "scalefl": "ScaleFL",
-    "raffm": "RaFFM", "inco": "InCo Aggregation", "ray": "the Ray engine",
+    "raffm": "RaFFM", "ray": "the Ray engine",
     "flower": "the Flower engine", "topk": "the top-k codec",
 }  # fmt: skip
 _PARTITIONS = {

@@ -1,12 +1,20 @@
 """Sub-models: the part of the model that a client holds, and how the parts are combined again."""
 
-from lilliput.submodel.combine import COMBINES, Combine, Mean, Sum, reduce, uniform_mean, weighted_mean
+from collections.abc import Callable
+
+from lilliput.submodel.combine import Combine, Mean, Sum, reduce, uniform_mean, weighted_mean
+from lilliput.submodel.inco import InCo
 from lilliput.submodel.slices import SLICES, Slice, SliceRule, full
+
+COMBINES: dict[str, Callable[..., Combine]] = {
+    "weighted_mean": weighted_mean, "uniform_mean": uniform_mean, "inco": InCo,
+}  # fmt: skip
 
 __all__ = [
     "COMBINES",
     "SLICES",
     "Combine",
+    "InCo",
     "Mean",
     "Slice",
     "SliceRule",

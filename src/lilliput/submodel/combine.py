@@ -34,6 +34,9 @@ class Combine(Protocol):
     def over(self, x: Tree | None) -> Accumulator:
         """An accumulator for deltas of x or of its slices; for None, of plain numbers with the same weights."""
 
+    def finished(self, delta: Tree) -> Tree:
+        """What is added to the global model, given the change that the accumulators and the method made."""
+
 
 class _TreeSum:
     """sum_i w_i d_i and, with slices, the total weight of each coordinate.
@@ -142,6 +145,9 @@ class Mean:
         weigh = _WEIGHTS[self.weight]
         return _NumberSum(weigh, divide=True) if x is None else _TreeSum(x, weigh, divide=True)
 
+    def finished(self, delta: Tree) -> Tree:
+        return delta
+
     def __call__(self, x: Tree, replies: Iterable[Reply], held: Mapping[int, Slice]) -> Tree:
         """x plus the mean of the replies' `delta`."""
         return tree.add(x, reduce(replies, held, delta=self.over(x))["delta"])
@@ -177,9 +183,6 @@ def weighted_mean() -> Mean:
 def uniform_mean() -> Mean:
     """The mean in which every client has the same weight, whatever its amount of data (SCAFFOLD)."""
     return Mean("uniform")
-
-
-COMBINES: dict[str, Callable[..., Combine]] = {"weighted_mean": weighted_mean, "uniform_mean": uniform_mean}
 
 
 def reduce(replies: Iterable[Reply], held: Mapping[int, Slice] | None = None, /, **sums: Accumulator) -> dict[str, Any]:

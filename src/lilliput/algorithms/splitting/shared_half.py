@@ -13,7 +13,7 @@ from lilliput.algorithms.fedavg import FedAvg, advance, model_sums
 from lilliput.core.fleet import Fleet
 from lilliput.core.tree import Body
 from lilliput.splitter.task import portion
-from lilliput.submodel import reduce
+from lilliput.submodel import reduce, weighted_mean
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class SharedHalfFedAvg(FedAvg):
             for reply in fleet.call(self.train, now, to=[c]):
                 of = {"delta": "params", "buffer_delta": "buffers"}
                 own = {key: {n: reply.body[key][n] for n in half[of[key]]} for key in of if of[key] in half}
-                half = advance(half, own)
+                half = advance(weighted_mean(), half, own)
                 replies.append(reply)
-        mean = advance(state, reduce(replies, **model_sums(self.combine, state)))
+        mean = advance(self.combine, state, reduce(replies, **model_sums(self.combine, state)))
         return {**state, **{kind: tree | half.get(kind, {}) for kind, tree in mean.items()}}
