@@ -35,7 +35,7 @@ run: setup
 	.venv/bin/lilliput demo
 
 test: setup
-	$(PYTEST) --timeout 300 $(HANGING)
+	$(PYTEST) --timeout 600 $(HANGING)
 
 slow: setup
 	$(PYTEST) --timeout 900 $(HANGING) -m slow

@@ -163,6 +163,9 @@ class Sum:
         weigh = _WEIGHTS[self.weight]
         return _NumberSum(weigh, divide=False) if x is None else _TreeSum(x, weigh, divide=False)
 
+    def finished(self, delta: Tree) -> Tree:
+        return delta
+
 
 def _one(reply: Reply) -> float:
     return 1.0
