@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from lilliput.core.fleet import Client, Fleet, Model, Reply, on_client
 from lilliput.core.tree import Body, Tree, add, add_, scale, sub
 from lilliput.optim import MeanSubspace
-from lilliput.submodel import Combine, Mean, Slice, SliceRule, full, reduce, weighted_mean
+from lilliput.submodel import Combine, Mean, Slice, SliceRule, Tiered, full, reduce, weighted_mean
 from lilliput.tasks.carried import check_averaged
 from lilliput.training.fit import Stats, fit
 from lilliput.training.passes import Loss
@@ -52,10 +52,19 @@ class FedAvg(Training):
         return model_reply(msg, params, stats), state
 
     def models(self, state: Body, fleet: Fleet) -> dict[str, Model]:
-        return {"global": Model(state["params"], buffers=state.get("buffers"))}
+        return {"global": Model(state["params"], buffers=state.get("buffers")), **tiers(self.slice, state, fleet)}
 
 
 # Shared by every method that averages models: the message down, training, the reply, and the mean.
+
+
+def tiers(rule: SliceRule, state: Body, fleet: Fleet) -> dict[str, Model]:
+    """The model of each tier of clients, where a slice rule has tiers: "tier 1" and so on."""
+    slices: list[Slice] = rule.tiers(fleet.task.model) if isinstance(rule, Tiered) else []
+    return {
+        f"tier {i}": Model(part.gather(state["params"]), part, part.gather(state.get("buffers") or {}))
+        for i, part in enumerate(slices, 1)
+    }
 
 
 def start(config: Training, task: Any) -> Body:

@@ -90,7 +90,7 @@ def node_name(target: Any) -> str:
 
 
 _PLANNED = {
-    "heteroavg": "HeteroAvg", "heterofl": "HeteroFL", "fedrolex": "FedRolex", "scalefl": "ScaleFL",
+    "heteroavg": "HeteroAvg (write slice=stage)", "heterofl": "HeteroFL", "fedrolex": "FedRolex", "scalefl": "ScaleFL",
     "raffm": "RaFFM", "ray": "the Ray engine",
     "flower": "the Flower engine", "topk": "the top-k codec",
 }  # fmt: skip

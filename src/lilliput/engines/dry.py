@@ -210,7 +210,8 @@ class FakeCodec:
 
     def decode(self, body: Body) -> Body:
         """The names, shapes and dtypes that went in; new tensors, because the same one twice would count once."""
-        return mapped(self._remembered(("decode", signature(body)), lambda: self._codec.decode(body)), self._mode.like)
+        decoded = self._remembered(("decode", signature(body)), lambda: self._codec.decode(body))
+        return mapped(decoded, lambda x: x if _has_values(x) else self._mode.like(x))
 
     def _remembered(self, key: Any, run: Any) -> Body:
         if key not in self._results:
@@ -222,9 +223,13 @@ class FakeCodec:
 def signature(body: Any) -> Any:
     """What tells bodies apart: names, numbers, shapes, dtypes, and the values of real tensors of integers."""
     if isinstance(body, torch.Tensor):
-        integers = not is_fake(body) and not body.is_floating_point()
-        return tuple(body.shape), body.dtype, body.numpy().tobytes() if integers else None
+        return tuple(body.shape), body.dtype, body.numpy().tobytes() if _has_values(body) else None
     return tuple((name, signature(x)) for name, x in body.items()) if isinstance(body, Mapping) else body
+
+
+def _has_values(x: torch.Tensor) -> bool:
+    """Whether a tensor's values are known and decide shapes, as the indices of a slice do."""
+    return not is_fake(x) and not x.is_floating_point()
 
 
 # Data.

@@ -31,15 +31,16 @@ def run(experiment: Any, state: Body, fleet: Any) -> tuple[dict[Any, Model], dic
 
 
 def saved(models: Mapping[Any, Model]) -> Body:
-    """Models as a Body: name -> params, buffers."""
-    return {str(name): {"params": m.params, "buffers": m.buffers or {}} for name, m in models.items()}
+    """Models as a Body: name -> params, buffers; without those that are slices of another."""
+    whole = {name: m for name, m in models.items() if m.slice is None}
+    return {str(name): {"params": m.params, "buffers": m.buffers or {}} for name, m in whole.items()}
 
 
 def at_server(task: Any, models: Mapping[Any, Model], data: Any, device: str = "cpu") -> dict[str, float]:
     """Metrics of each model on the server's test set.
 
     The first model's stand under plain names, further ones under "<model>/<metric>".  Clients' own models, named by
-    client id, are summed up by mean and worst decile.
+    client id, are summed up by mean and worst decile.  The means of slices of one model stand under "tiers/<metric>".
     """
     results = {name: task.evaluate(m.params, m.buffers, data, device) for name, m in models.items()}
     if all(isinstance(name, int) for name in results):
@@ -47,7 +48,8 @@ def at_server(task: Any, models: Mapping[Any, Model], data: Any, device: str = "
     out: dict[str, float] = {}
     for number, (name, metrics) in enumerate(results.items()):
         out |= {(f"{name}/{k}" if number else k): v for k, v in metrics.items()}
-    return out
+    tiers = [results[name] for name, m in models.items() if m.slice is not None]
+    return out | {f"tiers/{k}": sum(m[k] for m in tiers) / len(tiers) for k in (tiers[0] if tiers else ())}
 
 
 def at_clients(fleet: Any, models: Mapping[Any, Model], tests: Mapping[int, Any]) -> dict[str, float]:

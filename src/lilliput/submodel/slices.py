@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lilliput.core.tree import Body, Tree
 
@@ -114,6 +114,13 @@ def _parse(axis: str) -> tuple[str, int]:
 SliceRule = Callable[[Any, int], Slice]  # (fleet, client) -> the slice that the client holds in this round
 
 
+@runtime_checkable
+class Tiered(Protocol):
+    """A slice rule whose slices are those of a few tiers of clients."""
+
+    def tiers(self, model: nn.Module) -> list[Slice]: ...
+
+
 @dataclass(frozen=True)
 class full:
     """Every client holds and trains the whole model."""
@@ -123,4 +130,3 @@ class full:
 
 
 WHOLE = Slice()
-SLICES: dict[str, Callable[..., SliceRule]] = {"full": full}

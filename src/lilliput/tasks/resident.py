@@ -141,6 +141,7 @@ class Residents:
         frozen = {id(p): self._shared(n, p, device) for n, p in untrained}
         memo: dict[int, Any] = {**frozen, **with_leaves(self._model)}
         module = copy.deepcopy(self._model, memo)
+        _leave_out(module, params)
         named = dict(module.named_parameters())
         unknown = params.keys() - named.keys()
         if unknown:
@@ -152,6 +153,19 @@ class Residents:
                     {n: params.get(f"{prefix}.{n}" if prefix else n) for n, _ in child.named_parameters(recurse=False)},
                 )
         return module
+
+
+def _leave_out(module: nn.Module, params: Tree) -> None:
+    """Remove the blocks of Sequentials and ModuleLists that train, but of which a client holds no parameter."""
+    if all(name in params or not p.requires_grad for name, p in module.named_parameters()):
+        return
+    for prefix, container in list(module.named_modules()):
+        if isinstance(container, nn.Sequential | nn.ModuleList):
+            for key, block in list(container.named_children()):
+                trained = [name for name, p in block.named_parameters() if p.requires_grad]
+                within = ".".join(part for part in (prefix, key) if part)
+                if trained and not any(f"{within}.{name}" in params for name in trained):
+                    del container._modules[key]
 
 
 def _resize(module: nn.Module, wanted: dict[str, Tensor | None]) -> None:
