@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,16 +87,27 @@ def compare(repeats: int) -> dict[str, float]:
         "state dict loop": lambda: state_dict_loop(x, deltas),
         "stack and mean": lambda: stack(x, deltas),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
     expected = flat_axpy(vectors)
+
+    def check(mean: Tree | Tensor) -> None:
+        got = mean if isinstance(mean, Tensor) else torch.cat([mean[n].flatten() for n in x])
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+
+    return {name: found / COHORT for name, found in in_turn(ways, repeats, check).items()}
+
+
+def in_turn(
+    ways: dict[str, Callable[[], Any]], repeats: int, check: Callable[[Any], None] = lambda out: None
+) -> dict[str, float]:
+    """Median CPU milliseconds of each way; a first time does not count, and `check` of each result is not timed."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats + 1):
         for name, way in ways.items():
             started = time.process_time()
-            mean = way()
+            out = way()
             seconds[name].append(time.process_time() - started)
-            got = mean if isinstance(mean, Tensor) else torch.cat([mean[n].flatten() for n in x])
-            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
-    return {name: 1000 * statistics.median(values[1:]) / COHORT for name, values in seconds.items()}
+            check(out)
+    return {name: 1000 * statistics.median(values[1:]) for name, values in seconds.items()}
 
 
 def peak_mib(clients: int) -> float:
@@ -122,13 +134,7 @@ def mixing(repeats: int) -> dict[str, float]:
     delta = {name: 1e-3 * torch.randn_like(p) for name, p in x.items()}
     ways: dict[str, Callable[[], Tree]] = {"mean": lambda: ours(x, [delta] * COHORT)}
     ways |= {mode: partial(mix, delta, mode) for mode in ("published", "theorem", "algorithm1", "normalised")}
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            started = time.process_time()
-            way()
-            times[name].append(1000 * (time.process_time() - started))
-    return {name: statistics.median(found) for name, found in times.items()}
+    return in_turn(ways, repeats)
 
 
 def main() -> None:

@@ -70,8 +70,7 @@ def test_where_no_two_layers_have_a_shape_it_is_the_mean() -> None:
     assert all(torch.equal(x, mixed[key]) for key, x in plain.items())
 
 
-def test_beside_splitfed_it_is_that_of_fedavg() -> None:
-    """The cut lies within a stage, so that a shallow layer on the device mixes with a deep one of the server."""
+def test_beside_splitfed_it_mixes_the_change_of_both_sides_of_the_cut() -> None:
     whole = network()
     parts = (
         nn.Sequential(whole.conv1, whole.bn1, nn.ReLU(), whole.layer1[0]),
@@ -79,8 +78,13 @@ def test_beside_splitfed_it_is_that_of_fedavg() -> None:
             *whole.layer1[1:], whole.layer2, whole.layer3, nn.AdaptiveAvgPool2d(1), nn.Flatten(), whole.linear
         ),
     )
-    one, two = after(SplitFedV1(lr=0.05, combine=InCo()), Split(*parts)), after(SplitFedV1(lr=0.05), Split(*parts))
-    assert one.keys() == two.keys()
+    start = Split(*parts).init()["params"]
+    mixed, plain = (after(SplitFedV1(lr=0.05, combine=c), Split(*parts)) for c in (InCo(), weighted_mean()))
+    expected = add(start, mix(sub(plain, start)))
+    assert mixed.keys() == expected.keys()
+    for key, x in mixed.items():
+        torch.testing.assert_close(x, expected[key], rtol=0, atol=2e-6)
+    assert any(not torch.equal(mixed[key], plain[key]) for key in mixed if key.startswith("server."))
 
 
 def test_fedsub_refuses_it() -> None:

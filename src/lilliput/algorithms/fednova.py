@@ -10,7 +10,6 @@ slices, both means of a coordinate run over the clients that hold it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -38,18 +37,16 @@ class FedNova(FedAvg):
 
     def round(self, state: Body, fleet: Fleet) -> Body:
         slices = {c: self.slice(fleet, c) for c in fleet.sample(self.cohort)}
-        replies = fleet.call(self.train, each=lambda c: model_for(slices[c], state), to=list(slices))
-        normalizers: dict[str, Any] = {"normalizer": self.combine.over(None)}
         sliced = not all(part.is_full for part in slices.values())
         if sliced and self.compat == "official":
             raise ValueError("the published FedNova knows whole models only; leave compat=official or slice= out")
-        if sliced:
-            normalizers = {"normalizer": _Normalizers(self.combine, state["params"])}
-        sums = reduce(replies, slices, **model_sums(self.combine, state), **normalizers)
+        normalizer = _Normalizers(self.combine, state["params"]) if sliced else self.combine.over(None)
+        replies = fleet.call(self.train, each=lambda c: model_for(slices[c], state), to=list(slices))
+        sums = reduce(replies, slices, **model_sums(self.combine, state), normalizer=normalizer)
         tau = sums["normalizer"]
         if sliced:
-            sums["delta"] = {name: (tau[name] * d).to(d.dtype) for name, d in sums["delta"].items()}
-            tau = 1.0
+            delta = {name: (tau[name] * d).to(d.dtype) for name, d in sums["delta"].items()}
+            return {**state, **advance(self.combine, state, {**sums, "delta": delta})}
         if self.compat == "official" and "buffer_delta" in sums:
             sums["buffer_delta"] = {n: (tau * d).to(d.dtype) for n, d in sums["buffer_delta"].items()}
         return {**state, **advance(self.combine, state, sums, step=tau)}

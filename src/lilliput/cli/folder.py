@@ -122,11 +122,12 @@ def write_config(folder: Path, s: Any) -> None:
 
 def as_yaml(s: Any) -> str:
     """Settings, which give themselves by `as_dict()`, as text that `--config` reads."""
-    text = OmegaConf.to_yaml(s.as_dict())
+    values = s.as_dict()
+    text = OmegaConf.to_yaml(values)
     # PyYAML writes these line breaks as they are in text that is not in double quotes, and then reads a space.
     if not re.search("[\x85\u2028\u2029]", text):
         return text
-    return yaml.safe_dump(s.as_dict(), default_style='"', allow_unicode=True, sort_keys=False)
+    return yaml.safe_dump(values, default_style='"', allow_unicode=True, sort_keys=False)
 
 
 def read_config(folder: Path) -> Settings:

@@ -90,8 +90,8 @@ def node_name(target: Any) -> str:
 
 
 _PLANNED = {
-    "heteroavg": "HeteroAvg (write slice=stage)", "heterofl": "HeteroFL", "fedrolex": "FedRolex", "scalefl": "ScaleFL",
-    "raffm": "RaFFM", "ray": "the Ray engine",
+    "heteroavg": "a preset of this name (write slice=stage)", "heterofl": "HeteroFL", "fedrolex": "FedRolex",
+    "scalefl": "ScaleFL", "raffm": "RaFFM", "ray": "the Ray engine",
     "flower": "the Flower engine", "topk": "the top-k codec",
 }  # fmt: skip
 _PARTITIONS = {

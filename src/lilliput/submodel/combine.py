@@ -149,8 +149,8 @@ class Mean:
         return delta
 
     def __call__(self, x: Tree, replies: Iterable[Reply], held: Mapping[int, Slice]) -> Tree:
-        """x plus the mean of the replies' `delta`."""
-        return tree.add(x, reduce(replies, held, delta=self.over(x))["delta"])
+        """x plus the mean of the replies' `delta`, finished."""
+        return tree.add(x, self.finished(reduce(replies, held, delta=self.over(x))["delta"]))
 
 
 @dataclass(frozen=True)

@@ -40,11 +40,15 @@ class Stages:
             raise ValueError(
                 "blocks is empty; give the blocks per stage of one or more tiers, such as [[1, 1], [2, 3]]"
             )
-        shares = self.shares or (1 / len(self.blocks),) * len(self.blocks)
+        shares = self._shares
         if len(shares) != len(self.blocks) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
             raise ValueError(
                 f"shares {list(self.shares)} must be {len(self.blocks)} numbers, one for each tier, that sum to 1"
             )
+
+    @property
+    def _shares(self) -> tuple[float, ...]:
+        return self.shares or (1 / len(self.blocks),) * len(self.blocks)
 
     def __call__(self, fleet: Fleet, client: int) -> Slice:
         return self.tiers(fleet.task.model)[self.tier(fleet.clients, client)]
@@ -52,7 +56,7 @@ class Stages:
     def tier(self, clients: Sequence[int], client: int) -> int:
         """The tier of a client, from 0: shares are rounded down, and the last tier takes the rest."""
         position = bisect_left(clients, client)
-        for tier, share in enumerate(self.shares or (1 / len(self.blocks),) * len(self.blocks)):
+        for tier, share in enumerate(self._shares):
             count = int(share * len(clients) + 1e-9)
             if position < count:
                 return tier

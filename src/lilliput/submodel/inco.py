@@ -16,18 +16,16 @@ oppose g_k or g_0; the others may.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lilliput.core import tree
-from lilliput.core.fleet import Reply
 from lilliput.core.tree import Tree
-from lilliput.submodel.combine import Combine, Mean, Weight, reduce
-from lilliput.submodel.slices import Slice
+from lilliput.submodel.combine import Mean
 
 Mode = Literal["published", "theorem", "algorithm1", "normalised"]
 
@@ -40,7 +38,7 @@ _NORMS = {"norm2": "norm1", "layernorm_after": "layernorm_before", "ln_2": "ln_1
 
 
 @dataclass(frozen=True)
-class InCo:
+class InCo(Mean):
     """Mixes the changes of deep layers with those of shallow ones: for clients that hold models of different depth.
 
     weight:   how clients are averaged before: by their labels that count, or equally, as the paper does.
@@ -49,31 +47,19 @@ class InCo:
     matrices: also mix the matrices of equal layers of a stage, row by row, which the paper does not.
     """
 
-    weight: Weight = "labels"
     mode: Mode = "published"
     ceiling: float = 5.0
     matrices: bool = False
-
-    mean: Combine = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.mode not in _COEFFICIENTS:
             raise ValueError(f"mode {self.mode!r} is unknown; choose one of {', '.join(_COEFFICIENTS)}")
         if not self.ceiling >= 0:
             raise ValueError(f"ceiling is {self.ceiling}; it must not be negative")
-        object.__setattr__(self, "mean", Mean(self.weight))
-
-    def over(self, x: Tree | None) -> Any:
-        """The accumulator of the mean, which is not mixed yet."""
-        return self.mean.over(x)
 
     def finished(self, delta: Tree) -> Tree:
         """The change of the global model, mixed."""
         return mix(delta, self.mode, self.ceiling, self.matrices)
-
-    def __call__(self, x: Tree, replies: Iterable[Reply], held: Mapping[int, Slice]) -> Tree:
-        """x plus the mixed mean of the replies' `delta`."""
-        return tree.add(x, self.finished(reduce(replies, held, delta=self.over(x))["delta"]))
 
 
 def mix(deltas: Tree, mode: Mode = "published", ceiling: float = 5.0, matrices: bool = False) -> Tree:
